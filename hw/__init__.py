@@ -1,0 +1,1 @@
+"""Hardware: device files, and the cost models that read them."""

@@ -1,0 +1,178 @@
+"""``cost(trace, device)``: time, what bound it, energy and interval, at any number of points at once.
+
+A device kind is one module of this room that defines ``KINDS`` (the kinds it models) and
+``prepare(compiled, device) -> OperatorModel``. The engine here evaluates it in chunks, so that
+memory stays bounded however many points are asked for, and adds up operators.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cache
+from typing import Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from ..errors import InputError
+from ..workloads.compiled import CompiledTrace, compile_trace
+from ..workloads.expr import Array
+from ..workloads.trace import Trace
+from .spec import Device
+
+CHUNK = 8192
+"""Points evaluated at a time: the working set (rows × points) stays in a core's cache."""
+
+
+@dataclass(frozen=True)
+class RowCosts:
+    """Costs of one execution of each row at some points; all arrays are (rows, points).
+
+    ``time_s`` = overlapped part + ``launch_s``; ``bound`` indexes the model's ``reasons`` by what
+    set the overlapped part; ``energy_j`` holds the dynamic energy by part.
+    """
+
+    time_s: Array
+    launch_s: Array
+    bound: npt.NDArray[np.intp]
+    energy_j: dict[str, Array]
+
+
+class OperatorModel(Protocol):
+    """A device kind's view of one compiled trace.
+
+    ``low`` and ``high`` are (reasons, rows): measured over predicted time, 5 % and 95 % quantiles, of
+    a row that the reason binds.
+    """
+
+    reasons: tuple[str, ...]
+    static_power_w: float
+    low: Array
+    high: Array
+
+    def rows(self, basis: Array) -> RowCosts:
+        """Costs of every row at the points whose monomials are ``basis`` (monomials, points)."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """One forward pass at P points. ``bound`` gives each reason's share of the time (they sum to 1).
+
+    ``low_s`` and ``high_s`` are the 90 % interval of ``latency_s``. ``energy_j`` is the sum of
+    ``energy_parts_j``. ``operator_time_s`` and ``operator_bound`` are (rows, P) with the repeat
+    count included, present when asked for.
+    """
+
+    latency_s: Array
+    low_s: Array
+    high_s: Array
+    bound: dict[str, Array]
+    energy_parts_j: dict[str, Array]
+    operator_time_s: Array | None = None
+    operator_bound: npt.NDArray[np.intp] | None = None
+    reasons: tuple[str, ...] = ()
+
+    @property
+    def energy_j(self) -> Array:
+        return np.sum(list(self.energy_parts_j.values()), axis=0)
+
+
+Prepare = Callable[[CompiledTrace, Device], OperatorModel]
+
+
+@cache
+def kind_models() -> dict[str, Prepare]:
+    """Device kind → the ``prepare`` of the module in this room that models it."""
+    found: dict[str, Prepare] = {}
+    package = __package__ or "tokenfab.hw"
+    for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
+        if info.name == __name__.rpartition(".")[2]:
+            continue
+        module = importlib.import_module(f"{package}.{info.name}")
+        for kind in getattr(module, "KINDS", ()):
+            if kind in found:
+                raise ValueError(f"two modules model the device kind {kind}")
+            found[kind] = module.prepare
+    return found
+
+
+def prepare(trace: Trace | CompiledTrace, device: Device) -> tuple[CompiledTrace, OperatorModel]:
+    """Compile ``trace`` for ``device``. Raises ``InputError`` when no model covers the device's kind."""
+    compiled = trace if isinstance(trace, CompiledTrace) else compile_trace(trace)
+    model = kind_models().get(device.kind)
+    if model is None:
+        raise InputError(
+            f"device {device.name}: no cost model for kind {device.kind!r}; modelled: {', '.join(kind_models())}"
+        )
+    return compiled, model(compiled, device)
+
+
+def cost(
+    trace: Trace | CompiledTrace,
+    device: Device,
+    b: npt.ArrayLike,
+    q: npt.ArrayLike,
+    c: npt.ArrayLike,
+    *,
+    detail: bool = False,
+) -> Costs:
+    """Cost of one forward pass at points (batch, query, context), arrays that broadcast to (P,).
+
+    ``detail=True`` also returns per-operator times. Raises ``InputError`` for points that are not
+    finite, a batch or query below 1 or a context below 0.
+    """
+    compiled, model = prepare(trace, device)
+    points = np.broadcast_arrays(*(np.atleast_1d(np.asarray(x, dtype=float)) for x in (b, q, c)))
+    for name, values, least in zip(("batch", "query", "context"), points, (1, 1, 0), strict=True):
+        if values.size and not (np.isfinite(values).all() and values.min() >= least):
+            raise InputError(f"{name} must be a number of at least {least}")
+    parts = []
+    for start in range(0, points[0].size, CHUNK):
+        window = slice(start, start + CHUNK)
+        parts.append(_costs(compiled, model, compiled.basis_at(*(p[window] for p in points)), detail))
+    return _joined(parts, model.reasons)
+
+
+def _costs(compiled: CompiledTrace, model: OperatorModel, basis: Array, detail: bool) -> Costs:
+    rows = model.rows(basis)
+    counts = compiled.counts
+    latency = counts @ rows.time_s
+    launch = counts @ rows.launch_s
+    overlapped = rows.time_s - rows.launch_s
+    bound = {}
+    for i, reason in enumerate(model.reasons):
+        bound[reason] = counts @ (overlapped * (rows.bound == i)) / latency
+    bound["launch"] = launch / latency
+    here = rows.bound, np.arange(counts.size)[:, None]
+    energy = {part: counts @ e for part, e in rows.energy_j.items()}
+    energy["static"] = model.static_power_w * latency
+    return Costs(
+        latency_s=latency,
+        low_s=counts @ (rows.time_s * model.low[here]),
+        high_s=counts @ (rows.time_s * model.high[here]),
+        bound=bound,
+        energy_parts_j=energy,
+        operator_time_s=counts[:, None] * rows.time_s if detail else None,
+        operator_bound=np.where(rows.launch_s > overlapped, len(model.reasons), rows.bound) if detail else None,
+    )
+
+
+def _joined(parts: Sequence[Costs], reasons: tuple[str, ...]) -> Costs:
+    def chain(pick: Callable[[Costs], Array]) -> Array:
+        return np.concatenate([pick(p) for p in parts], axis=-1) if parts else np.empty(0)
+
+    first = parts[0] if parts else None
+    detailed = first is not None and first.operator_time_s is not None
+    return Costs(
+        latency_s=chain(lambda p: p.latency_s),
+        low_s=chain(lambda p: p.low_s),
+        high_s=chain(lambda p: p.high_s),
+        bound={r: chain(lambda p, r=r: p.bound[r]) for r in (first.bound if first else ())},  # type: ignore[misc]
+        energy_parts_j={e: chain(lambda p, e=e: p.energy_parts_j[e]) for e in (first.energy_parts_j if first else ())},  # type: ignore[misc]
+        operator_time_s=chain(lambda p: p.operator_time_s) if detailed else None,  # type: ignore[arg-type,return-value]
+        operator_bound=chain(lambda p: p.operator_bound) if detailed else None,  # type: ignore[arg-type,return-value]
+        reasons=(*reasons, "launch"),
+    )

@@ -1,0 +1,82 @@
+"""Finding device files: the catalogue that is installed with the package, and files of one's own.
+
+A device of the catalogue is ``catalog/NAME.toml``; the constants its architecture shares are in
+``catalog/architectures/ARCHITECTURE.toml``. Adding a file adds a device: no code lists them.
+"""
+
+from __future__ import annotations
+
+import os
+from importlib import resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+
+from ..errors import InputError, unknown_name
+from .spec import Architecture, Device, parse_device
+
+LARGEST = 1 << 20
+"""Bytes; a larger file is no device file."""
+
+
+def device_files() -> dict[str, Traversable]:
+    """The catalogue: device name → file, sorted by name."""
+    return _toml_files(resources.files(__package__) / "catalog")
+
+
+def device_names() -> list[str]:
+    """The names :func:`load_device` knows, sorted."""
+    return list(device_files())
+
+
+def load_device(name_or_path: str | os.PathLike[str]) -> Device:
+    """A device of the catalogue by name, or any device file by path.
+
+    A text that ends in ``.toml`` or contains a path separator is a path. The architecture a file
+    names is looked up in ``architectures/`` beside the file, then in the catalogue.
+
+    Raises InputError, one line, for an unknown name (with near names), a file that cannot be read,
+    and a file that :func:`.spec.parse_device` refuses.
+    """
+    text = os.fspath(name_or_path)
+    if isinstance(name_or_path, os.PathLike) or text.endswith(".toml") or "/" in text or os.sep in text:
+        own = Path(text).parent / "architectures"
+        return parse_device(_read(Path(text), text), text, lambda name: find_architecture(name, own))
+    files = device_files()
+    if text not in files:
+        raise unknown_name("device", text[:80], files, "or give the path of a device file (.toml)")
+    return parse_device(_read(files[text], _shown(text)), _shown(text), find_architecture)
+
+
+def _shown(name: str) -> str:
+    return f"hw/catalog/{name}.toml"
+
+
+def find_architecture(name: str, own: Path | None = None) -> Architecture:
+    """The architecture file ``name``, from the folder ``own`` if it is there, else from the catalogue."""
+    shared = _toml_files(resources.files(__package__) / "catalog" / "architectures")
+    mine = _toml_files(own) if own is not None and own.is_dir() else {}
+    if name in mine:
+        file = f"{own}/{name}.toml"
+        return file, _read(mine[name], file)
+    if name not in shared:
+        raise unknown_name("architecture", name[:80], {*shared, *mine})
+    file = _shown(f"architectures/{name}")
+    return file, _read(shared[name], file)
+
+
+def _toml_files(folder: Traversable) -> dict[str, Traversable]:
+    found = {f.name.removesuffix(".toml"): f for f in folder.iterdir() if f.name.endswith(".toml")}
+    return dict(sorted(found.items()))
+
+
+def _read(file: Traversable, shown: str) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(LARGEST + 1)
+    except OSError as error:
+        raise InputError(f"{shown}: cannot be read: {error.strerror}; accepted: a device file (TOML)") from None
+    except ValueError:
+        raise InputError(f"{shown!r}: not a path; accepted: the path of a device file (TOML)") from None
+    if len(data) > LARGEST:
+        raise InputError(f"{shown}: larger than 1 MiB; accepted: a device file (TOML)")
+    return data

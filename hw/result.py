@@ -1,0 +1,171 @@
+"""An estimate as a JSON document: what the command line prints and what reports are made from."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from .. import __version__
+from ..workloads.compiled import compile_trace
+from ..workloads.expr import Array
+from ..workloads.parallel import tensor_parallel
+from ..workloads.trace import Trace
+from .cost import Costs, cost
+from .estimate import Estimate, Phase, memory_fit
+from .spec import Device
+
+SCHEMA = "tokenfab.estimate"
+VERSION = 1
+LONGEST_CURVE = 131072
+"""Tokens to which curves run for models that state no longest context."""
+
+
+def estimate_document(result: Estimate, trace: Trace, *, explain: bool = False) -> dict[str, Any]:
+    """``result`` of ``trace`` as a document with the promised keys; ``explain`` adds operators and curves."""
+    device = result.device
+    document: dict[str, Any] = {
+        "schema": SCHEMA,
+        "version": VERSION,
+        "tokenfab": __version__,
+        "model": model_facts(trace),
+        "device": device_facts(device, trace) | {"count": result.parallel.devices, "parallel": str(result.parallel)},
+        "request": {"batch": result.request.batch, "prompt": result.request.prompt, "output": result.request.output},
+        "prefill": _phase(result.prefill),
+        "decode": _phase(result.decode) | {"context": result.request.prompt + max(result.request.output - 2, 0) / 2},
+        "total": {
+            "latency_s": result.latency_s,
+            "interval_s": list(result.interval_s),
+            "tokens_per_s": result.tokens_per_s,
+            "energy_j": result.energy_j,
+            "energy_per_token_j": result.energy_j / result.tokens,
+            "cost_usd_per_mtoken": result.cost_usd_per_mtoken,
+        },
+        "memory": {
+            "weights_bytes": result.memory.weights_bytes,
+            "kv_bytes": result.memory.kv_bytes,
+            "activation_bytes": result.memory.activation_bytes,
+            "needed_bytes": result.memory.needed_bytes,
+            "capacity_bytes": result.memory.capacity_bytes,
+            "missing_bytes": result.memory.missing_bytes,
+            "fits": result.memory.fits,
+        },
+        "provenance": provenance(result, trace),
+    }
+    if explain:
+        document["operators"] = [
+            {
+                "phase": o.phase, "name": o.name, "kind": o.kind, "count": o.count, "time_s": o.time_s,
+                "bound": o.bound, "flops": o.flops, "bytes": o.bytes,
+            }
+            for o in result.operators
+        ]  # fmt: skip
+        document["curves"] = curves(result, trace)
+    return document
+
+
+def model_facts(trace: Trace) -> dict[str, Any]:
+    """What a reader wants to know of the model itself."""
+    return {
+        "name": trace.model,
+        "parameters": trace.parameters,
+        "format": trace.format,
+        "weights_bytes": trace.weights_bytes,
+        "kv_bytes_per_token": trace.kv_bytes_per_token,
+        "max_context": trace.max_context,
+        "layers": max(b.repeat for b in trace.blocks),
+        "hidden": trace.hidden,
+        "operators": sum(len(b.operators) for b in trace.blocks),
+        "applied": list(trace.applied),
+        "provenance": dict(trace.provenance),
+    }
+
+
+def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
+    """The device's numbers, each with its source, and its roofline for the model's format."""
+    used, rate = device.rate(trace.format)
+    return {
+        "name": device.name,
+        "description": device.description,
+        "kind": device.kind,
+        "architecture": device.architecture,
+        "peak_flops": rate.value,
+        "peak_format": used,
+        "achievable_flops": rate.value * device.model.matmul_efficiency.value,
+        "bandwidth": device.dram.bandwidth.value,
+        "achievable_bandwidth": device.dram.bandwidth.value * device.model.memory_efficiency.value,
+        "capacity_bytes": device.dram.capacity.value,
+        "tdp_w": device.power.tdp.value,
+        "digest": device.digest,
+        "quantities": [
+            {"key": key, "value": q.value, "unit": q.unit, "text": q.text, "source": q.source, "assumed": q.assumed}
+            for key, q in device.quantities()
+        ],
+    }
+
+
+def provenance(result: Estimate, trace: Trace) -> list[str]:
+    """Where the answer comes from, one line each: trace, device, constants, assumptions."""
+    device = result.device
+    assumed = [key for key, q in device.quantities() if q.assumed]
+    lines = [
+        f"trace of {trace.model}: {trace.provenance.get('capture', 'read from a file')}",
+        *(f"technique: {text}" for text in result.applied),
+        f"device {device.name}: catalogue file with sha256 {device.digest[:12]}",
+        f"matmul reaches {device.model.matmul_efficiency.text} of peak: {device.model.matmul_efficiency.source}",
+        f"streams reach {device.model.memory_efficiency.text} of bandwidth: {device.model.memory_efficiency.source}",
+        "interval: 5 % and 95 % quantiles of measured over predicted kernel time, operators taken as fully correlated",
+    ]
+    if assumed:
+        lines.append(f"{len(assumed)} numbers of this device are assumed: {', '.join(assumed)}")
+    return lines
+
+
+def curves(result: Estimate, trace: Trace, points: int = 25) -> dict[str, dict[str, list[Any]]]:
+    """Decode step against context, prefill against prompt, and decode against batch, for plots."""
+    device, request, parallel = result.device, result.request, result.parallel
+    share = tensor_parallel(trace, parallel.tp)
+    compiled = compile_trace(share)
+    longest = trace.max_context or LONGEST_CURVE
+    replica = -(-request.batch // parallel.dp)
+    lengths = np.unique(np.round(np.geomspace(16, longest, points)))
+    batches = np.unique(np.round(np.geomspace(1, 512, 19)))
+    by_context = cost(compiled, device, replica, 1, lengths - 1)
+    by_prompt = cost(compiled, device, replica, lengths, 0)
+    context = request.prompt + max(request.output - 2, 0) / 2
+    by_batch = cost(compiled, device, batches, 1, context)
+    fits = [memory_fit(share, device, _with_batch(result, int(b)), parallel.pp).fits for b in batches]
+    return {
+        "context": {"context": lengths.tolist(), **_series(by_context)},
+        "prompt": {"prompt": lengths.tolist(), **_series(by_prompt)},
+        "batch": {
+            "batch": (batches * parallel.dp).tolist(), **_series(by_batch),
+            "tokens_per_s": _list(batches * parallel.dp / by_batch.latency_s), "fits": fits,
+        },
+    }  # fmt: skip
+
+
+def _with_batch(result: Estimate, batch: int):  # type: ignore[no-untyped-def]
+    from dataclasses import replace
+
+    return replace(result.request, batch=batch)
+
+
+def _series(costs: Costs) -> dict[str, list[float]]:
+    return {"latency_s": _list(costs.latency_s), "low_s": _list(costs.low_s), "high_s": _list(costs.high_s)}
+
+
+def _list(values: Array) -> list[float]:
+    return [float(v) for v in values]
+
+
+def _phase(phase: Phase) -> dict[str, Any]:
+    return {
+        "latency_s": phase.latency_s,
+        "interval_s": list(phase.interval_s),
+        "energy_j": phase.energy_j,
+        "energy_parts_j": phase.energy_parts_j,
+        "bound": phase.bound,
+        "flops": phase.flops,
+        "bytes": phase.bytes,
+    }

@@ -1,0 +1,178 @@
+"""Roofline cost model of GPUs, TPUs and CPUs.
+
+Per operator execution (Williams et al., CACM 52(4), 2009, with launch time added):
+
+    time = launch + max(compute, dram, dequantisation, network)
+
+    compute        FLOPs / (rate of the number format × achievable share of it)
+    dram           bytes moved / (DRAM bandwidth × achievable share of it); attention has shares and
+                   a launch time of its own (its kernels synchronise more and reduce at the end)
+    dequantisation 2 operations per weight stored narrower than the arithmetic / vector rate
+    network        collectives only, see :func:`collective_time`
+
+Matmuls, attention and experts run on the matrix engine, everything else on the vector engine. The
+achievable shares and the launch time are the device file's ``[model]`` table, fitted or assumed, with
+their source. Left out: tile and wave quantisation, L2 reuse, overlap between operators.
+
+Energy: static power over the whole time, plus DRAM energy per bit moved, plus arithmetic energy per
+FLOP chosen so that an engine at its peak rate with DRAM at its peak bandwidth draws the rated power:
+e(format) = (TDP − idle − bandwidth × energy per bit) / rate(format).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import InputError
+from ..workloads.compiled import CompiledTrace, Row
+from ..workloads.expr import Array, Expr, expr
+from .cost import RowCosts
+from .spec import Device, Interval, Link
+
+KINDS = ("gpu", "tpu", "cpu")
+MATRIX_KINDS = frozenset({"matmul", "attention", "experts", "router"})
+DEQUANTISATION_FLOPS = 2
+"""Operations per narrow weight: one multiply by the scale, one add of the zero point."""
+RESOURCES = ("compute", "dram", "dequantisation", "network")
+
+
+@dataclass(frozen=True)
+class RooflineModel:
+    """Coefficients of resource times over the trace's basis; built by :func:`prepare`."""
+
+    reasons: tuple[str, ...]
+    static_power_w: float
+    low: Array
+    high: Array
+    matrix: Array
+    offset: Array
+    launch: Array
+    energy: dict[str, Array] = field(default_factory=dict)
+
+    def rows(self, basis: Array) -> RowCosts:
+        """See :class:`.cost.OperatorModel`."""
+        count, points = self.launch.size, basis.shape[1]
+        times = (self.matrix @ basis).reshape(len(self.reasons), count, points)
+        times += self.offset.reshape(len(self.reasons), count, 1)
+        bound = np.argmax(times, axis=0)
+        overlapped = np.max(times, axis=0)
+        launch = np.broadcast_to(self.launch[:, None], overlapped.shape)
+        energy = {part: m @ basis for part, m in self.energy.items()}
+        return RowCosts(overlapped + launch, launch, bound, energy)
+
+
+def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
+    """Resource times of every row on ``device``. Raises ``InputError`` for what the device lacks."""
+    coefficients, rows = compiled.coefficients, compiled.rows
+    constants, dram = device.model, device.dram
+    dynamic_w, static_w = _power(device)
+    vector_rate = device.rate("fp32", engine="vector")[1].value * constants.vector_efficiency.value
+
+    moved = coefficients["weight_bytes"] + coefficients["kv_bytes"] + coefficients["activation_bytes"]
+    compute, streams, launch = np.empty_like(moved), np.empty_like(moved), np.empty(len(rows))
+    compute_energy = np.empty_like(moved)
+    network = np.zeros_like(moved)
+    network_offset = np.zeros(len(rows))
+    for i, row in enumerate(rows):
+        peak = _rate(row, device)
+        of_rate, of_bandwidth, launch[i] = _shares(row, device)
+        compute[i] = coefficients["flops"][i] / (peak * of_rate)
+        streams[i] = moved[i] / (dram.bandwidth.value * of_bandwidth)
+        compute_energy[i] = coefficients["flops"][i] * dynamic_w / peak
+        if row.operator.kind == "collective":
+            slope, network_offset[i] = collective_time(row.operator.dims, str(row.operator.attrs["collective"]), device)
+            network[i] = compiled.vector(slope)
+    times = {
+        "compute": compute,
+        "dram": streams,
+        "dequantisation": coefficients["weight_elements"] * (DEQUANTISATION_FLOPS / vector_rate),
+        "network": network,
+    }
+    offsets = dict.fromkeys(RESOURCES, np.zeros(len(rows))) | {"network": network_offset}
+    reasons = tuple(r for r in RESOURCES if times[r].any() or offsets[r].any() or r in ("compute", "dram"))
+    return RooflineModel(
+        reasons=reasons,
+        static_power_w=static_w,
+        low=np.array([[_interval(row, reason, device).low.value for row in rows] for reason in reasons]),
+        high=np.array([[_interval(row, reason, device).high.value for row in rows] for reason in reasons]),
+        matrix=np.concatenate([times[r] for r in reasons]),
+        offset=np.concatenate([offsets[r] for r in reasons]),
+        launch=launch,
+        energy={"compute": compute_energy, "dram": moved * 8 * _dram_energy(device)},
+    )
+
+
+def collective_time(dims: dict[str, Expr], collective: str, device: Device) -> tuple[Expr, float]:
+    """Seconds of a collective as (slope over the trace's sizes, fixed part).
+
+    With S bytes (the full tensor) over n devices, per-direction link bandwidth B and latency α: ring
+    bandwidth terms with tree latency terms, as NCCL combines them (Thakur et al., IJHPCA 19(1),
+    2005): all-reduce 2(n−1)/n·S/B + 2⌈log₂n⌉·α; all-gather (n−1)/n·S/B + ⌈log₂n⌉·α; send S/B + α.
+    """
+    world = dims["world"].constant or 1.0
+    link = fastest_link(device)
+    bandwidth = link.bandwidth.value * device.model.link_efficiency.value
+    steps = math.ceil(math.log2(world)) if world > 1 else 0
+    share = (world - 1) / world
+    volume, hops = {"all_reduce": (2 * share, 2 * steps), "all_gather": (share, steps), "send": (1.0, 1)}[collective]
+    return expr(dims["bytes"]) * (volume / bandwidth), hops * link.latency.value
+
+
+def fastest_link(device: Device) -> Link:
+    """The link with the most bandwidth. Raises ``InputError`` when the device has none."""
+    if not device.links:
+        raise InputError(f"device {device.name}: has no [links], so several of them cannot work together")
+    return max(device.links.values(), key=lambda link: link.bandwidth.value)
+
+
+def _rate(row: Row, device: Device) -> float:
+    engine = "matrix" if row.operator.kind in MATRIX_KINDS else "vector"
+    fmt = row.operator.format if engine == "matrix" else "fp32"
+    return device.rate(fmt, engine=engine)[1].value
+
+
+def _shares(row: Row, device: Device) -> tuple[float, float, float]:
+    """Achievable share of the rate, of DRAM bandwidth, and launch seconds of a row's kernels."""
+    m, kind = device.model, row.operator.kind
+    if kind == "attention":
+        streams, launch = m.attention_memory_efficiency or m.memory_efficiency, m.attention_launch or m.launch
+        return m.attention_efficiency.value, streams.value, launch.value
+    compute = m.matmul_efficiency if kind in MATRIX_KINDS else m.vector_efficiency
+    return compute.value, m.memory_efficiency.value, m.launch.value
+
+
+def _interval(row: Row, reason: str, device: Device) -> Interval:
+    """Interval of a row bound by ``reason``: by operator kind for matmuls and attention."""
+    kind = row.operator.kind
+    family = "attention" if kind == "attention" else "matmul" if kind in MATRIX_KINDS else "vector"
+    regime = f"{family}_{'compute' if reason == 'compute' else 'dram'}" if family != "vector" else "vector"
+    if kind == "collective":
+        regime = "network"
+    if regime not in device.intervals:
+        raise InputError(f"device {device.name}: intervals.{regime} is missing; no estimate without an interval")
+    return device.intervals[regime]
+
+
+def _power(device: Device) -> tuple[float, float]:
+    """Watts of arithmetic at peak, and static watts."""
+    static = device.power.idle.value
+    memory = device.dram.bandwidth.value * 8 * _dram_energy(device)
+    dynamic = device.power.tdp.value - static - memory
+    if dynamic <= 0:
+        raise InputError(
+            f"device {device.name}: power.tdp ({device.power.tdp.value:g} W) leaves nothing for arithmetic after "
+            f"idle ({static:g} W) and memory at full bandwidth ({memory:.0f} W)"
+        )
+    return dynamic, static
+
+
+def _dram_energy(device: Device) -> float:
+    """Joules per bit moved to or from DRAM. Raises ``InputError`` when the device file does not say."""
+    if device.dram.energy is None:
+        raise InputError(
+            f"device {device.name}: memory.dram.energy is missing; the energy of a bit moved cannot be told"
+        )
+    return device.dram.energy.value

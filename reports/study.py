@@ -1,0 +1,98 @@
+"""The main job: one model, captured once, estimated on many devices, written up.
+
+A device that cannot hold the model alone is given as many of its kind as it takes (a power of two,
+at most eight: a node), sharing every layer; one that still cannot is reported as it is, with how
+much is missing.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError
+from ..files import write_whole
+from ..hw.devices import load_device
+from ..hw.estimate import Estimate, Request, estimate
+from ..hw.result import estimate_document
+from ..hw.spec import Device
+from ..workloads.load import load_trace
+from ..workloads.parallel import Parallel
+from ..workloads.techniques import apply_techniques
+from ..workloads.trace import Trace
+from .report import write_report
+
+DEVICES = ("h200-sxm", "b200", "h100-sxm", "mi300x", "a100-80g-sxm", "l40s", "rtx-4090", "a10")
+"""What a study covers when nothing is asked: data-centre cards of four generations and three cheaper ones."""
+NODE = 8
+SCHEMA = "tokenfab.study"
+
+
+@dataclass(frozen=True)
+class Study:
+    """Files and documents of a finished study."""
+
+    report: Path
+    results: list[Path]
+    documents: list[dict[str, Any]]
+    pages: int
+    wall_s: float
+
+
+def run_study(
+    model: str, folder: Path, *, devices: Sequence[str] | None = None, batch: int = 1, prompt: int = 512, output: int = 128,
+    techniques: Sequence[str] = (), command: str | None = None, step: Callable[[str], None] = lambda text: None,
+) -> Study:  # fmt: skip
+    """Capture ``model``, estimate it on every device, write trace, results and report into ``folder``.
+
+    Raises ``InputError`` before anything is written when the model, a device or the request is wrong.
+    """
+    started = time.perf_counter()
+    names = list(dict.fromkeys(devices or DEVICES))
+    cards = [load_device(name) for name in names]
+    request = Request(batch, prompt, output)
+    step(f"capturing {model}")
+    trace = apply_techniques(load_trace(model), techniques)
+    request.check(trace)
+    documents = []
+    for card in cards:
+        step(f"estimating on {card.name}")
+        documents.append(estimate_document(smallest_node(trace, card, request), trace, explain=True))
+    step("writing the report")
+    report = write_report(documents, folder / "report.pdf", command=command)
+    files = {folder / "trace.json": trace.to_json() + "\n", folder / "study.json": _json(_study(documents, command))}
+    for name, document in zip(names, documents, strict=True):
+        files[folder / "estimates" / f"{Path(name).stem}.json"] = _json(document)
+    for path, text in files.items():
+        write_whole(path, text)
+    return Study(report.file, list(files), documents, report.pages, time.perf_counter() - started)
+
+
+def smallest_node(trace: Trace, device: Device, request: Request) -> Estimate:
+    """The estimate on the fewest devices (1, 2, 4 or 8, tensor parallel) that hold the model.
+
+    When none does, or the device has no link, the single device's estimate, which says what is missing.
+    """
+    alone = estimate(trace, device, request, explain=True)
+    world = 2
+    while not alone.memory.fits and device.links and world <= NODE:
+        try:
+            result = estimate(trace, device, request, Parallel(tp=world), explain=True)
+        except InputError:  # fewer heads than devices
+            break
+        if result.memory.fits:
+            return result
+        world *= 2
+    return alone
+
+
+def _study(documents: list[dict[str, Any]], command: str | None) -> dict[str, Any]:
+    return {"schema": SCHEMA, "version": 1, "command": command, "estimates": documents}
+
+
+def _json(document: Any) -> str:
+    return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"

@@ -1,0 +1,141 @@
+"""How a report looks: colours, type, and how wide a text is.
+
+Colours are safe for the colour-blind: Okabe and Ito's palette and Paul Tol's, in an order that keeps
+the first eight apart. Text is always near-black or grey; colour never carries a fact alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import cache
+
+import matplotlib
+from matplotlib.colors import to_rgb
+from matplotlib.font_manager import FontProperties, findfont, get_font
+
+INK = "#1d1d1f"
+GREY = "#6b6b70"
+RULE = "#c9c9ce"
+PALE = "#f3f3f5"
+WARN = "#a3210f"
+BAND = 0.16
+DEVICES = (
+    "#0072B2", "#D55E00", "#009E73", "#AA4499", "#B8860B", "#56B4E9", "#882255", "#7A7A1F",
+    "#332288", "#2F9E92", "#CC79A7", "#4D4D4D",
+)  # fmt: skip
+REASONS = {
+    "compute": "#4477AA", "dram": "#DDAA33", "dequantisation": "#AA3377", "network": "#228833", "launch": "#BBBBBB",
+}  # fmt: skip
+MEMORY = {"weights": "#4477AA", "KV cache": "#EE8866", "activations": "#BBBBBB"}
+ENERGY = {"compute": "#4477AA", "dram": "#DDAA33", "static": "#BBBBBB", "waiting devices": "#8C8C8C"}
+OTHER = "#8C8C8C"
+PHASES = {"prefill": "#C2500A", "decode": "#0072B2"}
+MARKERS = {"prefill": "o", "decode": "D"}
+
+_RC = {
+    "pdf.fonttype": 42,
+    "svg.fonttype": "none",
+    "svg.hashsalt": "tokenfab",
+    "font.family": ["DejaVu Sans"],
+    "font.size": 8.0,
+    "text.color": INK,
+    "text.parse_math": False,
+    "axes.edgecolor": GREY,
+    "axes.labelcolor": INK,
+    "axes.linewidth": 0.6,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": INK,
+    "ytick.labelcolor": INK,
+    "xtick.labelsize": 7.5,
+    "ytick.labelsize": 7.5,
+    "xtick.major.width": 0.6,
+    "ytick.major.width": 0.6,
+    "xtick.major.size": 2.5,
+    "ytick.major.size": 2.5,
+    "grid.color": "#e4e4e8",
+    "grid.linewidth": 0.6,
+    "hatch.linewidth": 0.6,
+    "path.simplify": True,
+    "figure.dpi": 100,
+}
+
+
+@contextmanager
+def house_style() -> Iterator[None]:
+    """Draw inside this: the report's settings on matplotlib's own defaults, whatever the user's are."""
+    with matplotlib.rc_context():
+        matplotlib.rcdefaults()
+        matplotlib.rcParams.update(_RC)
+        yield
+
+
+def on(colour: str) -> str:
+    """Ink or white, whichever reads better on ``colour``."""
+    red, green, blue = to_rgb(colour)
+    return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.56 else INK
+
+
+def darker(colour: str, share: float = 0.3) -> str:
+    """``colour`` mixed with black, for text in the colour of a thin line."""
+    red, green, blue = (round(255 * v * (1 - share)) for v in to_rgb(colour))
+    return f"#{red:02x}{green:02x}{blue:02x}"
+
+
+@cache
+def _advance(character: str, bold: bool) -> float:
+    """Width of a character in inches at one point of size (kerning left out: under 1 %)."""
+    font = get_font(findfont(FontProperties(family="DejaVu Sans", weight="bold" if bold else "normal")))
+    font.set_size(100, 72)
+    return float(font.load_char(ord(character)).linearHoriAdvance) / 65536 / 100 / 72
+
+
+def width(text: str, size: float, bold: bool = False) -> float:
+    """Width of one line of ``text`` in inches."""
+    return sum(_advance(c, bold) for c in text) * size
+
+
+def fit(text: str, inches: float, size: float, bold: bool = False) -> str:
+    """``text``, its end replaced by an ellipsis where it is wider than ``inches``."""
+    if width(text, size, bold) <= inches:
+        return text
+    while text and width(text + "…", size, bold) > inches:
+        text = text[:-1]
+    return text.rstrip(" ·,") + "…"
+
+
+def wrap(text: str, inches: float, size: float, bold: bool = False) -> list[str]:
+    """``text`` in lines of at most ``inches``; a word that is too long alone is broken."""
+    lines = [""]
+    for word in text.split(" "):
+        joined = f"{lines[-1]} {word}" if lines[-1] else word
+        if width(joined, size, bold) <= inches:
+            lines[-1] = joined
+            continue
+        if lines[-1]:
+            lines.append("")
+        while width(word, size, bold) > inches and len(word) > 1:
+            head = _head(word, inches, size, bold)
+            lines[-1] = head
+            lines.append("")
+            word = word[len(head) :]
+        lines[-1] = word
+    return lines
+
+
+def _head(word: str, inches: float, size: float, bold: bool) -> str:
+    """As much of ``word`` as is ``inches`` wide, at least a character; broken after punctuation where that is near."""
+    end, used = 0, 0.0
+    for c in word:
+        used += _advance(c, bold) * size
+        if used > inches:
+            break
+        end += 1
+    end = max(1, end)
+    for back in range(end, max(1, end - 12), -1):
+        if word[back - 1] in "/._-=,:":
+            return word[:back]
+    return word[:end]

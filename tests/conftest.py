@@ -1,0 +1,59 @@
+"""What every test may ask for: the measured data, and a hypothesis profile."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+from hypothesis import settings
+
+ROOT = Path(__file__).resolve().parents[1]
+TRUTH = Path(os.environ.get("TOKENFAB_TRUTH") or ROOT.parent / "shared" / "truth")
+ABSENT = "measured data absent"
+
+# xdist fills the cores with processes; threads inside them would only fight. Read when torch starts.
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")
+os.environ.setdefault("MPLBACKEND", "Agg")
+
+# ci: the same examples every time, so that a red run can be repeated. dev: new ones each time.
+settings.register_profile("ci", derandomize=True, deadline=None, max_examples=60)
+settings.register_profile("dev", deadline=None, max_examples=60, print_blob=True)
+settings.register_profile("deep", deadline=None, max_examples=2000, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "ci"))
+
+
+def _skip_without_truth() -> None:
+    if not TRUTH.is_dir():
+        pytest.skip(f"{ABSENT}: no folder {TRUTH}; set TOKENFAB_TRUTH")
+
+
+@pytest.fixture(scope="session")
+def truth() -> Path:
+    """Folder with the measured data; the test is skipped, and the summary says so, where it is absent."""
+    _skip_without_truth()
+    return TRUTH
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A test that asks for ``truth`` is a truth test, marked or not: ``-m 'not truth'`` leaves it out."""
+    for item in items:
+        if "truth" in getattr(item, "fixturenames", ()):
+            item.add_marker(pytest.mark.truth)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """A test that is only marked is skipped like one that asks for the fixture."""
+    if item.get_closest_marker("truth"):
+        _skip_without_truth()
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """Say loudly how many tests could not be held against measurements."""
+    skipped = [r for r in terminalreporter.getreports("skipped") if ABSENT in str(r.longrepr)]
+    if skipped:
+        terminalreporter.section("MEASURED DATA ABSENT", sep="!", red=True, bold=True)
+        terminalreporter.line(f"{len(skipped)} tests skipped: there is no folder {TRUTH}.")
+        terminalreporter.line("Nothing was checked against measurements; set TOKENFAB_TRUTH to where they are.")

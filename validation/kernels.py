@@ -1,0 +1,128 @@
+"""Measured kernels as arrays: what each had to compute and move, and how long it took.
+
+Reads the kernel tables under ``TRUTH/aiconfigurator/<gpu>/<operation>/<framework>/`` (see the NOTES.md
+there): latencies in milliseconds. Rows that cannot be true are dropped and counted: a size of zero,
+a non-positive time.
+"""
+
+from __future__ import annotations
+
+import csv
+import gzip
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..errors import InputError
+from ..workloads.expr import Array
+from ..workloads.formulas import attention_flops, matmul_flops
+
+FOLDERS = {"a100-80g-sxm": "a100_sxm", "h100-sxm": "h100_sxm"}
+BYTES = {"bfloat16": 2, "float16": 2, "fp8": 1}
+
+
+@dataclass(frozen=True)
+class Kernels:
+    """Measured kernels of one suite on one device: FLOPs, bytes to and from DRAM, seconds; (N,) each."""
+
+    suite: str
+    device: str
+    source: str
+    flops: Array
+    bytes: Array
+    seconds: Array
+    dropped: int
+
+    def half(self, odd: bool) -> Kernels:
+        """Even rows (to fit on) or odd rows (to report)."""
+        pick = slice(1 if odd else 0, None, 2)
+        return Kernels(
+            self.suite, self.device, self.source, self.flops[pick], self.bytes[pick], self.seconds[pick], self.dropped
+        )
+
+
+def joined(parts: list[Kernels], name: str) -> Kernels:
+    """Several suites of one device as one."""
+    return Kernels(
+        name, parts[0].device, " + ".join(p.source for p in parts),
+        np.concatenate([p.flops for p in parts]), np.concatenate([p.bytes for p in parts]),
+        np.concatenate([p.seconds for p in parts]), sum(p.dropped for p in parts),
+    )  # fmt: skip
+
+
+Row = dict[str, str]
+
+
+def read_kernels(truth: Path, device: str, suite: str) -> Kernels:
+    """``suite`` (``gemm-bf16``, ``attention-prefill``, ``attention-decode``) as measured on ``device``.
+
+    Raises ``InputError`` when the tables of that device are not under ``truth``.
+    """
+    operation, file, sizes = SUITES[suite]
+    folder = truth / "aiconfigurator" / FOLDERS.get(device, device) / operation
+    paths = sorted(folder.glob(f"vllm_*/{file}"))
+    if not paths:
+        raise InputError(
+            f"{folder}: no vllm_*/{file} there; --truth or TOKENFAB_TRUTH names the folder of measurements"
+        )
+    rows, dropped = [], 0
+    for row in _table(paths[-1]):
+        work = sizes(row)
+        if work is None:
+            continue
+        flops, moved = work
+        seconds = float(row["latency"]) / 1e3
+        if flops > 0 and moved > 0 and seconds > 0:
+            rows.append((flops, moved, seconds))
+        else:
+            dropped += 1
+    columns = np.array(rows).T
+    return Kernels(suite, device, f"{paths[-1].parent.name}/{file}", *columns, dropped)
+
+
+def _table(path: Path) -> Iterator[Row]:
+    with gzip.open(path, "rt", newline="") as file:
+        yield from csv.DictReader(file)
+
+
+def _gemm(row: Row) -> tuple[float, float] | None:
+    if row["gemm_dtype"] != "bfloat16":
+        return None
+    m, n, k = (int(row[x]) for x in "mnk")
+    return matmul_flops(m, n, k).constant or 0.0, 2.0 * (m * k + k * n + m * n)
+
+
+def _attention(row: Row) -> tuple[int, int, int, int, int] | None:
+    if row["attn_dtype"] != "bfloat16" or row["kv_cache_dtype"] != "bfloat16" or int(row.get("window_size") or 0):
+        return None
+    return tuple(int(row[x]) for x in ("batch_size", "num_heads", "num_key_value_heads", "head_dim", "isl"))  # type: ignore[return-value]
+
+
+def _prefill(row: Row) -> tuple[float, float] | None:
+    sizes = _attention(row)
+    if sizes is None:
+        return None
+    b, h, hk, d, q = sizes
+    kv = q + int(row["step"])
+    flops = attention_flops(b, h, q, kv, d, d).constant or 0.0
+    return flops, 2.0 * b * d * (2 * h * q + 2 * hk * kv)
+
+
+def _decode(row: Row) -> tuple[float, float] | None:
+    sizes = _attention(row)
+    if sizes is None:
+        return None
+    b, h, hk, d, _ = sizes
+    kv = int(row["isl"]) + int(row["step"])
+    flops = attention_flops(b, h, 1, kv, d, d).constant or 0.0
+    return flops, 2.0 * b * d * (2 * h + 2 * hk * kv)
+
+
+Sizes = Callable[[Row], tuple[float, float] | None]
+SUITES: dict[str, tuple[str, str, Sizes]] = {
+    "gemm-bf16": ("gemm", "gemm_perf.csv.gz", _gemm),
+    "attention-prefill": ("attention", "context_attention_perf.csv.gz", _prefill),
+    "attention-decode": ("attention", "generation_attention_perf.csv.gz", _decode),
+}

@@ -1,0 +1,1 @@
+"""What has to be computed: traces, their capture from PyTorch, and techniques that rewrite them."""

@@ -1,0 +1,71 @@
+"""Projection fusing: linear layers that read the same activations become one.
+
+Serving engines concatenate the Q, K and V weights, and gate and up, so that the activations are
+read once and one kernel is launched (vLLM's ``QKVParallelLinear`` and ``MergedColumnParallelLinear``).
+Our presets are written fused; a model captured from ``transformers`` is not.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+
+from ..expr import expr
+from ..formulas import matmul_flops
+from ..trace import Block, Operator, Trace
+from . import Technique
+
+
+def apply(trace: Trace) -> Trace:
+    """``trace`` with sibling matmuls merged along their output dimension."""
+    return trace.model_copy(update={"blocks": tuple(_fuse(b) for b in trace.blocks)})
+
+
+def _fuse(block: Block) -> Block:
+    siblings: dict[object, list[Operator]] = defaultdict(list)
+    for op in block.operators:
+        if op.kind == "matmul" and op.weights and "batch" not in op.dims:
+            source = tuple(t.name for t in op.reads if t.role == "activation")
+            siblings[(op.deps, source, op.dims["m"], op.dims["k"], op.format)].append(op)
+    renamed: dict[str, str] = {}
+    merged: dict[str, Operator] = {}
+    for group in siblings.values():
+        if len(group) > 1:
+            one = _merge(group)
+            merged[group[0].name] = one
+            renamed |= {op.name: one.name for op in group}
+    operators = []
+    for op in block.operators:
+        if op.name in merged:
+            operators.append(merged[op.name])
+        elif op.name not in renamed:
+            deps = tuple(dict.fromkeys(renamed.get(d, d) for d in op.deps))
+            operators.append(op.model_copy(update={"deps": deps}))
+    return block.model_copy(update={"operators": tuple(operators), "output": renamed.get(block.output, block.output)})
+
+
+def _merge(group: list[Operator]) -> Operator:
+    """One matmul with the outputs side by side; the shared activations are read once."""
+    first = group[0]
+    width = expr(0)
+    for op in group:
+        width = width + op.dims["n"]
+    inputs = tuple(t for t in first.reads if t.role != "weight")
+    dims = {**first.dims, "n": width}
+    return first.model_copy(
+        update={
+            "name": "+".join(op.name for op in group),
+            "dims": dims,
+            "flops": matmul_flops(dims["m"], width, dims["k"]),
+            "reads": (*inputs, *(w for op in group for w in op.weights)),
+            "writes": tuple(t for op in group for t in op.writes),
+        }
+    )
+
+
+TECHNIQUE = Technique(
+    name="fuse-projections",
+    description="merge linear layers that read the same activations (Q+K+V, gate+up) into one",
+    source="vLLM QKVParallelLinear, MergedColumnParallelLinear",
+    parameters={},
+    apply=apply,
+)

@@ -1,0 +1,50 @@
+"""Weight-only quantisation: weights stored narrow, arithmetic unchanged.
+
+Matmul and expert weights are stored at ``bits`` with one scale (and for asymmetric grids one zero
+point) per group of ``group`` weights along the reduction dimension, as AWQ (arXiv:2306.00978) and
+GPTQ (arXiv:2210.17323) do. Bits per weight: bits + (scale_bits + zero_bits) / group. Embedding,
+norms, biases and, unless ``head=1``, the output head stay as they are. Results are dequantised to
+the activation format in the kernel; that work is counted by the device model.
+"""
+
+from __future__ import annotations
+
+from ..rewrite import map_operators, map_tensors
+from ..trace import Operator, Tensor, Trace
+from . import Parameter, Technique
+
+
+def apply(trace: Trace, bits: int, group: int, scale_bits: int, zero_bits: int, head: int) -> Trace:
+    """``trace`` with linear weights stored at ``bits`` + scales."""
+    stored = bits + ((scale_bits + zero_bits) / group if group else 0.0)
+    label = f"int{bits}" + (f"-g{group}" if group else "")
+    tied = {w.name for op, _ in trace.operators() if op.kind == "embedding" for w in op.weights}
+    last = trace.blocks[-1].operators
+
+    def narrow(op: Operator) -> Operator:
+        if op.kind not in ("matmul", "experts") or (op in last and not head):
+            return op
+
+        def store(t: Tensor) -> Tensor:
+            if t.role != "weight" or len(t.shape) < 2 or t.name in tied or t.bits <= stored:
+                return t
+            return t.model_copy(update={"format": label, "bits": stored})
+
+        return map_tensors(op, store)
+
+    return map_operators(trace, narrow)
+
+
+TECHNIQUE = Technique(
+    name="weight-only",
+    description="store matmul and expert weights in few bits with group scales; arithmetic unchanged",
+    source="AWQ, arXiv:2306.00978; GPTQ, arXiv:2210.17323",
+    parameters={
+        "bits": Parameter(4, "bits per weight, without scales", low=1, high=8),
+        "group": Parameter(128, "weights that share a scale; 0 = one per output channel, not counted", low=0, high=65536),
+        "scale_bits": Parameter(16, "bits of a scale", low=0, high=32),
+        "zero_bits": Parameter(0, "bits of a zero point; 0 = symmetric", low=0, high=32),
+        "head": Parameter(0, "1 = quantise the output head too", choices=(0, 1)),
+    },
+    apply=apply,
+)
