@@ -20,7 +20,7 @@ from .errors import InputError
 
 app = typer.Typer(
     name="tokenfab",
-    help="What a language model costs on given hardware, in seconds, joules and dollars, and how far to trust the answer.",
+    help="What a language model costs on given hardware, in seconds, joules and dollars, and how sure that is.",
     no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
@@ -313,9 +313,8 @@ def study(
         )
     elif not quiet:
         study_summary(done.documents)
-        print(
-            f"\n{done.report}: {done.pages} pages, made in {done.wall_s:.1f} s; the same as {done.report.with_suffix('.html')}"
-        )
+        html = done.report.with_suffix(".html")
+        print(f"\n{done.report}: {done.pages} pages, made in {done.wall_s:.1f} s; the same as {html}")
 
 
 @app.callback(invoke_without_command=True)

@@ -8,8 +8,10 @@ memory stays bounded however many points are asked for, and adds up operators.
 from __future__ import annotations
 
 import importlib
+import os
 import pkgutil
 from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import cache
 from typing import Protocol
@@ -19,12 +21,16 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..workloads.compiled import CompiledTrace, compile_trace
-from ..workloads.expr import Array
+from ..workloads.expr_functions import Array
 from ..workloads.trace import Trace
 from .spec import Device
 
-CHUNK = 8192
+CHUNK = 2048
 """Points evaluated at a time: the working set (rows × points) stays in a core's cache."""
+
+
+PARALLEL_FROM = 8
+"""Chunks from which threads pay off."""
 
 
 @dataclass(frozen=True)
@@ -50,6 +56,7 @@ class OperatorModel(Protocol):
 
     reasons: tuple[str, ...]
     static_power_w: float
+    power_interval: tuple[float, float]
     low: Array
     high: Array
 
@@ -62,8 +69,9 @@ class Costs:
     """One forward pass at P points. ``bound`` gives each reason's share of the time (they sum to 1).
 
     ``low_s`` and ``high_s`` are the 90 % interval of ``latency_s``. ``energy_j`` is the sum of
-    ``energy_parts_j``. ``operator_time_s`` and ``operator_bound`` are (rows, P) with the repeat
-    count included, present when asked for.
+    ``energy_parts_j``; in its interval the dynamic part is as it is, the static part lasts as long as
+    the time's interval says, and both are off by the power constants' interval. ``operator_time_s``
+    and ``operator_bound`` are (rows, P) with the repeat count included, present when asked for.
     """
 
     latency_s: Array
@@ -71,13 +79,15 @@ class Costs:
     high_s: Array
     bound: dict[str, Array]
     energy_parts_j: dict[str, Array]
+    energy_low_j: Array
+    energy_high_j: Array
     operator_time_s: Array | None = None
     operator_bound: npt.NDArray[np.intp] | None = None
     reasons: tuple[str, ...] = ()
 
     @property
     def energy_j(self) -> Array:
-        return np.sum(list(self.energy_parts_j.values()), axis=0)
+        return np.asarray(np.sum(list(self.energy_parts_j.values()), axis=0))
 
 
 Prepare = Callable[[CompiledTrace, Device], OperatorModel]
@@ -129,11 +139,15 @@ def cost(
     for name, values, least in zip(("batch", "query", "context"), points, (1, 1, 0), strict=True):
         if values.size and not (np.isfinite(values).all() and values.min() >= least):
             raise InputError(f"{name} must be a number of at least {least}")
-    parts = []
-    for start in range(0, points[0].size, CHUNK):
-        window = slice(start, start + CHUNK)
-        parts.append(_costs(compiled, model, compiled.basis_at(*(p[window] for p in points)), detail))
-    return _joined(parts, model.reasons)
+    windows = [slice(start, start + CHUNK) for start in range(0, points[0].size, CHUNK)]
+
+    def evaluate(window: slice) -> Costs:
+        return _costs(compiled, model, compiled.basis_at(*(p[window] for p in points)), detail)
+
+    if len(windows) < PARALLEL_FROM:
+        return _joined([evaluate(w) for w in windows], model.reasons)
+    with ThreadPoolExecutor(os.cpu_count()) as pool:  # numpy lets go of the interpreter lock
+        return _joined(list(pool.map(evaluate, windows)), model.reasons)
 
 
 def _costs(compiled: CompiledTrace, model: OperatorModel, basis: Array, detail: bool) -> Costs:
@@ -148,13 +162,17 @@ def _costs(compiled: CompiledTrace, model: OperatorModel, basis: Array, detail: 
     bound["launch"] = launch / latency
     here = rows.bound, np.arange(counts.size)[:, None]
     energy = {part: counts @ e for part, e in rows.energy_j.items()}
+    dynamic = np.sum(list(energy.values()), axis=0)
     energy["static"] = model.static_power_w * latency
+    low, high = (counts @ (rows.time_s * side[here]) for side in (model.low, model.high))
     return Costs(
         latency_s=latency,
-        low_s=counts @ (rows.time_s * model.low[here]),
-        high_s=counts @ (rows.time_s * model.high[here]),
+        low_s=low,
+        high_s=high,
         bound=bound,
         energy_parts_j=energy,
+        energy_low_j=(dynamic + model.static_power_w * low) * model.power_interval[0],
+        energy_high_j=(dynamic + model.static_power_w * high) * model.power_interval[1],
         operator_time_s=counts[:, None] * rows.time_s if detail else None,
         operator_bound=np.where(rows.launch_s > overlapped, len(model.reasons), rows.bound) if detail else None,
     )
@@ -172,6 +190,8 @@ def _joined(parts: Sequence[Costs], reasons: tuple[str, ...]) -> Costs:
         high_s=chain(lambda p: p.high_s),
         bound={r: chain(lambda p, r=r: p.bound[r]) for r in (first.bound if first else ())},  # type: ignore[misc]
         energy_parts_j={e: chain(lambda p, e=e: p.energy_parts_j[e]) for e in (first.energy_parts_j if first else ())},  # type: ignore[misc]
+        energy_low_j=chain(lambda p: p.energy_low_j),
+        energy_high_j=chain(lambda p: p.energy_high_j),
         operator_time_s=chain(lambda p: p.operator_time_s) if detailed else None,  # type: ignore[arg-type,return-value]
         operator_bound=chain(lambda p: p.operator_bound) if detailed else None,  # type: ignore[arg-type,return-value]
         reasons=(*reasons, "launch"),

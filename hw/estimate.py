@@ -13,8 +13,9 @@ import numpy as np
 
 from ..errors import InputError
 from ..workloads.compiled import compile_trace
-from ..workloads.expr import Array, expr
-from ..workloads.parallel import Parallel, stage_blocks, tensor_parallel
+from ..workloads.expr import expr
+from ..workloads.expr_functions import Array
+from ..workloads.parallel import ONE_DEVICE, Parallel, stage_blocks, tensor_parallel
 from ..workloads.trace import Trace
 from .cost import Costs, cost
 from .roofline import fastest_link
@@ -34,6 +35,7 @@ class Phase:
     latency_s: float
     interval_s: tuple[float, float]
     energy_j: float
+    energy_interval_j: tuple[float, float]
     energy_parts_j: dict[str, float]
     bound: dict[str, float]
     flops: float
@@ -92,7 +94,8 @@ class Request:
         longest = self.prompt + self.output
         if trace.max_context is not None and longest > trace.max_context:
             raise InputError(
-                f"prompt {self.prompt} + output {self.output} = {longest} tokens exceed the {trace.max_context} of {trace.model}"
+                f"prompt {self.prompt} + output {self.output} = {longest} tokens exceed "
+                f"the {trace.max_context} of {trace.model}"
             )
 
 
@@ -110,6 +113,7 @@ class Estimate:
     latency_s: float
     interval_s: tuple[float, float]
     energy_j: float
+    energy_interval_j: tuple[float, float]
     memory: MemoryFit
     operators: tuple[OperatorTime, ...] = ()
 
@@ -123,29 +127,38 @@ class Estimate:
         return self.tokens / self.latency_s
 
     @property
-    def cost_usd_per_mtoken(self) -> float | None:
-        """US dollars per million output tokens, devices and electricity; ``None`` without a price."""
-        price = self.device.price
-        if price.hourly is not None:
-            hourly = price.hourly.value
-        elif price.purchase is not None:
-            hourly = (
-                price.purchase.value / HOURS_OF_LIFE
-                + self.energy_j / self.latency_s / self.parallel.devices / 1000 * USD_PER_KWH
+    def hourly_usd(self) -> tuple[float, str] | None:
+        """US dollars per hour of all devices, and what it is made of; ``None`` without any price.
+
+        A price to buy is written off over four years, and electricity is added; a price to rent is
+        used where no price to buy is known, so that devices with both compare alike.
+        """
+        price, devices = self.device.price, self.parallel.devices
+        if price.purchase is not None:
+            electricity = self.energy_j / self.latency_s / 1000 * USD_PER_KWH
+            return (
+                price.purchase.value / HOURS_OF_LIFE * devices + electricity,
+                "bought, written off in 4 years, electricity",
             )
-        else:
-            return None
-        return hourly * self.parallel.devices * self.latency_s / 3600 / self.tokens * 1e6
+        if price.hourly is not None:
+            return price.hourly.value * devices, "rented"
+        return None
+
+    @property
+    def cost_usd_per_mtoken(self) -> float | None:
+        """US dollars per million output tokens; ``None`` without a price."""
+        hourly = self.hourly_usd
+        return None if hourly is None else hourly[0] * self.latency_s / 3600 / self.tokens * 1e6
 
 
 def estimate(
     trace: Trace,
     device: Device,
-    request: Request = Request(),
-    parallel: Parallel = Parallel(),
+    request: Request,
+    parallel: Parallel = ONE_DEVICE,
     *,
     explain: bool = False,
-) -> Estimate:  # noqa: B008 - both defaults are frozen
+) -> Estimate:
     """Estimate ``request`` on ``parallel.devices`` devices.
 
     Raises ``InputError`` for a request the model cannot take or a division that is not possible. A
@@ -162,26 +175,29 @@ def estimate(
     decode = cost(compiled, device, b, 1, mean, detail=explain)
     steps = cost(compiled, device, b, 1, contexts) if t > 1 else None
     hop = _hops(share, device, parallel)
-    devices = parallel.devices
 
     def total(pick_prefill: Array, pick_steps: Array | None) -> float:
         return float(pick_prefill[0]) + (float(pick_steps.sum()) if pick_steps is not None else 0.0)
 
     extra = hop * (b * p + b * (t - 1))
-    active = parallel.tp * parallel.dp  # of a pipeline's stages one works at a time; the others draw static power
-    energy = (total(prefill.energy_j, steps.energy_j if steps else None)) * active
-    static = device.power.idle.value * total(prefill.latency_s, steps.latency_s if steps else None)
-    energy += static * (devices - active)
+    active = parallel.tp * parallel.dp  # of a pipeline's stages one works at a time; the others wait
+    latency, low, high = (
+        total(getattr(prefill, side), getattr(steps, side) if steps else None)
+        for side in ("latency_s", "low_s", "high_s")
+    )
+    waiting = device.power.idle.value * (parallel.devices - active)
+    energy, energy_low, energy_high = (
+        total(getattr(prefill, side), getattr(steps, side) if steps else None) * active + waiting * time
+        for side, time in (("energy_j", latency), ("energy_low_j", low), ("energy_high_j", high))
+    )
     return Estimate(
         model=trace.model, device=device, parallel=parallel, request=request, applied=share.applied,
         prefill=_phase(prefill, share, b, p, 0, hop * b * p, active),
         decode=_phase(decode, share, b, 1, mean, hop * b, active),
-        latency_s=total(prefill.latency_s, steps.latency_s if steps else None) + extra,
-        interval_s=(
-            total(prefill.low_s, steps.low_s if steps else None) + extra,
-            total(prefill.high_s, steps.high_s if steps else None) + extra,
-        ),
+        latency_s=latency + extra,
+        interval_s=(low + extra, high + extra),
         energy_j=energy,
+        energy_interval_j=(energy_low, energy_high),
         memory=memory_fit(share, device, replica, parallel.pp),
         operators=_operators(compiled, prefill, decode, (b, p, 0), (b, 1, mean)) if explain else (),
     )  # fmt: skip
@@ -225,6 +241,7 @@ def _phase(costs: Costs, share: Trace, b: float, q: float, c: float, extra: floa
         latency_s=latency,
         interval_s=(float(costs.low_s[0]) + extra, float(costs.high_s[0]) + extra),
         energy_j=sum(parts.values()),
+        energy_interval_j=(float(costs.energy_low_j[0]) * active, float(costs.energy_high_j[0]) * active),
         energy_parts_j=parts,
         bound=bound,
         flops=float(expr(share.total("flops"))(b, q, c)),

@@ -8,11 +8,11 @@ import numpy as np
 
 from .. import __version__
 from ..workloads.compiled import compile_trace
-from ..workloads.expr import Array
+from ..workloads.expr_functions import Array
 from ..workloads.parallel import tensor_parallel
 from ..workloads.trace import Trace
 from .cost import Costs, cost
-from .estimate import Estimate, Phase, memory_fit
+from .estimate import USD_PER_KWH, Estimate, Phase, memory_fit
 from .spec import Device
 
 SCHEMA = "tokenfab.estimate"
@@ -38,8 +38,10 @@ def estimate_document(result: Estimate, trace: Trace, *, explain: bool = False) 
             "interval_s": list(result.interval_s),
             "tokens_per_s": result.tokens_per_s,
             "energy_j": result.energy_j,
+            "energy_interval_j": list(result.energy_interval_j),
             "energy_per_token_j": result.energy_j / result.tokens,
             "cost_usd_per_mtoken": result.cost_usd_per_mtoken,
+            "cost_basis": result.hourly_usd[1] if result.hourly_usd else None,
         },
         "memory": {
             "weights_bytes": result.memory.weights_bytes,
@@ -116,6 +118,8 @@ def provenance(result: Estimate, trace: Trace) -> list[str]:
         f"streams reach {device.model.memory_efficiency.text} of bandwidth: {device.model.memory_efficiency.source}",
         "interval: 5 % and 95 % quantiles of measured over predicted kernel time, operators taken as fully correlated",
     ]
+    if (hourly := result.hourly_usd) is not None:
+        lines.append(f"price: ${hourly[0]:.3g} per hour ({hourly[1]}, ${USD_PER_KWH:.2f} per kWh)")
     if assumed:
         lines.append(f"{len(assumed)} numbers of this device are assumed: {', '.join(assumed)}")
     return lines
@@ -164,6 +168,7 @@ def _phase(phase: Phase) -> dict[str, Any]:
         "latency_s": phase.latency_s,
         "interval_s": list(phase.interval_s),
         "energy_j": phase.energy_j,
+        "energy_interval_j": list(phase.energy_interval_j),
         "energy_parts_j": phase.energy_parts_j,
         "bound": phase.bound,
         "flops": phase.flops,

@@ -14,21 +14,24 @@ Matmuls, attention and experts run on the matrix engine, everything else on the 
 achievable shares and the launch time are the device file's ``[model]`` table, fitted or assumed, with
 their source. Left out: tile and wave quantisation, L2 reuse, overlap between operators.
 
-Energy: static power over the whole time, plus DRAM energy per bit moved, plus arithmetic energy per
-FLOP chosen so that an engine at its peak rate with DRAM at its peak bandwidth draws the rated power:
-e(format) = (TDP − idle − bandwidth × energy per bit) / rate(format).
+Energy: static power over the whole time, DRAM energy and transport energy per bit moved, and
+arithmetic energy per FLOP such that arithmetic at the achievable rate draws the rated power:
+e(format) = (TDP − static) / (rate(format) × achievable share). Where the parts together would exceed
+the rated power, the card's power management holds it there, and the dynamic parts shrink alike.
+Static power and transport energy were fitted on servers (``validation/power.py``).
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 
 from ..errors import InputError
 from ..workloads.compiled import CompiledTrace, Row
-from ..workloads.expr import Array, Expr, expr
+from ..workloads.expr import Expr, expr
+from ..workloads.expr_functions import Array
 from .cost import RowCosts
 from .spec import Device, Interval, Link
 
@@ -45,12 +48,14 @@ class RooflineModel:
 
     reasons: tuple[str, ...]
     static_power_w: float
+    power_interval: tuple[float, float]
     low: Array
     high: Array
     matrix: Array
     offset: Array
     launch: Array
-    energy: dict[str, Array] = field(default_factory=dict)
+    energy: dict[str, Array]
+    dynamic_limit_w: float
 
     def rows(self, basis: Array) -> RowCosts:
         """See :class:`.cost.OperatorModel`."""
@@ -60,8 +65,11 @@ class RooflineModel:
         bound = np.argmax(times, axis=0)
         overlapped = np.max(times, axis=0)
         launch = np.broadcast_to(self.launch[:, None], overlapped.shape)
+        time = overlapped + launch
         energy = {part: m @ basis for part, m in self.energy.items()}
-        return RowCosts(overlapped + launch, launch, bound, energy)
+        drawn = np.sum(list(energy.values()), axis=0)
+        within = np.minimum(1.0, self.dynamic_limit_w * time / np.maximum(drawn, 1e-300))
+        return RowCosts(time, launch, bound, {part: e * within for part, e in energy.items()})
 
 
 def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
@@ -81,7 +89,7 @@ def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
         of_rate, of_bandwidth, launch[i] = _shares(row, device)
         compute[i] = coefficients["flops"][i] / (peak * of_rate)
         streams[i] = moved[i] / (dram.bandwidth.value * of_bandwidth)
-        compute_energy[i] = coefficients["flops"][i] * dynamic_w / peak
+        compute_energy[i] = coefficients["flops"][i] * dynamic_w / (peak * of_rate)
         if row.operator.kind == "collective":
             slope, network_offset[i] = collective_time(row.operator.dims, str(row.operator.attrs["collective"]), device)
             network[i] = compiled.vector(slope)
@@ -96,12 +104,18 @@ def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
     return RooflineModel(
         reasons=reasons,
         static_power_w=static_w,
+        power_interval=_power_interval(device),
         low=np.array([[_interval(row, reason, device).low.value for row in rows] for reason in reasons]),
         high=np.array([[_interval(row, reason, device).high.value for row in rows] for reason in reasons]),
         matrix=np.concatenate([times[r] for r in reasons]),
         offset=np.concatenate([offsets[r] for r in reasons]),
         launch=launch,
-        energy={"compute": compute_energy, "dram": moved * 8 * _dram_energy(device)},
+        energy={
+            "compute": compute_energy,
+            "dram": moved * 8 * _dram_energy(device),
+            "transport": moved * 8 * (constants.transport_energy.value if constants.transport_energy else 0.0),
+        },
+        dynamic_limit_w=dynamic_w,
     )
 
 
@@ -157,16 +171,17 @@ def _interval(row: Row, reason: str, device: Device) -> Interval:
 
 
 def _power(device: Device) -> tuple[float, float]:
-    """Watts of arithmetic at peak, and static watts."""
-    static = device.power.idle.value
-    memory = device.dram.bandwidth.value * 8 * _dram_energy(device)
-    dynamic = device.power.tdp.value - static - memory
-    if dynamic <= 0:
-        raise InputError(
-            f"device {device.name}: power.tdp ({device.power.tdp.value:g} W) leaves nothing for arithmetic after "
-            f"idle ({static:g} W) and memory at full bandwidth ({memory:.0f} W)"
-        )
-    return dynamic, static
+    """Watts of everything but the static part at the rated power, and static watts while kernels run."""
+    share = device.model.static_share.value if device.model.static_share else 0.0
+    static = max(device.power.idle.value, share * device.power.tdp.value)
+    return device.power.tdp.value - static, static
+
+
+def _power_interval(device: Device) -> tuple[float, float]:
+    interval = device.intervals.get("power")
+    if interval is None:
+        raise InputError(f"device {device.name}: intervals.power is missing; no estimate without an interval")
+    return interval.low.value, interval.high.value
 
 
 def _dram_energy(device: Device) -> float:

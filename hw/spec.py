@@ -124,7 +124,9 @@ class Model(_Data):
     """Constants of the cost model: the fraction of the engine's rate that large matmuls, attention
     and vector work reach, the fraction of DRAM and link bandwidth that streams reach, and ``launch``,
     the least seconds one kernel takes. Attention's own bandwidth share and least time are those of
-    other kernels where a file does not say."""
+    other kernels where a file does not say. ``static_share`` of the rated power is drawn while kernels
+    run, whatever they do; ``transport_energy`` (J/bit) is what a bit from DRAM costs on its way through
+    the chip and in the arithmetic of a memory-bound kernel, beyond the DRAM's own energy."""
 
     matmul_efficiency: Quantity
     attention_efficiency: Quantity
@@ -134,6 +136,8 @@ class Model(_Data):
     memory_efficiency: Quantity
     launch: Quantity
     link_efficiency: Quantity
+    static_share: Quantity | None = None
+    transport_energy: Quantity | None = None
 
 
 class Interval(_Data):
@@ -249,8 +253,8 @@ def parse_device(data: bytes, file: str, architecture: Callable[[str], Architect
     """The device that ``data``, the bytes of a TOML file, describes.
 
     ``file`` is the file's name in error messages; ``architecture`` finds the architecture file that
-    the device names, and the default one. Raises InputError, one line: the file, the key, what is wrong and what would be
-    accepted.
+    the device names, and the default one. Raises InputError, one line: the file, the key, what is
+    wrong and what would be accepted.
     """
     raw = _document(data, file)
     name = raw.get("architecture")

@@ -137,8 +137,8 @@ _MEMORY_TIME = Key("time", "1 ps", "1 s", "560 ns", required=False)
 _BIT_ENERGY = Key("energy per bit", "0.1 fJ/bit", "100 nJ/bit", "3.97 pJ/bit", required=False)
 _EFFICIENCY = Key("fraction", "0.0001", "1", "0.85")
 
-REGIMES: Final = ("matmul_compute", "matmul_dram", "attention_compute", "attention_dram", "vector", "network")
-"""Classes of kernels whose errors differ: operator family and what bounds it."""
+REGIMES: Final = ("matmul_compute", "matmul_dram", "attention_compute", "attention_dram", "vector", "network", "power")
+"""Classes of kernels whose errors differ, operator family and what bounds it; and the power drawn."""
 
 KEYS: Final[Mapping[str, Key]] = {
     "name": Key("name", example="a100-80g-sxm"),
@@ -181,6 +181,8 @@ KEYS: Final[Mapping[str, Key]] = {
     "model.memory_efficiency": _EFFICIENCY,
     "model.launch": Key("time", "1 ps", "1 s", "2.4 us"),
     "model.link_efficiency": _EFFICIENCY,
+    "model.static_share": _EFFICIENCY.optional,
+    "model.transport_energy": _BIT_ENERGY,
     **{
         f"intervals.{regime}.{side}": key
         for regime in REGIMES

@@ -14,7 +14,7 @@ from .documents import Document
 from .format import count, dollars, interval, listed, number, percent, plural, si
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Entry:
     """One estimate as a report names it: ``label`` is unique in its section, ``colour`` belongs to the label."""
 
@@ -62,7 +62,7 @@ class Entry:
         return max(held, default=0.0)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Section:
     """Estimates of one model and request, best first: those that fit, by tokens per second, then the others."""
 

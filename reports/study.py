@@ -44,9 +44,17 @@ class Study:
 
 
 def run_study(
-    model: str, folder: Path, *, devices: Sequence[str] | None = None, batch: int = 1, prompt: int = 512, output: int = 128,
-    techniques: Sequence[str] = (), command: str | None = None, step: Callable[[str], None] = lambda text: None,
-) -> Study:  # fmt: skip
+    model: str,
+    folder: Path,
+    *,
+    devices: Sequence[str] | None = None,
+    batch: int = 1,
+    prompt: int = 512,
+    output: int = 128,
+    techniques: Sequence[str] = (),
+    command: str | None = None,
+    step: Callable[[str], None] = lambda text: None,
+) -> Study:
     """Capture ``model``, estimate it on every device, write trace, results and report into ``folder``.
 
     Raises ``InputError`` before anything is written when the model, a device or the request is wrong.

@@ -31,6 +31,11 @@ def si(value: float | None, unit: str, digits: int = 3) -> str:
     return f"{value / factor:.{digits}g} {prefix}{unit}".rstrip()
 
 
+def plain(value: float) -> str:
+    """Three significant digits, thousands separated, no prefix: for counts per second."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+
+
 def table(title: str, columns: list[str], rows: list[list[str]], numbers_from: int | None = None) -> None:
     """Print a table; columns from ``numbers_from`` on are right-aligned."""
     from rich.console import Console
@@ -76,7 +81,8 @@ def trace_summary(document: Document, operators: list[list[str]]) -> None:
         f"{si(document['kv_bytes_per_token'], 'B')} of KV cache per token"
     )
     print(
-        f"{document['operators']} distinct operators, {document['executions']} executions; captured in {document['capture_s']:.2f} s CPU\n"
+        f"{document['operators']} distinct operators, {document['executions']} executions; "
+        f"captured in {document['capture_s']:.2f} s CPU\n"
         f"one pass at batch {at['batch']}, query {at['query']}, context {at['context']}: "
         f"{si(document['flops'], 'FLOP')}, {si(document['bytes'], 'B')} moved\n"
     )
@@ -101,7 +107,7 @@ def estimate_summary(document: Document, explain: bool) -> None:
     table("", ["", "time", "90 % interval", "energy", "bound by"], rows)
     price = total["cost_usd_per_mtoken"]
     print(
-        f"\n{si(total['tokens_per_s'], 'token/s')}, {si(total['energy_per_token_j'], 'J')} per token, "
+        f"\n{plain(total['tokens_per_s'])} token/s, {si(total['energy_per_token_j'], 'J')} per token, "
         + ("no price known" if price is None else f"${price:.3g} per million tokens")
     )
     print(memory_line(document["memory"]))
@@ -129,10 +135,14 @@ def study_summary(documents: list[Document]) -> None:
             [
                 f"{d['device']['count']} × {d['device']['name']}",
                 "yes" if memory["fits"] else f"no, {si(memory['missing_bytes'], 'B')} short",
-                si(d["prefill"]["latency_s"], "s"), si(d["decode"]["latency_s"], "s"), interval(d["decode"]["interval_s"]),
-                si(total["tokens_per_s"], ""), si(total["energy_per_token_j"], "J"), "–" if price is None else f"${price:.3g}",
+                si(d["prefill"]["latency_s"], "s"),
+                si(d["decode"]["latency_s"], "s"),
+                interval(d["decode"]["interval_s"]),
+                plain(total["tokens_per_s"]),
+                si(total["energy_per_token_j"], "J"),
+                "–" if price is None else f"${price:.3g}",
             ]
-        )  # fmt: skip
+        )
     first = documents[0]
     r = first["request"]
     title = f"{first['model']['name']}: batch {r['batch']}, {r['prompt']} prompt + {r['output']} output tokens"
@@ -142,11 +152,13 @@ def study_summary(documents: list[Document]) -> None:
 
 def memory_line(memory: Document) -> str:
     """Whether it fits, and by how much."""
-    parts = f"weights {si(memory['weights_bytes'], 'B')} + KV {si(memory['kv_bytes'], 'B')} + activations {si(memory['activation_bytes'], 'B')}"
-    room = f"{si(memory['capacity_bytes'], 'B')} per device"
+    weights, kv, activations, capacity, missing = (
+        si(memory[f"{part}_bytes"], "B") for part in ("weights", "kv", "activation", "capacity", "missing")
+    )
+    parts = f"weights {weights} + KV {kv} + activations {activations}"
     if memory["fits"]:
-        return f"memory: {parts} fit in {room}"
-    return f"memory: DOES NOT FIT: {parts} exceed {room} by {si(memory['missing_bytes'], 'B')}; times are of a device that had the room"
+        return f"memory: {parts} fit in {capacity} per device"
+    return f"memory: DOES NOT FIT: {parts} exceed {capacity} by {missing}; the times are of a device that had the room"
 
 
 def interval(bounds: list[float]) -> str:

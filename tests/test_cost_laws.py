@@ -117,7 +117,7 @@ def test_energy_of_a_compute_bound_second_is_the_rated_power() -> None:
     decode = cost(trace(), device(), 1, 1, 100)
     dram = float(trace().total("bytes")(1, 1, 100)) * 8 * 4e-12
     assert decode.energy_parts_j["dram"][0] == pytest.approx(dram, rel=1e-12)
-    assert decode.energy_parts_j["static"][0] == pytest.approx(60 * decode.latency_s[0])
+    assert decode.energy_parts_j["static"][0] == pytest.approx(0.296 * 400 * decode.latency_s[0])
 
 
 def test_collectives_by_hand() -> None:

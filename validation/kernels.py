@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
-from ..workloads.expr import Array
+from ..workloads.expr_functions import Array
 from ..workloads.formulas import attention_flops, matmul_flops
 
 FOLDERS = {"a100-80g-sxm": "a100_sxm", "h100-sxm": "h100_sxm"}
@@ -78,8 +78,8 @@ def read_kernels(truth: Path, device: str, suite: str) -> Kernels:
             rows.append((flops, moved, seconds))
         else:
             dropped += 1
-    columns = np.array(rows).T
-    return Kernels(suite, device, f"{paths[-1].parent.name}/{file}", *columns, dropped)
+    flops, moved, seconds = np.array(rows).T
+    return Kernels(suite, device, f"{paths[-1].parent.name}/{file}", flops, moved, seconds, dropped)
 
 
 def _table(path: Path) -> Iterator[Row]:

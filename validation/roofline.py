@@ -17,10 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+import numpy.typing as npt
 from scipy.optimize import minimize
 
 from ..hw.devices import load_device
-from ..workloads.expr import Array
+from ..workloads.expr_functions import Array
 from .kernels import FOLDERS, Kernels, joined, read_kernels
 
 FAMILIES = {"matmul": ["gemm-bf16"], "attention": ["attention-prefill", "attention-decode"]}
@@ -45,7 +46,7 @@ class Residuals:
     quantiles: dict[str, tuple[float, float, int]]
 
 
-def predict(kernels: Kernels, constants: Constants, device: str) -> tuple[Array, Array]:
+def predict(kernels: Kernels, constants: Constants, device: str) -> tuple[Array, npt.NDArray[np.bool_]]:
     """Seconds of each kernel on ``device`` under the roofline, and whether compute bound it."""
     card = load_device(device)
     compute = kernels.flops / (card.rate("bf16")[1].value * constants.compute)
@@ -91,18 +92,15 @@ def main() -> None:
         halves = {card: [read_kernels(truth, card, s) for s in suites] for card in FOLDERS}
         fitted = {card: fit(joined([k.half(odd=False) for k in parts], family), card) for card, parts in halves.items()}
         for card, c in fitted.items():
-            print(
-                f"{family}: fitted on {card}: compute {c.compute:.3f} memory {c.memory:.3f} launch {c.launch_s * 1e6:.2f} us"
-            )
+            constants = f"compute {c.compute:.3f} memory {c.memory:.3f} launch {c.launch_s * 1e6:.2f} us"
+            print(f"{family}: fitted on {card}: {constants}")
             for other, parts in halves.items():
                 for kernels in [k.half(odd=True) for k in parts] + [joined([k.half(odd=True) for k in parts], family)]:
                     r = residuals(kernels, c, other)
                     spread = "; ".join(
                         f"{b}-bound {lo:.3f}..{hi:.3f} (n={n})" for b, (lo, hi, n) in r.quantiles.items()
                     )
-                    print(
-                        f"    {kernels.suite} on {other}: n={r.n} MAPE {r.mape:.1%}; measured/predicted 5..95 %: {spread}"
-                    )
+                    print(f"    {kernels.suite} on {other}: n={r.n} MAPE {r.mape:.1%}; 5..95 %: {spread}")
 
 
 if __name__ == "__main__":

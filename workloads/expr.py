@@ -14,7 +14,8 @@ real coefficients over *atoms*. An atom is a symbol or a function of expressions
 
 The canonical form makes equality structural, gives each trace one small basis of monomials (so a
 whole trace is evaluated at a million points by one matrix product) and prints as text that reads
-like the formula. :func:`parse` reads that text back without ``eval``.
+like the formula. :func:`parse` reads that text back without ``eval``. Coefficients are finite
+and degrees at most :data:`MAX_DEGREE`; what would go beyond raises ``ValueError``.
 
 sympy would do the algebra, but reads text through ``eval``, costs half a second to import, and
 evaluates arrays through generated code; a trace needs none of its breadth.
@@ -22,39 +23,34 @@ evaluates arrays through generated code; a trace needs none of its breadth.
 
 from __future__ import annotations
 
-import ast
 import math
-import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-from pydantic import GetCoreSchemaHandler
+from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
+from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
+
+from .expr_functions import FUNCTIONS, Array
 
 SYMBOLS: Mapping[str, str] = {
     "b": "batch: sequences",
     "q": "query length: new tokens per sequence",
     "c": "context: tokens per sequence already in the KV cache",
 }
-_ARITY = {"min": 2, "max": 2, "ceil": 1, "distinct": 3}
-_MAX_TEXT = 4000
-_MAX_DEPTH = 200
-_MAX_POWER = 8
-_MAX_DEGREE = 16
-_MAX_PRODUCT = 10_000
+MAX_DEGREE = 16
 
-Array: TypeAlias = npt.NDArray[np.float64]
 Monomial: TypeAlias = "tuple[tuple[Atom, int], ...]"
 Number: TypeAlias = "int | float"
 
 
 @dataclass(frozen=True, slots=True)
 class Atom:
-    """A symbol (no arguments) or a function of expressions. Ordered and hashed by its text."""
+    """A symbol (no arguments) or a function of expressions. Ordered by its text."""
 
     name: str
     args: tuple[Expr, ...] = ()
@@ -65,27 +61,7 @@ class Atom:
     def evaluate(self, env: Mapping[str, Array]) -> Array:
         if not self.args:
             return env[self.name]
-        values = [np.asarray(a.evaluate(env), dtype=float) for a in self.args]
-        if self.name == "min":
-            return np.minimum(*values)
-        if self.name == "max":
-            return np.maximum(*values)
-        if self.name == "ceil":
-            return np.ceil(values[0] - 1e-9)
-        experts, k, tokens = values
-        return expected_distinct(experts, k, tokens)
-
-
-def expected_distinct(experts: npt.ArrayLike, k: npt.ArrayLike, tokens: npt.ArrayLike) -> Array:
-    """Expected distinct experts touched by ``tokens`` tokens with ``k`` different experts each.
-
-    Under uniform routing one token misses a given expert with probability 1 − k/E, independently
-    of the others, so an expert stays untouched with probability (1 − k/E)^n; linearity of
-    expectation gives E·(1 − (1 − k/E)^n). Skewed routing touches fewer.
-    """
-    e, kk, n = (np.asarray(x, dtype=float) for x in (experts, k, tokens))
-    miss = np.clip(1.0 - kk / e, 0.0, 1.0)
-    return np.asarray(e * (1.0 - np.power(miss, np.maximum(n, 0.0))))
+        return FUNCTIONS[self.name][1](*(np.asarray(a.evaluate(env), dtype=float) for a in self.args))
 
 
 class Expr:
@@ -96,10 +72,16 @@ class Expr:
 
     def __init__(self, terms: Mapping[Monomial, float]) -> None:
         kept = [(m, float(v)) for m, v in terms.items() if v != 0]
-        kept.sort(key=lambda t: (-sum(p for _, p in t[0]), [(str(a), p) for a, p in t[0]]))
+        if len(kept) > 1:
+            kept.sort(key=lambda t: (-_degree(t[0]), [(str(a), p) for a, p in t[0]]))
+        if not all(math.isfinite(v) for _, v in kept):
+            raise ValueError("a size must be finite")
+        if kept and _degree(kept[0][0]) > MAX_DEGREE:
+            raise ValueError(f"expression of degree {_degree(kept[0][0])}; accepted: at most {MAX_DEGREE}")
         self.terms = tuple(kept)
         self._text: str | None = None
-        self._hash = hash(self.terms)
+        constant = self.constant
+        self._hash = hash(self.terms if constant is None else constant)  # equal to a number, hashed as one
 
     # -- algebra ---------------------------------------------------------------------------
     def __add__(self, other: ExprLike) -> Expr:
@@ -133,9 +115,9 @@ class Expr:
         return Expr({m: v / divisor for m, v in self.terms})
 
     def __eq__(self, other: object) -> bool:
-        if isinstance(other, int | float):
-            other = expr(other)
-        return isinstance(other, Expr) and self.terms == other.terms
+        if isinstance(other, Expr):
+            return self.terms == other.terms
+        return isinstance(other, int | float) and self.constant == other
 
     def __hash__(self) -> int:
         return self._hash
@@ -161,6 +143,7 @@ class Expr:
         return total
 
     def __call__(self, b: npt.ArrayLike, q: npt.ArrayLike, c: npt.ArrayLike) -> Array:
+        """Value at points (batch, query, context); a constant is one number however many points there are."""
         env = {n: np.asarray(v, dtype=float) for n, v in (("b", b), ("q", q), ("c", c))}
         return np.asarray(self.evaluate(env), dtype=float)
 
@@ -180,6 +163,11 @@ class Expr:
             serialization=core_schema.plain_serializer_function_ser_schema(_serialise),
         )
 
+    @classmethod
+    def __get_pydantic_json_schema__(cls, schema: CoreSchema, handler: GetJsonSchemaHandler) -> JsonSchemaValue:
+        text = "a polynomial in b (batch), q (query), c (context) with min, max, ceil, distinct"
+        return {"anyOf": [{"type": "number"}, {"type": "string", "maxLength": 4000, "description": text}]}
+
 
 ExprLike: TypeAlias = "Expr | int | float"
 
@@ -197,8 +185,8 @@ def symbol(name: str) -> Expr:
 
 
 def function(name: str, *args: ExprLike) -> Expr:
-    """An atom of :data:`_ARITY`; folded to a number when every argument is one."""
-    if _ARITY.get(name) != len(args):
+    """An atom of :data:`.expr_functions.FUNCTIONS`; folded to a number when every argument is one."""
+    if name not in FUNCTIONS or FUNCTIONS[name][0] != len(args):
         raise ValueError(f"no function {name} of {len(args)} arguments")
     exprs = tuple(expr(a) for a in args)
     if name == "distinct":
@@ -210,24 +198,28 @@ def function(name: str, *args: ExprLike) -> Expr:
         return expr(float(atom.evaluate({})))
     if name in ("min", "max") and exprs[0] == exprs[1]:
         return exprs[0]
-    if name == "ceil" and exprs[0].terms and all(v == int(v) and not any(a.args for a, _ in m) for m, v in exprs[0].terms):
-        return exprs[0]
+    if name == "ceil" and all(v.is_integer() and not any(a.args for a, _ in m) for m, v in exprs[0].terms):
+        return exprs[0]  # whole wherever b, q and c are
     return Expr({((atom, 1),): 1.0})
 
 
 def minimum(x: ExprLike, y: ExprLike) -> Expr:
+    """The smaller of two sizes."""
     return function("min", x, y)
 
 
 def maximum(x: ExprLike, y: ExprLike) -> Expr:
+    """The larger of two sizes."""
     return function("max", x, y)
 
 
 def ceil_div(x: ExprLike, divisor: int) -> Expr:
+    """``x / divisor``, rounded up."""
     return function("ceil", expr(x) / divisor)
 
 
-def product(values: tuple[Expr, ...] | list[Expr]) -> Expr:
+def product(values: Sequence[Expr]) -> Expr:
+    """All of ``values`` multiplied; 1 for none."""
     out = expr(1)
     for v in values:
         out = out * v
@@ -253,18 +245,20 @@ def _times(left: Monomial, right: Monomial) -> Monomial:
     return tuple(sorted(powers.items(), key=lambda item: str(item[0])))
 
 
+def _degree(monomial: Monomial) -> int:
+    return sum(p for _, p in monomial)
+
+
 def _number_text(value: float) -> str:
-    return str(int(value)) if value == int(value) and abs(value) < 1e18 else repr(value)
+    return str(int(value)) if value.is_integer() and abs(value) < 1e18 else repr(value)
 
 
 def _term_text(monomial: Monomial, value: float) -> str:
     factors = [str(a) if p == 1 else f"{a}**{p}" for a, p in monomial]
     if not factors:
         return _number_text(value)
-    if value == 1:
-        return "*".join(factors)
-    if value == -1:
-        return "-" + "*".join(factors)
+    if abs(value) == 1:
+        return ("-" if value < 0 else "") + "*".join(factors)
     return "*".join([_number_text(value), *factors])
 
 
@@ -277,92 +271,30 @@ def _join(terms: list[str]) -> str:
     return text
 
 
-# -- text → expression -------------------------------------------------------------------------
+# -- text and files ----------------------------------------------------------------------------
 @lru_cache(maxsize=4096)
 def parse(text: str) -> Expr:
     """Read the text form. Raises ``ValueError`` with what is wrong; never evaluates code."""
-    if len(text) > _MAX_TEXT:
-        raise ValueError(f"expression of {len(text)} characters; at most {_MAX_TEXT}")
-    if not re.fullmatch(r"[\w\s.+\-*/(),]+", text):
-        raise ValueError(f"not an expression: {text[:60]!r}")
-    try:
-        tree = ast.parse(text.strip(), mode="eval")
-    except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
-        raise ValueError(f"not an expression: {text[:60]!r}") from error
-    return _from_ast(tree.body, 0)
+    from .expr_text import read
 
-
-def _from_ast(node: ast.expr, depth: int) -> Expr:
-    if depth > _MAX_DEPTH:
-        raise ValueError("expression nested too deeply")
-    match node:
-        case ast.Constant(value=bool()):
-            raise ValueError("a number was expected, not a truth value")
-        case ast.Constant(value=int() | float() as value):
-            number = float(value)
-            if not math.isfinite(number):
-                raise ValueError("numbers must be finite")
-            return expr(number)
-        case ast.Name(id=name):
-            return symbol(name)
-        case ast.UnaryOp(op=ast.USub(), operand=x):
-            return -_from_ast(x, depth + 1)
-        case ast.BinOp(left=x, op=ast.Add(), right=y):
-            return _from_ast(x, depth + 1) + _from_ast(y, depth + 1)
-        case ast.BinOp(left=x, op=ast.Sub(), right=y):
-            return _from_ast(x, depth + 1) - _from_ast(y, depth + 1)
-        case ast.BinOp(left=x, op=ast.Mult(), right=y):
-            return _bounded_product(_from_ast(x, depth + 1), _from_ast(y, depth + 1))
-        case ast.BinOp(left=x, op=ast.Div(), right=y):
-            divisor = _from_ast(y, depth + 1).constant
-            if not divisor:
-                raise ValueError("division only by a number other than zero")
-            return _from_ast(x, depth + 1) / divisor
-        case ast.BinOp(left=x, op=ast.Pow(), right=ast.Constant(value=int() as power)):
-            if not 0 <= power <= _MAX_POWER:
-                raise ValueError(f"powers are 0 to {_MAX_POWER}, not {power}")
-            base, out = _from_ast(x, depth + 1), expr(1)
-            for _ in range(power):
-                out = _bounded_product(out, base)
-            return out
-        case ast.Call(func=ast.Name(id=name), args=args, keywords=[]) if name in _ARITY:
-            return function(name, *(_from_ast(a, depth + 1) for a in args))
-    raise ValueError(f"not part of a size expression: {ast.unparse(node)[:60]!r}")
-
-
-def _bounded_product(x: Expr, y: Expr) -> Expr:
-    """Product that refuses to blow up: a file must not be able to stall its reader."""
-    if len(x.terms) * len(y.terms) > _MAX_PRODUCT or _degree(x) + _degree(y) > _MAX_DEGREE:
-        raise ValueError("expression too large")
-    return x * y
-
-
-def _degree(x: Expr) -> int:
-    return max((sum(p for _, p in m) for m, _ in x.terms), default=0)
+    return read(text)
 
 
 def _validate(value: object) -> Expr:
     if isinstance(value, Expr):
         return value
-    if isinstance(value, bool):
-        raise ValueError("a size is a number or an expression, not a truth value")
-    if isinstance(value, int | float):
-        if not math.isfinite(value):
-            raise ValueError("a size must be finite")
-        return expr(value)
     if isinstance(value, str):
-        try:
-            return parse(value)
-        except (RecursionError, OverflowError) as error:
-            raise ValueError("expression too large") from error
-    raise ValueError(f"a size is a number or an expression, not {type(value).__name__}")
+        return parse(value)
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        raise ValueError(f"a size is a number or an expression, not {type(value).__name__}")
+    return expr(value if abs(value) < 1e300 else math.inf)
 
 
 def _serialise(value: Expr) -> int | float | str:
     constant = value.constant
     if constant is None:
         return str(value)
-    return int(constant) if constant == int(constant) else constant
+    return int(constant) if constant.is_integer() and abs(constant) < 1e18 else constant
 
 
 B, Q, C = symbol("b"), symbol("q"), symbol("c")

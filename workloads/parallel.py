@@ -32,6 +32,9 @@ class Parallel:
         return ",".join(f"{k}={v}" for k, v in (("tp", self.tp), ("pp", self.pp), ("dp", self.dp)) if v > 1) or "one device"
 
 
+ONE_DEVICE = Parallel()
+
+
 def parse_parallel(text: str | None, count: int | None) -> Parallel:
     """``tp=4,pp=2`` and a device count as :class:`Parallel`.
 

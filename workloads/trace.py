@@ -34,9 +34,12 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from ..errors import InputError
 from ..files import first_problem, write_whole
 from .expr import C, Expr, expr, minimum, product
+from .kinds import problem
 
 SCHEMA = "tokenfab.trace"
 VERSION = 1
+MAX_FILE_BYTES = 64 * 2**20
+MAX_LAYERS = 100_000
 
 Role = Literal["activation", "weight", "kv", "state", "index"]
 Kind = Literal[
@@ -44,6 +47,7 @@ Kind = Literal[
     "embedding", "kv_append", "scan", "convolution", "copy", "collective",
 ]  # fmt: skip
 Name = Annotated[str, Field(min_length=1, max_length=200)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Attr = str | int | float | bool
 
 
@@ -92,12 +96,18 @@ class Operator(_Data):
     name: Name
     kind: Kind
     format: Name
-    dims: dict[str, Expr]
+    dims: dict[Name, Expr]
     flops: Expr
     reads: tuple[Tensor, ...]
     writes: tuple[Tensor, ...]
     deps: tuple[Name, ...] = ()
-    attrs: dict[str, Attr] = {}
+    attrs: dict[Name, Attr] = {}
+
+    @model_validator(mode="after")
+    def _can_be_costed(self) -> Self:
+        if wrong := problem(self):
+            raise ValueError(f"operator {self.name}: {wrong}")
+        return self
 
     def moved(self, *roles: Role) -> Expr:
         """Bytes read and written by one execution, of the given roles (all of them by default)."""
@@ -116,7 +126,7 @@ class Block(_Data):
     """Operators in execution order, run ``repeat`` times in sequence. ``output`` feeds the next block."""
 
     name: Name
-    repeat: Annotated[int, Field(ge=1, le=100_000)]
+    repeat: Annotated[int, Field(ge=1, le=MAX_LAYERS)]
     operators: tuple[Operator, ...]
     output: Name
 
@@ -128,7 +138,7 @@ class Block(_Data):
                 raise ValueError(f"block {self.name}: operator {op.name} appears twice")
             late = [d for d in op.deps if d not in seen]
             if late:
-                raise ValueError(f"block {self.name}: operator {op.name} depends on {late[0]}, which does not precede it")
+                raise ValueError(f"block {self.name}: {op.name} depends on {late[0]}, which does not precede it")
             seen.add(op.name)
         if self.output not in seen:
             raise ValueError(f"block {self.name}: output {self.output} is not one of its operators")
@@ -146,11 +156,11 @@ class Trace(_Data):
     version: Literal[1] = VERSION
     model: Name
     format: Name
-    hidden: Annotated[int, Field(gt=0)]
-    vocabulary: Annotated[int, Field(gt=0)]
-    max_context: Annotated[int, Field(gt=0)] | None = None
+    hidden: Count
+    vocabulary: Count
+    max_context: Count | None = None
     blocks: Annotated[tuple[Block, ...], Field(min_length=1)]
-    order: tuple[tuple[Name, Annotated[int, Field(ge=1)]], ...]
+    order: tuple[tuple[Name, Count], ...]
     applied: tuple[str, ...] = ()
     provenance: dict[str, Attr] = {}
 
@@ -169,6 +179,8 @@ class Trace(_Data):
         for b in self.blocks:
             if runs[b.name] != b.repeat:
                 raise ValueError(f"block {b.name} repeats {b.repeat} times but order runs it {runs[b.name]} times")
+        if sum(runs.values()) > MAX_LAYERS:
+            raise ValueError(f"{sum(runs.values())} blocks are run; accepted: at most {MAX_LAYERS}")
         return self
 
     # -- reading ---------------------------------------------------------------------------
@@ -233,23 +245,35 @@ class Trace(_Data):
     def load(cls, path: str | os.PathLike[str]) -> Trace:
         """Read a trace file. Raises ``InputError`` naming the file, the place and what was expected."""
         where = Path(path)
-        try:
-            data: Any = json.loads(where.read_text(encoding="utf-8"), parse_constant=_refuse_constant)
-        except (OSError, UnicodeDecodeError) as error:
-            reason = error.strerror if isinstance(error, OSError) else "not UTF-8 text"
-            raise InputError(f"{where}: cannot be read: {reason}") from None
-        except (ValueError, RecursionError) as error:
-            raise InputError(f"{where}: not a complete JSON document ({error}); a trace file was expected") from None
+        data = _read_json(where)
         if not isinstance(data, dict) or data.get("schema") != SCHEMA:
             raise InputError(f'{where}: not a tokenfab trace (its "schema" is not "{SCHEMA}")')
-        if data.get("version") != VERSION:
-            raise InputError(f"{where}: trace version {data.get('version')!r}; this release reads version {VERSION}")
+        if data.get("version") != VERSION or isinstance(data.get("version"), bool):
+            found = repr(data.get("version"))[:40]
+            raise InputError(f"{where}: trace version {found}; this release reads version {VERSION}")
         try:
             return cls.model_validate(data)
         except ValidationError as error:
             raise InputError(f"{where}: {first_problem(error)}") from None
         except RecursionError:
             raise InputError(f"{where}: nested too deeply for a trace") from None
+
+
+def _read_json(where: Path) -> Any:
+    try:
+        with where.open("rb") as file:
+            content = file.read(MAX_FILE_BYTES + 1)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError(f"{where}: cannot be read: {reason}; a trace file was expected") from None
+    if len(content) > MAX_FILE_BYTES:
+        raise InputError(f"{where}: larger than {MAX_FILE_BYTES >> 20} MiB, which no trace is")
+    try:
+        return json.loads(content.decode("utf-8"), parse_constant=_refuse_constant)
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: not UTF-8 text; a trace file was expected") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not a complete JSON document ({error}); a trace file was expected") from None
 
 
 def check_point(trace: Trace, batch: float, query: float, context: float) -> None:
@@ -259,7 +283,8 @@ def check_point(trace: Trace, batch: float, query: float, context: float) -> Non
             raise InputError(f"{name} {value:g}; accepted: {least} to 1e9")
     if trace.max_context is not None and context + query > trace.max_context:
         raise InputError(
-            f"context {context:g} + query {query:g} = {context + query:g} tokens exceed the {trace.max_context} of {trace.model}"
+            f"context {context:g} + query {query:g} = {context + query:g} tokens exceed "
+            f"the {trace.max_context} of {trace.model}"
         )
 
 

@@ -1,0 +1,168 @@
+"""The report as a list of parts: which figure, table and sentence stands where."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+from . import bars, curves, roofline, tables
+from .blocks import Block, Paragraph, Part, Picture
+from .documents import Document
+from .format import listed, number, percent, plural, si
+from .sections import Section, binding, certainty, headline, sections
+from .style import DEVICES
+
+CONVENTIONS = (
+    "One multiply–accumulate counts as two FLOPs. Attention is causal: a token sees those before it, and the score matrix never "
+    "leaves the chip. Logits are computed for the last position of each sequence only.",
+    "Bytes are decimal (1 GB = 10⁹ B) wherever a report scales them; numbers quoted from a device file keep the file's own unit.",
+    "Times are of a whole pass over the batch. TTFT is the prefill of all prompts at once, without queueing. Time per output token is "
+    "one decode step at the middle context of the request.",
+    "The interval is 90 %: between the 5 % and the 95 % quantile of measured over predicted time where this class of model could be "
+    "checked, operators taken as fully correlated, so that a sum's interval is the sum of its parts' ends. It covers the model's error, not "
+    "a wrong device file; a device whose own kernels nobody measured borrows the intervals its file names.",
+    "An operator's time is its launch plus the largest of compute, DRAM, dequantisation and network time; the shares say which of them was "
+    "largest, weighted by time.",
+    "Energy is static power over the whole time plus energy per FLOP and per bit moved. Price is devices times hours at the hourly rate of "
+    "the device file, or the purchase price spread over its life plus electricity. Both count output tokens only.",
+)
+
+
+def build(documents: Sequence[Document], title: str | None, command: str | None) -> list[Part]:
+    """All parts, the answer first. ``documents`` must not be empty."""
+    every = sections(documents, DEVICES)
+    parts: list[Part] = []
+    if len(every) > 1:
+        lead = f"{plural(len(documents), 'estimate')} of {len(every)} questions; the sections that follow take them one by one."
+        parts.append(Part(title or "Overview", lead, (tables.overview(every),)))
+        title = None
+    for section in every:
+        parts += _section(section, title)
+        title = None
+    return parts + _background(documents, every, command)
+
+
+def _section(section: Section, title: str | None) -> list[Part]:
+    made = [_summary(section, title), *_rooflines(section), _time(section), *_curves(section), _memory_energy(section)]
+    return [part for part in made if part is not None]
+
+
+def _summary(section: Section, title: str | None) -> Part:
+    chart = Picture(
+        partial(bars.throughput, section=section), bars.throughput_height(section), "Tokens per second, with 90 % intervals",
+        "Bar chart of output tokens per second: "
+        + "; ".join(f"{e.label} {number(e.throughput)}" + ("" if e.fits else " (does not fit)") for e in section.entries),
+    )  # fmt: skip
+    blocks: list[Block] = [Paragraph(headline(section), "headline")]
+    lead = " ".join(t for t in (certainty(section), binding(section)) if t)
+    blocks += [Paragraph(lead, "lead"), tables.summary(section), chart]
+    return Part(title or f"What {section.model} costs", "", tuple(blocks))
+
+
+def _rooflines(section: Section) -> list[Part]:
+    explained = section.explained("operators")
+    if not explained:
+        return []
+    best, others = explained[0], explained[1:]
+    bounds = roofline.limits(explained)
+    gone = roofline.omitted(best.document.operators)
+    note = f" Not shown, because they compute nothing: {listed(gone)}." if gone else ""
+    ridge = best.document.device.achievable_flops / best.document.device.achievable_bandwidth
+    lead = (
+        f"On {best.label} work turns from memory-bound to compute-bound at {number(ridge)} FLOP per byte. "
+        "Points on a line use all that it offers; what lies below pays for launches, collectives or a slower engine." + note
+    )
+    large = Picture(
+        partial(roofline.roofline, entry=best, bounds=bounds), 6.15, f"Roofline of {best.label}",
+        f"Roofline plot of {best.label}: each operator's achieved FLOP/s against its arithmetic intensity",
+    )  # fmt: skip
+    made = [Part("Roofline", lead, (large,), section.question)]
+    if others:
+        columns = min(4, max(2, len(others)))
+        row = 2.9 if len(others) <= 2 * columns else 2.05
+        for start in range(0, len(others), 12):
+            chosen = others[start : start + 12]
+            height = row * -(-len(chosen) // columns)
+            small = Picture(
+                partial(roofline.small_rooflines, entries=chosen, bounds=bounds, columns=columns, row=row), height,
+                "Rooflines of the other devices", "Rooflines of " + listed([e.label for e in chosen]),
+            )  # fmt: skip
+            lead = "Filled circles: prefill; hollow diamonds: decode step. All axes as on the large one."
+            made.append(Part("Rooflines of the other devices", lead, (small,), section.question))
+    return made
+
+
+def _time(section: Section) -> Part:
+    alt = "Stacked bars of the time of prefill and of a decode step by what bounds it: " + "; ".join(
+        f"{e.label} {si(e.document.prefill.latency_s, 's')} and {si(e.document.decode.latency_s, 's')}" for e in section.entries
+    )
+    chart = Picture(partial(bars.breakdown, section=section), bars.breakdown_height(section), "What the time is spent on", alt)
+    blocks: list[Block] = [chart]
+    if explained := section.explained("operators"):
+        blocks.append(tables.operators(explained[0]))
+    return Part("Where the time goes", binding(section), tuple(blocks), section.question)
+
+
+def _curves(section: Section) -> list[Part]:
+    explained = section.explained("curves")
+    if not explained:
+        return []
+    banded = listed([e.label for e in explained if e in section.banded])
+    bands = f"Bands: 90 % intervals of {banded}. Dashed: beyond the device's memory." if banded else ""
+    tokens = Picture(
+        partial(curves.over_tokens, section=section), 5.6, "Latency against context and prompt",
+        "Line plots of decode latency against context and of prefill latency against prompt length",
+    )  # fmt: skip
+    batch = Picture(
+        partial(curves.over_batch, section=section), 5.6, "Latency and throughput against batch",
+        "Line plots of decode latency and of decode throughput against batch",
+    )  # fmt: skip
+    held = [(e.largest_batch or 0.0, e.label) for e in explained]
+    most = max(held)
+    fits = f"Of the batches tried, {most[1]} holds the largest, {number(most[0])}." if most[0] else "No device holds even a batch of one."
+    return [
+        Part("Latency against length", f"Batch {section.batch}. {bands}", (tokens,), section.question),
+        Part("Latency and throughput against batch", f"{fits} {bands}", (batch,), section.question),
+    ]
+
+
+def _memory_energy(section: Section) -> Part:
+    m = section.best.document.memory
+    lead = (
+        f"{section.best.label} must hold {si(m.weights_bytes, 'B')} of weights, {si(m.kv_bytes, 'B')} of KV cache and "
+        f"{si(m.activation_bytes, 'B')} of activations on its fullest device. "
+    )
+    if thrifty := section.thriftiest:
+        parts = thrifty.energy_parts
+        total = sum(parts.values())
+        if total:
+            name, joules = max(parts.items(), key=lambda p: p[1])
+            lead += f"On {thrifty.label} {percent(joules / total)} of the energy is {name}."
+    held = Picture(
+        partial(bars.memory, section=section), bars.memory_height(section), "Memory on the fullest device",
+        "Stacked bars of weights, KV cache and activations against capacity",
+    )  # fmt: skip
+    spent = Picture(
+        partial(bars.energy_and_price, section=section), bars.energy_and_price_height(section), "Energy and price",
+        "Bars of energy per output token by part, and of dollars per million output tokens",
+    )  # fmt: skip
+    return Part("Memory, energy and price", lead, (held, spent), section.question)
+
+
+def _background(documents: Sequence[Document], every: Sequence[Section], command: str | None) -> list[Part]:
+    facts = tables.devices(documents)
+    matrices, sources = tables.assumptions(facts)
+    numbers = [q for d in facts for q in d.quantities]
+    assumed = sum(q.assumed for q in numbers)
+    lead = f"{plural(len(numbers), 'number')} of {plural(len(facts), 'device file')}; {assumed} of them are assumed."
+    versions = sorted({d.tokenfab for d in documents})
+    made_by = f"Estimates made by tokenfab {listed(versions)}."
+    blocks: list[Block] = [tables.models(every), tables.provenance(every), Paragraph("Conventions", "heading")]
+    blocks += [Paragraph(text, "body") for text in CONVENTIONS]
+    blocks += [Paragraph("How this report was made", "heading"), Paragraph(made_by, "body")]
+    if command:
+        blocks.append(Paragraph(f"Command: {command}", "body"))
+    return [
+        Part("What was assumed of the devices", lead, (*matrices, sources)),
+        Part("Models, provenance and conventions", "", tuple(blocks)),
+    ]

@@ -1,0 +1,66 @@
+"""``write_report``: estimate documents as a PDF to keep and the same as one HTML file."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .. import __version__
+from ..errors import InputError
+from ..files import write_whole
+from .documents import parse
+from .format import plural
+from .parts import build
+
+TITLE = 120
+"""Most characters of a title."""
+
+
+@dataclass(frozen=True)
+class ReportFiles:
+    """What was written: the PDF, the HTML beside it, and how many pages and figures they hold."""
+
+    file: Path
+    html: Path
+    pages: int
+    figures: int
+
+
+def write_report(
+    documents: Sequence[dict[str, Any]], pdf: Path, title: str | None = None, command: str | None = None
+) -> ReportFiles:
+    """Write ``documents`` (as :func:`.documents.load_documents` gives them) to ``pdf`` and to the same name with ``.html``.
+
+    Both are drawn before either is written, and each is written whole or not at all. The same input gives
+    the same bytes. Raises ``InputError`` for a document that is none, an empty list, a name that does not
+    end in .pdf, and a place that cannot be written.
+    """
+    from . import html, pdf as paper  # noqa: I001 - matplotlib, only when a report is drawn
+
+    target = Path(pdf)
+    page = target.with_suffix(".html") if target.name else target
+    if target.suffix.lower() != ".pdf":
+        raise InputError(f"{target}: accepted: a file name that ends in .pdf (the HTML goes beside it)")
+    for place in (target, page):
+        if place.is_dir():
+            raise InputError(f"{place}: cannot be written: is a folder")
+    if not documents:
+        raise InputError("no results given; accepted: at least one estimate")
+    parsed = [parse(d, f"result {i}") for i, d in enumerate(documents, 1)]
+    asked = " ".join(title.split())[:TITLE] if title and title.strip() else None
+    parts = build(parsed, asked, command)
+    name = asked or _title([d.model.name for d in parsed], len({d.device.name for d in parsed}))
+    footer = f"tokenfab {__version__}" + (f"  ·  {command}" if command else "")
+    paper_bytes, pages = paper.render(parts, name, footer)
+    text, figures = html.render(parts, name, footer)
+    write_whole(page, text)
+    write_whole(target, paper_bytes)
+    return ReportFiles(target, page, pages, figures)
+
+
+def _title(models: Sequence[str], devices: int) -> str:
+    different = list(dict.fromkeys(models))
+    what = different[0] if len(different) == 1 else plural(len(different), "model")
+    return f"{what} on {plural(devices, 'device')}"
