@@ -6,30 +6,33 @@ libraries are imported inside the commands, so that ``tokenfab --help`` answers 
 
 from __future__ import annotations
 
-import json
-import math
 import os
+import shlex
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from . import __version__
-from .errors import InputError
+from .errors import InputError, unknown_name
+from .files import json_text, write_whole
+from .reports import terminal
 
 app = typer.Typer(
     name="tokenfab",
     help="What a language model costs on given hardware, in seconds, joules and dollars, and how sure that is.",
-    no_args_is_help=True,
     add_completion=False,
     pretty_exceptions_enable=False,
+    rich_markup_mode=None,  # plain help: rich's takes a third of a second to import
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="Print nothing but the answer's files and errors.")]
+Quiet = Annotated[bool, typer.Option("--quiet", help="No text and no progress; files are written. Lists: names only.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="Preset, hf:PATH/config.json, trace file or preset file.")]
+ModelName = Annotated[str, typer.Argument(help="Preset, hf:PATH/config.json, trace file or preset file.")]
 DeviceName = Annotated[str, typer.Option("--device", "-d", help="Catalogue name or device file.")]
 Batch = Annotated[int, typer.Option(help="Sequences.")]
 Prompt = Annotated[int, typer.Option(help="Prompt tokens per sequence.")]
@@ -39,115 +42,105 @@ Count = Annotated[int | None, typer.Option(help="Devices; without --parallel the
 ParallelText = Annotated[str | None, typer.Option("--parallel", help="Degrees, as tp=4,pp=2,dp=1.")]
 Name = Annotated[str | None, typer.Argument(help="Show this one with all its fields.")]
 
+INTERRUPTED = 130
+"""What the option parser returns for Control-C, as shells do: 128 + SIGINT."""
+
 
 def main() -> None:
     """Entry point of the console script."""
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal that knows no × still gets the numbers
     sys.exit(run(sys.argv[1:]))
 
 
 def run(arguments: list[str]) -> int:
     """Run one command line; returns the exit code. Wrong input prints one line on stderr."""
+    command = shlex.join(["tokenfab", *arguments]).encode("utf-8", "replace").decode("utf-8")
     try:
-        code = app(arguments, prog_name="tokenfab", standalone_mode=False)
+        _check_command(arguments)
+        code: int | None = app(arguments or ["--help"], prog_name="tokenfab", standalone_mode=False, obj=command)
         sys.stdout.flush()
-        return code if isinstance(code, int) else 0
+        return _fail("interrupted", code) if code == INTERRUPTED else code or 0
     except InputError as error:
         return _fail(str(error))
-    except typer.Exit as stop:
-        return stop.exit_code
-    except typer.Abort:
-        return _fail("interrupted")
-    except KeyboardInterrupt:
-        return 130
-    except BrokenPipeError:
+    except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except Exception as error:
         format_message = getattr(error, "format_message", None)  # a usage error of the option parser
         if format_message is None:
             raise
-        return _fail(" ".join(str(format_message()).split()) + " (see --help)")
+        return _fail(str(InputError(f"{str(format_message()).removesuffix('.')} (see --help)")))
 
 
-def _fail(message: str) -> int:
+def _check_command(arguments: list[str]) -> None:
+    known = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
+    if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
+        raise unknown_name("command", arguments[0], known)
+
+
+def _fail(message: str, code: int = 2) -> int:
     print(f"tokenfab: {message}", file=sys.stderr)
-    return 2
+    return code
 
 
-# -- printing ------------------------------------------------------------------------------------
-def _emit(document: Any) -> None:
-    json.dump(_finite(document), sys.stdout, indent=1, allow_nan=False, ensure_ascii=False)
-    sys.stdout.write("\n")
-
-
-def _finite(value: Any) -> Any:
-    """JSON has no infinity: such a number becomes null."""
-    if isinstance(value, dict):
-        return {k: _finite(v) for k, v in value.items()}
-    if isinstance(value, list | tuple):
-        return [_finite(v) for v in value]
-    return None if isinstance(value, float) and not math.isfinite(value) else value
-
-
-def _listing(kind: str, entries: list[dict[str, Any]], as_json: bool) -> None:
+def _answer(document: Any, as_json: bool, quiet: bool, say: Callable[[], None]) -> None:
+    """Print ``document`` as JSON, or what ``say`` prints, or nothing."""
     if as_json:
-        return _emit(entries)
-    from .reports.terminal import listing
-
-    listing(kind, entries)
-
-
-def _show(fields: dict[str, Any], as_json: bool) -> None:
-    if as_json:
-        return _emit(fields)
-    from .reports import terminal
-
-    terminal.fields(_finite(fields))
+        sys.stdout.write(json_text(document, ascii_only=(sys.stdout.encoding or "").lower() != "utf-8"))
+    elif not quiet:
+        say()
 
 
-def _write_json(path: Path, document: Any) -> None:
-    from .files import write_whole
-
-    write_whole(path, json.dumps(_finite(document), indent=1, allow_nan=False, ensure_ascii=False) + "\n")
-
-
-def _command() -> str:
-    return " ".join(["tokenfab", *sys.argv[1:]])
+def _listing(kind: str, entries: list[dict[str, Any]], as_json: bool, quiet: bool) -> None:
+    if quiet and not as_json:
+        return print(*(e["name"] for e in entries), sep="\n")
+    _answer(entries, as_json, quiet, lambda: terminal.listing(kind, entries))
 
 
 # -- what there is -------------------------------------------------------------------------------
 @app.command()
 def models(name: Name = None, json_: Json = False, quiet: Quiet = False) -> None:
-    """List the model presets, or show one. Example: tokenfab models llama-2-7b"""
+    """List the model presets, or show one.
+
+    Example: tokenfab models llama-2-7b
+    """
     from .models.config import load_config, model_names
 
-    if name is not None:
-        return _show(load_config(name).model_dump(exclude_none=True), json_)
-    _listing("models", [{"name": n, "description": load_config(n).description} for n in model_names()], json_)
+    if name is None:
+        entries = [{"name": n, "description": load_config(n).description} for n in model_names()]
+        return _listing("models", entries, json_, quiet)
+    fields = load_config(name).model_dump(exclude_none=True)
+    _answer(fields, json_, quiet, lambda: terminal.fields(fields))
 
 
 @app.command()
 def devices(name: Name = None, json_: Json = False, quiet: Quiet = False) -> None:
-    """List the device catalogue, or show one with every number's source. Example: tokenfab devices h100-sxm"""
+    """List the device catalogue, or show one device with the source of every number.
+
+    Example: tokenfab devices h100-sxm
+    """
     from .hw.devices import device_names, load_device
 
-    if name is not None:
-        return _show(load_device(name).to_dict(), json_)
-    entries = []
-    for n in device_names():
-        device = load_device(n)
-        entries.append({"name": n, "description": device.description, "kind": device.kind, "year": device.year})
-    _listing("devices", entries, json_)
+    if name is None:
+        found = [load_device(n) for n in device_names()]
+        entries = [{"name": d.name, "kind": d.kind, "year": d.year, "description": d.description} for d in found]
+        return _listing("devices", entries, json_, quiet)
+    fields = load_device(name).to_dict()
+    _answer(fields, json_, quiet, lambda: terminal.fields(fields))
 
 
 @app.command()
 def techniques(name: Name = None, json_: Json = False, quiet: Quiet = False) -> None:
-    """List the techniques, or show one with its parameters. Example: tokenfab techniques weight-only"""
-    from .errors import unknown_name
+    """List the techniques, or show one with its parameters.
+
+    Example: tokenfab techniques weight-only
+    """
     from .workloads.techniques import techniques as known
 
     if name is None:
-        return _listing("techniques", [{"name": t.name, "description": t.description} for t in known().values()], json_)
+        entries = [{"name": t.name, "description": t.description} for t in known().values()]
+        return _listing("techniques", entries, json_, quiet)
     if name not in known():
         raise unknown_name("technique", name, known())
     found = known()[name]
@@ -155,73 +148,59 @@ def techniques(name: Name = None, json_: Json = False, quiet: Quiet = False) -> 
         key: {"default": p.default, "meaning": p.meaning, "choices": list(p.choices), "range": [p.low, p.high]}
         for key, p in found.parameters.items()
     }
-    _show(
-        {"name": found.name, "description": found.description, "source": found.source, "parameters": parameters}, json_
-    )
+    fields = {"name": name, "description": found.description, "source": found.source, "parameters": parameters}
+    _answer(fields, json_, quiet, lambda: terminal.technique_card(fields))
 
 
 # -- the spine -----------------------------------------------------------------------------------
 @app.command()
 def trace(
-    model: Annotated[str, typer.Argument(help="Preset, hf:PATH/config.json, trace file or preset file.")],
-    batch: Annotated[int | None, typer.Option(help="Evaluate at this many sequences.")] = None,
-    query: Annotated[int | None, typer.Option(help="New tokens per sequence.")] = None,
-    context: Annotated[int | None, typer.Option(help="Tokens already in the KV cache.")] = None,
+    run_: typer.Context,
+    model: ModelName,
+    batch: Annotated[int, typer.Option(help="Evaluate at this many sequences.")] = 1,
+    query: Annotated[int, typer.Option(help="New tokens per sequence.")] = 1,
+    context: Annotated[int, typer.Option(help="Tokens already in the KV cache.")] = 0,
     apply: Apply = None,
     output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the trace here (.json).")] = None,
-    chakra: Annotated[
-        Path | None, typer.Option(help="Also write a Chakra execution trace (JSON) at the point.")
-    ] = None,
-    perfetto: Annotated[
-        Path | None, typer.Option(help="Also write the operator graph at the point for Perfetto.")
-    ] = None,
+    chakra: Annotated[Path | None, typer.Option(help="Write the point as a Chakra execution trace too.")] = None,
+    perfetto: Annotated[Path | None, typer.Option(help="Write the point for Perfetto's viewer too.")] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Capture a model from PyTorch into a trace. Example: tokenfab trace llama-2-7b --batch 1 --query 512 -o t.json"""
+    """Capture a model from PyTorch into a trace.
+
+    Example: tokenfab trace llama-2-7b --batch 1 --query 512 -o llama.json
+    """
     from .workloads.export import chakra_json, perfetto_json
     from .workloads.load import load_trace
     from .workloads.techniques import apply_techniques
     from .workloads.trace import check_point
 
     captured = apply_techniques(load_trace(model), apply or [])
-    at = {"batch": 1 if batch is None else batch, "query": 1 if query is None else query, "context": context or 0}
-    check_point(captured, at["batch"], at["query"], at["context"])
+    at = {"batch": batch, "query": query, "context": context}
+    check_point(captured, **at)
+    flops, moved = (float(captured.total(q)(batch, query, context)) for q in ("flops", "bytes"))
     if output is not None:
         captured.save(output)
     for path, export in ((chakra, chakra_json), (perfetto, perfetto_json)):
         if path is not None:
-            _write_json(path, export(captured, **at))
+            write_whole(path, json_text(export(captured, **at)))
+    seconds = captured.provenance.get("capture_s")
     document = {
-        "model": captured.model,
-        "parameters": captured.parameters,
-        "operators": sum(len(b.operators) for b in captured.blocks),
-        "executions": sum(count for _, count in captured.operators()),
-        "flops": float(captured.total("flops")(at["batch"], at["query"], at["context"])),
-        "bytes": float(captured.total("bytes")(at["batch"], at["query"], at["context"])),
-        "weights_bytes": captured.weights_bytes,
+        "model": captured.model, "parameters": captured.parameters,
+        "operators": len(list(captured.operators())), "executions": sum(n for _, n in captured.operators()),
+        "flops": flops, "bytes": moved, "weights_bytes": captured.weights_bytes,
         "kv_bytes_per_token": captured.kv_bytes_per_token,
-        "capture_s": captured.provenance.get("capture_s", 0.0),
-        "point": at,
+        "capture_s": float(seconds) if isinstance(seconds, int | float) else 0.0, "point": at,
         "formulas": {"flops": str(captured.total("flops")), "bytes": str(captured.total("bytes"))},
-        "applied": list(captured.applied),
-        "file": str(output) if output else None,
-    }
-    if json_:
-        _emit(document)
-    elif not quiet:
-        from .reports.terminal import si, trace_summary
-
-        rows = []
-        for block in captured.blocks:
-            for op in block.operators:
-                flops, moved = (float(x(*at.values())) * block.repeat for x in (op.flops, op.moved()))
-                rows.append([block.name, op.name, op.kind, str(block.repeat), si(flops, ""), si(moved, "B")])
-        trace_summary(document, rows)
+        "applied": list(captured.applied), "file": str(output) if output else None, "command": run_.obj,
+    }  # fmt: skip
+    _answer(document, json_, quiet, lambda: terminal.trace_summary(document, captured))
 
 
 @app.command()
 def estimate(
+    run_: typer.Context,
     model: Model,
     device: DeviceName,
     count: Count = None,
@@ -230,62 +209,61 @@ def estimate(
     prompt: Prompt = 512,
     output: Output = 128,
     apply: Apply = None,
+    level: Annotated[str, typer.Option(help="Which model answers: closed (form), the only one yet.")] = "closed",
     explain: Annotated[bool, typer.Option(help="Per-operator times too.")] = False,
-    save: Annotated[
-        Path | None, typer.Option("-o", "--save", help="Write the result (JSON) here, for tokenfab report.")
-    ] = None,
+    save: Annotated[Path | None, typer.Option("-o", "--save", help="Write the result here, for a report.")] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """Cost of one request batch. Example: tokenfab estimate --model llama-2-7b --device h100-sxm --batch 8"""
+    """Cost of one request batch.
+
+    Example: tokenfab estimate --model llama-2-7b --device h100-sxm --batch 8
+    """
+    from .hw import estimate as closed
     from .hw.devices import load_device
-    from .hw.estimate import Request
-    from .hw.estimate import estimate as compute
     from .hw.result import estimate_document
     from .workloads.load import load_trace
     from .workloads.parallel import parse_parallel
     from .workloads.techniques import apply_techniques
 
+    if level != "closed":
+        raise InputError(f"--level {level}: accepted: closed")
     card, degrees = load_device(device), parse_parallel(parallel, count)
     captured = apply_techniques(load_trace(model), apply or [])
-    result = compute(captured, card, Request(batch, prompt, output), degrees, explain=True)
-    document = estimate_document(result, captured, explain=explain or save is not None)
+    result = closed.estimate(captured, card, closed.Request(batch, prompt, output), degrees, explain=True)
+    document = estimate_document(result, captured, explain=explain or save is not None) | {"command": run_.obj}
     if save is not None:
-        _write_json(save, document)
-    if json_:
-        _emit(document)
-    elif not quiet:
-        from .reports.terminal import estimate_summary
-
-        estimate_summary(document, explain)
+        write_whole(save, json_text(document))
+    _answer(document, json_, quiet, lambda: terminal.estimate_summary(document, explain))
 
 
 @app.command()
 def report(
+    run_: typer.Context,
     results: Annotated[list[Path], typer.Argument(help="Result files of estimate or study.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The PDF; the .html is written beside it.")],
     title: Annotated[str | None, typer.Option(help="Title of the report.")] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """PDF and HTML from results. Example: tokenfab report out/study.json -o report.pdf"""
+    """PDF and HTML from results.
+
+    Example: tokenfab report out/study.json -o report.pdf
+    """
     from .reports.documents import load_documents
     from .reports.report import write_report
 
-    files = write_report(load_documents(list(results)), output, title=title, command=_command())
-    if json_:
-        _emit({"file": str(files.file), "html": str(files.html), "pages": files.pages, "figures": files.figures})
-    elif not quiet:
-        print(f"{files.file}: {files.pages} pages, {files.figures} figures; the same as {files.html}")
+    files = write_report(load_documents(results), output, title=title, command=run_.obj)
+    document = {"file": str(files.file), "html": str(files.html), "pages": files.pages, "figures": files.figures}
+    _answer(document, json_, quiet, lambda: terminal.say(terminal.written(document | {"report": files.file})))
 
 
 @app.command()
 def study(
-    model: Annotated[str, typer.Argument(help="Preset, hf:PATH/config.json, trace file or preset file.")],
+    run_: typer.Context,
+    model: ModelName,
     output: Annotated[Path, typer.Option("-o", "--output", help="Folder for the report and the results.")],
-    device: Annotated[
-        list[str] | None, typer.Option("--device", "-d", help="Device; repeatable. Default: eight GPUs.")
-    ] = None,
+    device: Annotated[list[str] | None, typer.Option("--device", "-d", help="Repeatable. Default: 8 GPUs.")] = None,
     batch: Batch = 1,
     prompt: Prompt = 512,
     tokens: Annotated[int, typer.Option("--tokens", help="Tokens written per sequence.")] = 128,
@@ -293,28 +271,22 @@ def study(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """The main job: trace, estimates on every device, report. Example: tokenfab study llama-2-7b -o out"""
-    from .reports.study import run_study
-    from .reports.terminal import progress, study_summary
+    """The main job: trace, estimates on every device, report.
 
-    with progress(quiet or json_) as step:
+    Example: tokenfab study llama-2-7b -o out
+    """
+    from .reports.study import run_study
+
+    with terminal.progress(quiet or json_) as step:
         done = run_study(
             model, output, devices=device, batch=batch, prompt=prompt, output=tokens, techniques=apply or [],
-            command=_command(), step=step,
+            command=run_.obj, step=step,
         )  # fmt: skip
-    if json_:
-        _emit(
-            {
-                "report": str(done.report),
-                "results": [str(r) for r in done.results],
-                "wall_s": done.wall_s,
-                "pages": done.pages,
-            }
-        )
-    elif not quiet:
-        study_summary(done.documents)
-        html = done.report.with_suffix(".html")
-        print(f"\n{done.report}: {done.pages} pages, made in {done.wall_s:.1f} s; the same as {html}")
+    document = {
+        "report": str(done.report), "html": str(done.report.with_suffix(".html")), "pages": done.pages,
+        "results": [str(r) for r in done.results], "wall_s": done.wall_s,
+    }  # fmt: skip
+    _answer(document, json_, quiet, lambda: terminal.study_summary(done.documents, document))
 
 
 @app.callback(invoke_without_command=True)

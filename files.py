@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+import math
 import os
+import stat
 import tempfile
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from .errors import InputError
 
@@ -14,14 +17,27 @@ if TYPE_CHECKING:
 
 
 def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
-    """Write a file whole or not at all: to a temporary file beside it, then renamed."""
-    target = Path(path)
+    """Write a file whole or not at all: to a temporary file beside it, then renamed.
+
+    Missing folders are made. A symbolic link keeps pointing at the file, which is replaced. What is no
+    file (a pipe, a terminal, ``/dev/null``) is written to as it is. Raises ``InputError`` when it
+    cannot be done.
+    """
     data = content.encode("utf-8") if isinstance(content, str) else content
     try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=f".{target.name}.")
-    except OSError as error:
-        raise InputError(f"{target}: cannot be written: {error.strerror}") from None
+        _write(Path(path), data)
+    except (OSError, ValueError) as error:  # ValueError: a path with a null character
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError(f"{path}: cannot be written: {reason}") from None
+
+
+def _write(path: Path, data: bytes) -> None:
+    if path.exists() and not path.is_dir() and not stat.S_ISREG(path.stat().st_mode):
+        path.write_bytes(data)
+        return
+    target = Path(os.path.realpath(path)) if path.is_symlink() else path
+    target.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(dir=target.parent, prefix=".tokenfab-")
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
@@ -29,11 +45,22 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
         os.replace(temporary, target)
-    except BaseException as error:
+    except BaseException:
         Path(temporary).unlink(missing_ok=True)
-        if isinstance(error, OSError):
-            raise InputError(f"{target}: cannot be written: {error.strerror}") from None
         raise
+
+
+def json_text(document: Any, ascii_only: bool = False) -> str:
+    """``document`` as a JSON text that ends in a newline; what is not finite, JSON has no word for: null."""
+    return json.dumps(_finite(document), indent=1, allow_nan=False, ensure_ascii=ascii_only) + "\n"
+
+
+def _finite(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {k: _finite(v) for k, v in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(v) for v in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def first_problem(error: ValidationError) -> str:

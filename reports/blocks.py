@@ -64,12 +64,16 @@ class Canvas:
 
 @dataclass(frozen=True)
 class Picture:
-    """A figure: ``draw`` fills a canvas of the page's width and ``height`` inches. ``alt`` says it in words."""
+    """A figure: ``draw`` fills a canvas of the page's width and ``height`` inches. ``alt`` says it in words.
+
+    A page that lacks room may give it less height, though not below ``least`` (0: as much as it asks for).
+    """
 
     draw: Callable[[Canvas], None]
     height: float
     title: str
     alt: str
+    least: float = 0.0
 
 
 @dataclass(frozen=True)
@@ -124,9 +128,13 @@ Block = Picture | Table | Paragraph | Listing
 
 @dataclass(frozen=True)
 class Part:
-    """A section; in the PDF it begins a page. ``lead`` says what the reader should take away."""
+    """A section. ``lead`` says what the reader should take away.
+
+    In the PDF it begins a page; one that ``joins`` goes below the part before it where all of it has room.
+    """
 
     title: str
     lead: str
     blocks: tuple[Block, ...]
     context: str = ""
+    joins: bool = False

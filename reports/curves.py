@@ -7,10 +7,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from .blocks import Canvas
-from .format import count
-from .plot import hair, log_axis, number, power_of_two, spread, tick, token_axis
+from .format import count, short
+from .plot import hair, log_axis, spread, tick, token_axis
 from .sections import Entry, Section
-from .style import BAND, GREY, INK, fit, width
+from .style import BAND, GREY, INK, fit, shorten, width
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Line:
     """One device's curve; ``solid`` is how many points hold the model (the others are drawn dashed)."""
 
     entry: Entry
-    label: str
+    suffix: str
     x: Sequence[float]
     y: Sequence[float]
     low: Sequence[float] | None
@@ -40,7 +40,7 @@ def over_tokens(canvas: Canvas, section: Section) -> None:
             curve = getattr(entry.document.curves, name)
             low, high = (curve.low_s, curve.high_s) if entry in banded else (None, None)
             solid = len(curve.x) if entry.fits else 0
-            lines.append(Line(entry, entry.label, curve.x, curve.latency_s, low, high, solid))
+            lines.append(Line(entry, "", curve.x, curve.latency_s, low, high, solid))
         _panel(panel, lines, heading, "s", asked)
 
 
@@ -55,8 +55,8 @@ def over_batch(canvas: Canvas, section: Section) -> None:
         curve = curves.batch
         held = next((i for i, fits in enumerate(curve.fits) if not fits), len(curve.x))
         low, high = (curve.low_s, curve.high_s) if entry in banded else (None, None)
-        steps.append(Line(entry, entry.label, curve.x, curve.latency_s, low, high, held))
-        rates.append(Line(entry, f"{entry.label}, {_held(curve.x, held)}", curve.x, curve.tokens_per_s, None, None, held))
+        steps.append(Line(entry, "", curve.x, curve.latency_s, low, high, held))
+        rates.append(Line(entry, f", {_held(curve.x, held)}", curve.x, curve.tokens_per_s, None, None, held))
     _panel(left, steps, "Decode step against batch, sequences", "s", float(section.batch))
     _panel(right, rates, "Decode throughput against batch, tokens/s", "", float(section.batch))
 
@@ -64,12 +64,14 @@ def over_batch(canvas: Canvas, section: Section) -> None:
 def _held(batches: Sequence[float], held: int) -> str:
     if held == 0:
         return "does not fit"
-    return f"fits {'≥ ' if held == len(batches) else ''}{count(batches[held - 1])}"
+    if held == len(batches):
+        return f"fits {count(batches[-1])}"
+    return f"fits {count(batches[held - 1])}, not {count(batches[held])}"
 
 
 def _panel(canvas: Canvas, lines: Sequence[Line], heading: str, unit: str, asked: float) -> None:
     size = 7.5
-    gutter = min(canvas.width * 0.36, max(width(line.label, size) for line in lines) + 0.3)
+    gutter = min(canvas.width * 0.45, max(width(line.entry.label + line.suffix, size) for line in lines) + 0.27)
     box = (0.62, 0.38, canvas.width - 0.62 - gutter, canvas.height - 0.72)
     canvas.text(0.02, canvas.height - 0.14, fit(heading, canvas.width - 0.1, 8.5, True), 8.5, weight="bold")
     axes = canvas.axes(*box)
@@ -86,25 +88,25 @@ def _panel(canvas: Canvas, lines: Sequence[Line], heading: str, unit: str, asked
     if x0 <= asked <= x1:
         axes.axvline(asked, color=GREY, linewidth=0.7, linestyle=":")
         share = math.log(asked / x0) / math.log(x1 / x0)
-        text = f"asked: {number(asked)}"
+        text = f"asked: {short(asked)}"
         left = min(max(box[0], box[0] + box[2] * share - width(text, 7) / 2), box[0] + box[2] - width(text, 7))
         canvas.text(left, box[1] + box[3] + 0.05, text, 7, GREY)
     _end_labels(canvas, box, lines, (y0, y1), size, gutter)
 
 
 def _rate(value: float) -> str:
-    return number(value) if value < 10_000 else power_of_thousand(value)
-
-
-def power_of_thousand(value: float) -> str:
     """20k, 1M: counts on an axis."""
-    return f"{number(value / 1e6)}M" if value >= 1e6 else f"{number(value / 1e3)}k"
+    if value < 10_000:
+        return short(value)
+    return f"{short(value / 1e6)}M" if value >= 1e6 else f"{short(value / 1e3)}k"
 
 
 def _draw(axes, line: Line) -> None:  # type: ignore[no-untyped-def]
     colour, n = line.entry.colour, line.solid
     if line.low is not None and line.high is not None:
         axes.fill_between(line.x, line.low, line.high, color=colour, alpha=BAND, linewidth=0)
+        for edge in (line.low, line.high):
+            axes.plot(line.x, edge, color=colour, linewidth=0.5, alpha=0.6)
     if n:
         axes.plot(line.x[:n], line.y[:n], color=colour, linewidth=1.4)
     if n < len(line.x):
@@ -124,6 +126,7 @@ def _end_labels(
     low, high = box[1] + 0.05, box[1] + box[3] - 0.02
     right = box[0] + box[2]
     for line, end, y in zip(lines, ends, spread(ends, 0.135, low, high), strict=True):
-        canvas.text(right + 0.2, y, fit(line.label, gutter - 0.2, size), size, INK, va="center_baseline")
+        name = shorten(line.entry.label, gutter - 0.22 - width(line.suffix, size), size)
+        canvas.text(right + 0.2, y, name + line.suffix, size, INK, va="center_baseline")
         hair(canvas, (right + 0.02, end), (right + 0.12, y))
         canvas.box(right + 0.13, y - 0.035, 0.05, 0.07, line.entry.colour)

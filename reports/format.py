@@ -11,42 +11,81 @@ from collections.abc import Sequence
 
 NONE = "–"
 """What stands where there is no number."""
-_PREFIXES = {15: "P", 12: "T", 9: "G", 6: "M", 3: "k", 0: "", -3: "m", -6: "µ", -9: "n", -12: "p"}
+_RAISED = str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹")
+_PREFIXES = {
+    24: "Y",
+    21: "Z",
+    18: "E",
+    15: "P",
+    12: "T",
+    9: "G",
+    6: "M",
+    3: "k",
+    0: "",
+    -3: "m",
+    -6: "µ",
+    -9: "n",
+    -12: "p",
+    -15: "f",
+}
 
 
-def exponent(value: float) -> int:
-    """The power of ten, a multiple of three, whose prefix suits ``value`` once rounded to three digits."""
+def exponent(value: float, unit: str = "") -> int:
+    """The power of ten, a multiple of three, whose prefix suits ``value`` once rounded to three digits.
+
+    Seconds have no kilo; what is counted or paid has no prefix at all.
+    """
+    if unit in ("tokens/s", "$"):
+        return 0
     if not value or not math.isfinite(value):
         return 0
     power = math.floor(math.log10(abs(value)))
     if round(abs(value) / 10.0 ** (power - 2)) >= 1000:
         power += 1
-    return min(15, max(-12, 3 * (power // 3)))
+    return min(0 if unit == "s" else 24, max(-15, 3 * (power // 3)))
 
 
 def number(value: float, digits: int = 3) -> str:
-    """Three significant digits, thousands set apart, no exponent: 0.0123, 4.56, 12 300."""
+    """Three significant digits, thousands set apart: 0.0123, 4.56, 12 300; beyond 10⁶ and 10⁻⁴ as 1.23×10⁻⁵."""
     if not value:
         return "0"
     power = math.floor(math.log10(abs(value)))
-    if abs(power) > 15:
-        return f"{value:.{digits - 1}e}"
+    if not -4 <= power < 6:
+        mantissa, _, exp = f"{value:.{digits - 1}e}".partition("e")
+        return f"{mantissa}×10{str(int(exp)).translate(_RAISED)}"
     rounded = round(value, digits - 1 - power)
     places = max(0, digits - 1 - math.floor(math.log10(abs(rounded))))
     return f"{rounded:,.{places}f}".replace(",", "\u2009")
 
 
+def short(value: float) -> str:
+    """A round number as a tick or a setting has it, without trailing zeros: 0.5, 20, 4 096."""
+    mantissa, times, power = number(value, 4).partition("×")
+    return (mantissa.rstrip("0").rstrip(".") if "." in mantissa else mantissa) + times + power
+
+
+def reason(name: str) -> str:
+    """What bound an operator, as it is written."""
+    return "DRAM" if name == "dram" else name
+
+
 def si(value: float, unit: str, digits: int = 3) -> str:
     """``value`` with an SI prefix: si(0.00123, "s") is "1.23 ms"."""
-    power = exponent(value)
+    power = exponent(value, unit)
     return f"{number(value / 10.0**power, digits)} {_PREFIXES[power]}{unit}".rstrip()
 
 
 def interval(low: float, high: float, unit: str) -> str:
     """An interval with one unit, the upper end's: "9.1–12.4 ms"."""
-    power = exponent(high)
+    power = exponent(high, unit)
     low_text, high_text = number(low / 10.0**power), number(high / 10.0**power)
     return f"{low_text}–{high_text} {_PREFIXES[power]}{unit}".rstrip()
+
+
+def si_tick(value: float, unit: str) -> str:
+    """A round value on an axis: 20 ms, 1 TFLOP/s."""
+    power = exponent(value, unit)
+    return f"{short(value / 10.0**power)} {_PREFIXES[power]}{unit}".rstrip()
 
 
 def prefixed(power: int, unit: str) -> str:
@@ -90,6 +129,6 @@ def listed(items: Sequence[str], last: str = "and") -> str:
 
 
 def shares(bound: dict[str, float], least: float = 0.05) -> str:
-    """What binds a phase, largest first: "dram 87 %, launch 13 %"."""
+    """What binds a phase, largest first: "DRAM 87 %, launch 13 %"."""
     top = sorted(((v, k) for k, v in bound.items() if v >= least), key=lambda p: (-p[0], p[1]))
-    return ", ".join(f"{name} {percent(share)}" for share, name in top)
+    return ", ".join(f"{reason(name)} {percent(share)}" for share, name in top)

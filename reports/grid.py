@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from .blocks import Canvas, Cell, Column, Table
-from .plot import hair
-from .style import GREY, INK, PALE, WARN, width, wrap
+from .style import GREY, INK, PALE, RULE, WARN, width, wrap
 
-PAD = 0.09
+PAD = 0.075
 """Inches between columns, on each side."""
 SWATCH = 0.15
 LEADING = 1.3 / 72
@@ -33,7 +32,7 @@ class Grid:
         cells = list(zip(*self.table.rows, strict=True)) if self.table.rows else [() for _ in columns]
         natural, least = [], []
         for column, values in zip(columns, cells, strict=True):
-            words = max((width(w, self.size, True) for w in column.title.split()), default=0.2)
+            words = _title_width(column.title, self.size)
             widest = max((_natural(c, self.size) for c in values), default=0.0)
             natural.append(max(words, widest) * 1.01 + 0.005)
             longest = max((_longest_word(c, self.size) for c in values), default=0.0)
@@ -55,7 +54,7 @@ class Grid:
             ]
             self._row(canvas, y - 0.022, cells, step)
             y -= self.heights[i]
-            hair(canvas, (0, y), (canvas.width, y))
+            canvas.box(0, y, canvas.width, 0.006, RULE)
 
     def _row(self, canvas: Canvas, top: float, cells: list, step: float, bottom: float = 0.0) -> None:  # type: ignore[type-arg]
         x = 0.0
@@ -75,6 +74,13 @@ class Grid:
                 else:
                     canvas.text(left + indent, y, line, self.size, COLOURS[tone], **style)
             x += wide + 2 * PAD
+
+
+def _title_width(title: str, size: float) -> float:
+    """The least width in which a title takes at most two lines."""
+    words = title.split(" ")
+    ways = [(" ".join(words[:i]), " ".join(words[i:])) for i in range(1, len(words) + 1)]
+    return max(0.2, min(max(width(a, size, True), width(b, size, True)) for a, b in ways))
 
 
 def _bold(cell: Cell) -> bool:

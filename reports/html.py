@@ -9,7 +9,7 @@ from html import escape
 
 from matplotlib.figure import Figure
 
-from .blocks import Block, Canvas, Cell, Listing, Paragraph, Part, Picture, Table
+from .blocks import Block, Canvas, Cell, Column, Listing, Paragraph, Part, Picture, Table
 from .style import house_style
 
 FIGURE_WIDTH = 9.6
@@ -31,14 +31,16 @@ nav a { color: inherit; margin-right: 1rem; white-space: nowrap; }
 figure { margin: 1rem 0; }
 figure svg { display: block; width: 100%; min-width: 40rem; height: auto; }
 figcaption { color: #5c5c61; font-size: .85rem; }
-table { border-collapse: collapse; font-size: .85rem; font-variant-numeric: tabular-nums; }
-th { text-align: left; vertical-align: bottom; background: #f3f3f5; }
-th, td { padding: .3rem .55rem; border-bottom: 1px solid #dedee2; vertical-align: top; }
+table { border-collapse: collapse; font-size: .8rem; line-height: 1.35; font-variant-numeric: tabular-nums; }
+th { text-align: left; background: #f3f3f5; }
+th, td { padding: .3rem .5rem; border-bottom: 1px solid #dedee2; vertical-align: top; }
 th { vertical-align: bottom; }
-.right { text-align: right; white-space: nowrap; }
-.small { font-size: .72rem; }
+td { white-space: nowrap; }
+td.grow { white-space: normal; min-width: 10.5rem; }
+td.key { position: sticky; left: 0; background: #fff; }
+.right { text-align: right; }
+.small { font-size: .72rem; } .small td.grow { min-width: 0; white-space: nowrap; }
 .strong { font-weight: 600; } .muted { color: #6b6b70; } .warn { color: #a3210f; }
-td.key { white-space: nowrap; }
 .swatch { display: inline-block; width: .65em; height: .65em; margin-right: .4em; }
 dl { margin: .5rem 0; font-size: .8rem; overflow-wrap: anywhere; }
 dl.two { columns: 24rem 2; column-gap: 2rem; }
@@ -51,7 +53,9 @@ footer { margin-top: 3rem; border-top: 1px solid #c9c9ce; padding-top: .5rem; ov
 @media print {
   @page { size: A4 landscape; margin: 12mm; }
   body { max-width: none; padding: 0; font-size: 10pt; }
-  nav { display: none; } .wide { overflow: visible; } figure svg { min-width: 0; }
+  h1 { font-size: 14pt; margin: 0; } h2 { margin-top: 0; border: 0; padding: 0; }
+  nav, figcaption { display: none; } .wide { overflow: visible; }
+  figure { margin: .4rem 0; } figure svg { min-width: 0; max-height: 140mm; }
   h2 { break-after: avoid; } figure, tr { break-inside: avoid; } section + section { break-before: page; }
 }
 """
@@ -116,7 +120,7 @@ def svg(made: Figure, prefix: str, alt: str) -> str:
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>\s*", "", text, flags=re.DOTALL)
     text = re.sub(r'\sxmlns(:\w+)?="[^"]*"', "", text)
-    text = text.replace("xlink:href=", "href=")
+    text = text.replace("xlink:href=", "href=").replace("'DejaVu Sans'", "'DejaVu Sans', Verdana, sans-serif")
     text = re.sub(r'\b(id="|href="#|url\(#)', rf"\g<1>{prefix}-", text)
     return _head(text, alt)
 
@@ -147,19 +151,19 @@ def _table(table: Table) -> str:
     aligned = [' class="right"' if c.align == "right" else "" for c in table.columns]
     head = "".join(f'<th scope="col"{a}>{escape(c.title)}</th>' for c, a in zip(table.columns, aligned, strict=True))
     rows = "\n".join(
-        "<tr>" + "".join(_cell(c, i, table.columns[i].align == "right") for i, c in enumerate(row)) + "</tr>"
-        for row in table.rows
+        "<tr>" + "".join(_cell(c, i, table.columns[i]) for i, c in enumerate(row)) + "</tr>" for row in table.rows
     )
     title = f"<h3>{escape(table.title)}</h3>\n" if table.title else ""
     note = f'\n<p class="note">{escape(table.note)}</p>' if table.note else ""
     size = ' class="small"' if table.size < 7 else ""
-    return (
-        f'{title}<div class="wide"><table{size}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table></div>{note}'
-    )
+    grid = f"<table{size}>\n<thead><tr>{head}</tr></thead>\n<tbody>\n{rows}\n</tbody>\n</table>"
+    return f'{title}<div class="wide">{grid}</div>{note}'
 
 
-def _cell(cell: Cell, index: int, right: bool) -> str:
-    kinds = [k for k, used in (("right", right), (cell.tone, cell.tone != "normal"), ("key", index == 0)) if used]
+def _cell(cell: Cell, index: int, column: Column) -> str:
+    used = {"right": column.align == "right", cell.tone: cell.tone != "normal", "key": index == 0}
+    used["grow"] = column.grow and index > 0
+    kinds = [kind for kind, so in used.items() if so]
     attribute = f' class="{" ".join(kinds)}"' if kinds else ""
     swatch = f'<span class="swatch" style="background:{cell.swatch}"></span>' if cell.swatch else ""
     return f"<td{attribute}>{swatch}{escape(cell.text)}</td>"

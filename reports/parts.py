@@ -2,29 +2,32 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 
 from . import bars, curves, roofline, tables
 from .blocks import Block, Paragraph, Part, Picture
-from .documents import Document
-from .format import listed, number, percent, plural, si
+from .format import listed, number, percent, plural, reason, short, si
+from .schema import Document
 from .sections import Section, binding, certainty, headline, sections
 from .style import DEVICES
 
+ROWS = 14
+"""Devices in one picture of bars."""
 CONVENTIONS = (
-    "One multiply–accumulate counts as two FLOPs. Attention is causal: a token sees those before it, and the score matrix never "
-    "leaves the chip. Logits are computed for the last position of each sequence only.",
-    "Bytes are decimal (1 GB = 10⁹ B) wherever a report scales them; numbers quoted from a device file keep the file's own unit.",
-    "Times are of a whole pass over the batch. TTFT is the prefill of all prompts at once, without queueing. Time per output token is "
+    "One multiply–accumulate counts as two FLOPs. Attention is causal: a token sees those before it, and the score "
+    "matrix never leaves the chip. Logits are computed for the last position of each sequence only.",
+    "Bytes are decimal (1 GB = 10⁹ B) wherever a report scales them; numbers quoted from a device file keep its units.",
+    "Times are of a whole pass over the batch. TTFT is the prefill of all prompts at once, without queueing. TPOT is "
     "one decode step at the middle context of the request.",
-    "The interval is 90 %: between the 5 % and the 95 % quantile of measured over predicted time where this class of model could be "
-    "checked, operators taken as fully correlated, so that a sum's interval is the sum of its parts' ends. It covers the model's error, not "
-    "a wrong device file; a device whose own kernels nobody measured borrows the intervals its file names.",
-    "An operator's time is its launch plus the largest of compute, DRAM, dequantisation and network time; the shares say which of them was "
-    "largest, weighted by time.",
-    "Energy is static power over the whole time plus energy per FLOP and per bit moved. Price is devices times hours at the hourly rate of "
-    "the device file, or the purchase price spread over its life plus electricity. Both count output tokens only.",
+    "The interval is 90 %: from the 5 % to the 95 % quantile of measured over predicted time where this class of model "
+    "could be checked. Operators count as fully correlated, so the ends of a sum are the sums of the ends. It covers "
+    "the error of the model, not of a device file; a device on which nobody measured kernels borrows another's "
+    "interval, and its file says whose.",
+    "An operator's time is its launch plus the largest of compute, DRAM, dequantisation and network time; what bounds "
+    "a phase is the share of its time for which each of them was the largest.",
+    "Energy is static power over the whole time plus energy per FLOP and per bit moved. Price is devices times hours, "
+    "at the rate that the provenance lines name. Both are per output token.",
 )
 
 
@@ -33,7 +36,7 @@ def build(documents: Sequence[Document], title: str | None, command: str | None)
     every = sections(documents, DEVICES)
     parts: list[Part] = []
     if len(every) > 1:
-        lead = f"{plural(len(documents), 'estimate')} of {len(every)} questions; the sections that follow take them one by one."
+        lead = f"{plural(len(documents), 'estimate')}, {len(every)} questions; what follows takes them one by one."
         parts.append(Part(title or "Overview", lead, (tables.overview(every),)))
         title = None
     for section in every:
@@ -43,19 +46,38 @@ def build(documents: Sequence[Document], title: str | None, command: str | None)
 
 
 def _section(section: Section, title: str | None) -> list[Part]:
-    made = [_summary(section, title), *_rooflines(section), _time(section), *_curves(section), _memory_energy(section)]
-    return [part for part in made if part is not None]
+    return [
+        _summary(section, title), *_rooflines(section), _time(section), *_operators(section), *_curves(section),
+        _memory_energy(section),
+    ]  # fmt: skip
+
+
+def _bars(
+    draw: Callable[..., None], section: Section, title: str, alt: str, *, panels: int = 1, extra: float = 0.0
+) -> list[Block]:
+    """Pictures of bars, at most :data:`ROWS` devices in each."""
+    pictures: list[Block] = []
+    number_of = -(-len(section.entries) // ROWS)
+    each = -(-len(section.entries) // number_of)
+    for start in range(0, len(section.entries), each):
+        entries = section.entries[start : start + each]
+        height, least = bars.heights(entries, panels, extra)
+        more = (
+            f" ({start + 1} to {start + len(entries)} of {len(section.entries)})" if len(section.entries) > ROWS else ""
+        )
+        pictures.append(
+            Picture(partial(draw, section=section, entries=entries), height, title + more, alt + more, least)
+        )
+    return pictures
 
 
 def _summary(section: Section, title: str | None) -> Part:
-    chart = Picture(
-        partial(bars.throughput, section=section), bars.throughput_height(section), "Tokens per second, with 90 % intervals",
-        "Bar chart of output tokens per second: "
-        + "; ".join(f"{e.label} {number(e.throughput)}" + ("" if e.fits else " (does not fit)") for e in section.entries),
-    )  # fmt: skip
+    told = [f"{e.label} {number(e.throughput)}" + ("" if e.fits else " (does not fit)") for e in section.entries]
+    alt = f"Bar chart of output tokens per second: {'; '.join(told)}"
+    charts = _bars(bars.throughput, section, "Tokens per second, with 90 % intervals", alt)
     blocks: list[Block] = [Paragraph(headline(section), "headline")]
     lead = " ".join(t for t in (certainty(section), binding(section)) if t)
-    blocks += [Paragraph(lead, "lead"), tables.summary(section), chart]
+    blocks += [Paragraph(lead, "lead"), tables.summary(section), *charts]
     return Part(title or f"What {section.model} costs", "", tuple(blocks))
 
 
@@ -70,7 +92,8 @@ def _rooflines(section: Section) -> list[Part]:
     ridge = best.document.device.achievable_flops / best.document.device.achievable_bandwidth
     lead = (
         f"On {best.label} work turns from memory-bound to compute-bound at {number(ridge)} FLOP per byte. "
-        "Points on a line use all that it offers; what lies below pays for launches, collectives or a slower engine." + note
+        "Points on a line use all that it offers; what lies below pays for launches, collectives or a slower engine."
+        + note
     )
     large = Picture(
         partial(roofline.roofline, entry=best, bounds=bounds), 6.15, f"Roofline of {best.label}",
@@ -93,14 +116,33 @@ def _rooflines(section: Section) -> list[Part]:
 
 
 def _time(section: Section) -> Part:
-    alt = "Stacked bars of the time of prefill and of a decode step by what bounds it: " + "; ".join(
-        f"{e.label} {si(e.document.prefill.latency_s, 's')} and {si(e.document.decode.latency_s, 's')}" for e in section.entries
-    )
-    chart = Picture(partial(bars.breakdown, section=section), bars.breakdown_height(section), "What the time is spent on", alt)
-    blocks: list[Block] = [chart]
-    if explained := section.explained("operators"):
-        blocks.append(tables.operators(explained[0]))
-    return Part("Where the time goes", binding(section), tuple(blocks), section.question)
+    told = [
+        f"{e.label} {si(e.document.prefill.latency_s, 's')} and {si(e.document.decode.latency_s, 's')}"
+        for e in section.entries
+    ]
+    alt = f"Stacked bars of the time of prefill and of a decode step by what bounds it: {'; '.join(told)}"
+    charts = _bars(bars.breakdown, section, "What the time is spent on", alt, panels=2, extra=0.45)
+    return Part("Where the time goes", binding(section), tuple(charts), section.question, joins=True)
+
+
+def _operators(section: Section) -> list[Part]:
+    explained = section.explained("operators")
+    if not explained:
+        return []
+    best = explained[0]
+    told = []
+    for phase, name in (("prefill", "a prefill"), ("decode", "a decode step")):
+        times: dict[str, float] = {}
+        for o in best.document.operators:
+            if o.phase == phase:
+                times[o.kind] = times.get(o.kind, 0.0) + o.time_s
+        if whole := sum(times.values()):
+            kind, time = max(times.items(), key=lambda p: p[1])
+            told.append(f"{percent(time / whole)} of {name} is {kind}")
+    lead = f"On {best.label}, {listed(told)}." if told else ""
+    return [
+        Part(f"Operators on {best.label}, longest first", lead, (tables.operators(best),), section.question, joins=True)
+    ]
 
 
 def _curves(section: Section) -> list[Part]:
@@ -108,18 +150,19 @@ def _curves(section: Section) -> list[Part]:
     if not explained:
         return []
     banded = listed([e.label for e in explained if e in section.banded])
-    bands = f"Bands: 90 % intervals of {banded}. Dashed: beyond the device's memory." if banded else ""
+    bands = f"Bands: 90 % intervals of {banded}. " if banded else ""
+    bands += "Dashed: beyond the device's memory."
     tokens = Picture(
-        partial(curves.over_tokens, section=section), 5.6, "Latency against context and prompt",
+        partial(curves.over_tokens, section=section), 6.1, "Latency against context and prompt",
         "Line plots of decode latency against context and of prefill latency against prompt length",
     )  # fmt: skip
     batch = Picture(
-        partial(curves.over_batch, section=section), 5.6, "Latency and throughput against batch",
+        partial(curves.over_batch, section=section), 6.1, "Latency and throughput against batch",
         "Line plots of decode latency and of decode throughput against batch",
     )  # fmt: skip
-    held = [(e.largest_batch or 0.0, e.label) for e in explained]
-    most = max(held)
-    fits = f"Of the batches tried, {most[1]} holds the largest, {number(most[0])}." if most[0] else "No device holds even a batch of one."
+    held = sorted(((e.largest_batch or 0.0, e.label) for e in explained), key=lambda p: -p[0])
+    most = [f"{label} {short(batch)}" for batch, label in held[:3] if batch]
+    fits = f"Largest batches that fit, of those tried: {listed(most)}." if most else "No device holds a batch of one."
     return [
         Part("Latency against length", f"Batch {section.batch}. {bands}", (tokens,), section.question),
         Part("Latency and throughput against batch", f"{fits} {bands}", (batch,), section.question),
@@ -137,20 +180,16 @@ def _memory_energy(section: Section) -> Part:
         total = sum(parts.values())
         if total:
             name, joules = max(parts.items(), key=lambda p: p[1])
-            lead += f"On {thrifty.label} {percent(joules / total)} of the energy is {name}."
-    held = Picture(
-        partial(bars.memory, section=section), bars.memory_height(section), "Memory on the fullest device",
-        "Stacked bars of weights, KV cache and activations against capacity",
-    )  # fmt: skip
-    spent = Picture(
-        partial(bars.energy_and_price, section=section), bars.energy_and_price_height(section), "Energy and price",
-        "Bars of energy per output token by part, and of dollars per million output tokens",
-    )  # fmt: skip
-    return Part("Memory, energy and price", lead, (held, spent), section.question)
+            lead += f"On {thrifty.label} {percent(joules / total)} of the energy is {reason(name)}."
+    alt = "Stacked bars of weights, KV cache and activations against capacity"
+    held = _bars(bars.memory, section, "Memory on the fullest device", alt, extra=0.25)
+    alt = "Bars of energy per output token by part, and of dollars per million output tokens"
+    spent = _bars(bars.energy_and_price, section, "Energy and price", alt, extra=0.25)
+    return Part("Memory, energy and price", lead, (*held, *spent), section.question, joins=True)
 
 
 def _background(documents: Sequence[Document], every: Sequence[Section], command: str | None) -> list[Part]:
-    facts = tables.devices(documents)
+    facts = tables.devices([e.document for s in every for e in s.entries])
     matrices, sources = tables.assumptions(facts)
     numbers = [q for d in facts for q in d.quantities]
     assumed = sum(q.assumed for q in numbers)
@@ -163,6 +202,6 @@ def _background(documents: Sequence[Document], every: Sequence[Section], command
     if command:
         blocks.append(Paragraph(f"Command: {command}", "body"))
     return [
-        Part("What was assumed of the devices", lead, (*matrices, sources)),
         Part("Models, provenance and conventions", "", tuple(blocks)),
+        Part("What was assumed of the devices", lead, (*matrices, sources), joins=True),
     ]

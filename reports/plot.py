@@ -5,18 +5,21 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from matplotlib.axes import Axes
+from matplotlib.lines import Line2D
+from matplotlib.patches import Rectangle
 from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from .blocks import Canvas
-from .format import number, prefixed, si
+from .format import exponent, prefixed, short, si_tick
 from .sections import Entry
-from .style import GREY, INK, fit, width
+from .style import GREY, INK, fit, shorten, width
 
-ROW = 0.235
-"""Inches from one device's bar to the next."""
+ROW, LEAST_ROW = 0.235, 0.135
+"""Inches from one device's bar to the next, at best and at least."""
+HATCH = "/////"
 BAR = 0.62
 """Share of a row that its bar fills."""
 POINT = 1 / 72
@@ -24,17 +27,17 @@ POINT = 1 / 72
 
 def names_width(entries: Sequence[Entry], size: float = 8, most: float = 2.3) -> float:
     """Inches that the device names need at the left of bars."""
-    return min(most, max(width(e.label, size) for e in entries) + 0.25)
+    return min(most, max(width(e.label, size) for e in entries) + 0.27)
 
 
-def rows_height(number_of_rows: int, head: float = 0.3, foot: float = 0.32) -> float:
+def rows_height(number_of_rows: int, row: float = ROW, head: float = 0.3, foot: float = 0.32) -> float:
     """Height of a panel of bars with its heading and axis."""
-    return head + number_of_rows * ROW + foot
+    return head + number_of_rows * row + foot
 
 
 @dataclass
 class Rows:
-    """A panel of horizontal bars, one row per entry, top row first; lengths in inches.
+    """A panel of horizontal bars, one row per entry, top row first, that fills its canvas; lengths in inches.
 
     ``limit`` is the value at the right end. Values beyond it are drawn to the end and marked as cut.
     """
@@ -50,12 +53,16 @@ class Rows:
     foot: float = 0.32
     scale: Literal["si", "percent"] = "si"
     axes: Axes = field(init=False)
+    row: float = field(init=False)
+    size: float = field(init=False)
 
     def __post_init__(self) -> None:
         c, rows = self.canvas, len(self.entries)
         top = c.height - self.head
+        self.row = min(ROW, (top - self.foot) / rows)
+        self.size = min(8.0, self.row / POINT * 0.75)
         span = c.width - self.names - self.gutter
-        self.axes = axes = c.axes(self.names, top - rows * ROW, span, rows * ROW)
+        self.axes = axes = c.axes(self.names, top - rows * self.row, span, rows * self.row)
         axes.set_xlim(0, self.limit)
         axes.set_ylim(rows - 0.5, -0.5)
         axes.yaxis.set_major_locator(NullLocator())
@@ -63,7 +70,7 @@ class Rows:
         if self.scale == "percent":
             ticks, labels, unit = [0, 0.25, 0.5, 0.75, 1.0], ["0", "25", "50", "75", "100 %"], ""
         else:
-            ticks, labels, unit = linear_ticks(self.limit, self.unit, max(2, int(span / 0.75)))
+            ticks, labels, unit = linear_ticks(self.limit, self.unit, max(2, min(6, int(span / 0.8))))
         axes.xaxis.set_major_locator(FixedLocator(ticks))
         axes.xaxis.set_major_formatter(FixedFormatter(labels))
         heading = f"{self.heading}, {unit}" if unit else self.heading
@@ -72,35 +79,52 @@ class Rows:
             for i, entry in enumerate(self.entries):
                 y = self.y(i)
                 c.box(0.02, y - 0.045, 0.09, 0.09, entry.colour)
-                c.text(0.17, y, fit(entry.label, self.names - 0.25, 8), 8, va="center_baseline")
+                c.text(0.17, y, shorten(entry.label, self.names - 0.25, self.size), self.size, va="center_baseline")
 
     def y(self, row: int) -> float:
         """The middle of a row, in the canvas's inches."""
-        return self.canvas.height - self.head - (row + 0.5) * ROW
+        return self.canvas.height - self.head - (row + 0.5) * self.row
 
     def x(self, value: float) -> float:
         """Where a value lies, in the canvas's inches; at most the end of the axis."""
         span = self.canvas.width - self.names - self.gutter
         return self.names + span * min(1.0, value / self.limit)
 
+    def bar(
+        self, row: int, start: float, end: float, color: str, alpha: float = 1.0, outline: str | None = None
+    ) -> None:
+        """A bar from ``start`` to ``end``, cut at the axis's end; hollow and hatched when it has an ``outline``."""
+        end = min(end, self.limit)
+        if end <= start:
+            return
+        style: dict[str, Any] = {"facecolor": color, "alpha": alpha, "linewidth": 0}
+        if outline:
+            style = {"facecolor": "white", "edgecolor": outline, "hatch": HATCH, "linewidth": 0.6}
+        self.axes.add_artist(Rectangle((start, row - BAR / 2), end - start, BAR, **style))
+
     def end(self, row: int, value: float, text: str, color: str = INK) -> None:
         """``text`` just right of ``value`` in a row; says that the bar was cut where it was."""
         cut = value > self.limit * 1.0001
         x = self.x(value) + 0.06
         if cut:
-            self.axes.plot([self.limit] * 2, [row - 0.42, row + 0.42], color="white", linewidth=4, clip_on=False)
+            gap = Line2D([self.limit * 0.985] * 2, [row - 0.42, row + 0.42], color="white", linewidth=2)
+            self.axes.add_artist(gap)
             text = "» " + text
         room = self.canvas.width - x + 0.02
-        self.canvas.text(x, self.y(row), fit(text, room, 7.5), 7.5, color=color, va="center_baseline")
+        size = min(7.5, self.size)
+        self.canvas.text(x, self.y(row), fit(text, room, size), size, color=color, va="center_baseline")
 
     def whisker(self, row: int, low: float, high: float) -> None:
         """A 90 % interval: a thin line with end strokes, as far as the axis reaches."""
-        style = {"color": INK, "linewidth": 0.8, "solid_capstyle": "butt"}
         if low < self.limit:
-            self.axes.plot([low, min(high, self.limit)], [row, row], **style)  # type: ignore[arg-type]
+            self.stroke([low, min(high, self.limit)], [row, row])
         for end in (low, high):
             if end <= self.limit:
-                self.axes.plot([end, end], [row - 0.15, row + 0.15], **style)  # type: ignore[arg-type]
+                self.stroke([end, end], [row - 0.15, row + 0.15])
+
+    def stroke(self, x: list[float], y: list[float], linewidth: float = 0.8) -> None:
+        """A black line in the panel."""
+        self.axes.add_artist(Line2D(x, y, color=INK, linewidth=linewidth, solid_capstyle="butt"))
 
 
 def axis_end(values: Sequence[float]) -> float:
@@ -115,13 +139,12 @@ def axis_end(values: Sequence[float]) -> float:
 
 def linear_ticks(limit: float, unit: str, most: int = 5) -> tuple[list[float], list[str], str]:
     """Round ticks from 0 to ``limit``, their labels, and the unit with the prefix the labels are in."""
-    raw = limit / max(1, most)
-    power = 10.0 ** math.floor(math.log10(raw))
-    step = next(m * power for m in (1, 2, 5, 10) if m * power >= raw * 0.999)
+    power = math.floor(math.log10(limit / most)) - 1
+    steps = (m * 10.0**p for p in range(power, power + 4) for m in (1, 2, 5))
+    step = next(s for s in steps if int(limit / s * 1.0001) <= most)
     ticks = [i * step for i in range(int(limit / step * 1.0001) + 1)]
-    three = 3 * math.floor(math.log10(max(ticks[-1], step)) / 3)
-    three = min(15, max(-12, three)) if unit not in ("tokens/s", "$") else 0
-    return ticks, [number(t / 10.0**three) for t in ticks], prefixed(three, unit)
+    three = exponent(ticks[-1], unit)
+    return ticks, [short(t / 10.0**three) for t in ticks], prefixed(three, unit)
 
 
 def log_axis(axes: Axes, which: Literal["x", "y"], low: float, high: float, label: Callable[[float], str]) -> None:
@@ -149,8 +172,8 @@ def power_of_two(value: float) -> str:
     """16, 512, 4k, 128k, 1M: tokens as the field writes context lengths."""
     for scale, name in ((2**20, "M"), (2**10, "k")):
         if value >= scale:
-            return f"{number(value / scale)}{name}"
-    return number(value)
+            return f"{short(value / scale)}{name}"
+    return short(value)
 
 
 def _ticks(axis, ticks: list[float], label: Callable[[float], str]) -> None:  # type: ignore[no-untyped-def]
@@ -161,7 +184,7 @@ def _ticks(axis, ticks: list[float], label: Callable[[float], str]) -> None:  # 
 
 def tick(unit: str) -> Callable[[float], str]:
     """Tick labels with a unit: 10 ms, 1 TFLOP/s."""
-    return lambda value: si(value, unit)
+    return lambda value: si_tick(value, unit)
 
 
 def spread(wanted: Sequence[float], gap: float, low: float, high: float) -> list[float]:
@@ -196,6 +219,7 @@ class Placer:
     canvas: Canvas
     bounds: tuple[float, float, float, float]
     taken: list[tuple[float, float, float, float]] = field(default_factory=list)
+    labels: list[tuple[float, float, float, float]] = field(default_factory=list)
 
     def block(self, x: float, y: float, radius: float) -> None:
         """Keep labels off a point."""
@@ -209,19 +233,17 @@ class Placer:
                 dx, dy = reach * math.cos(turn), reach * math.sin(turn)
                 left = x + dx - (0 if abs(turn) < 1.3 else wide if abs(turn) > 1.8 else wide / 2)
                 box = (left, y + dy - high / 2, left + wide, y + dy + high / 2)
-                if self._free(box):
-                    self.taken.append(box)
-                    self._draw(x, y, dx, dy, reach, box, text, size, color)
+                way = [(x + dx * t, y + dy * t) for t in (0.35, 0.5, 0.65, 0.8, 0.9)] if reach > 0.15 else []
+                if self._free(box) and not any(_inside(p, label) for p in way for label in self.labels):
+                    self.labels.append(box)
+                    self.taken += [box, *((a - 0.02, b - 0.02, a + 0.02, b + 0.02) for a, b in way)]
+                    if way:
+                        hair(
+                            self.canvas, (x + dx * 0.06 / reach, y + dy * 0.06 / reach), (x + dx * 0.95, y + dy * 0.95)
+                        )
+                    self.canvas.text(box[0], (box[1] + box[3]) / 2, text, size, color=color, va="center_baseline")
                     return True
         return False
-
-    def _draw(
-        self, x: float, y: float, dx: float, dy: float, reach: float,
-        box: tuple[float, float, float, float], text: str, size: float, color: str,
-    ) -> None:  # fmt: skip
-        if reach > 0.15:
-            hair(self.canvas, (x + dx * 0.06 / reach, y + dy * 0.06 / reach), (x + dx * 0.95, y + dy * 0.95))
-        self.canvas.text(box[0], (box[1] + box[3]) / 2, text, size, color=color, va="center_baseline")
 
     def _free(self, box: tuple[float, float, float, float]) -> bool:
         x0, y0, x1, y1 = self.bounds
@@ -230,11 +252,13 @@ class Placer:
         return all(box[2] <= t[0] or t[2] <= box[0] or box[3] <= t[1] or t[3] <= box[1] for t in self.taken)
 
 
-def hair(canvas: Canvas, start: tuple[float, float], end: tuple[float, float]) -> None:
-    """A hair line between two points of the canvas, in inches."""
-    from matplotlib.lines import Line2D
+def _inside(point: tuple[float, float], box: tuple[float, float, float, float]) -> bool:
+    return box[0] <= point[0] <= box[2] and box[1] <= point[1] <= box[3]
 
+
+def hair(canvas: Canvas, start: tuple[float, float], end: tuple[float, float], color: str = GREY) -> None:
+    """A hair line between two points of the canvas, in inches."""
     w, h = canvas.figure.get_size_inches()
     xs = [(canvas.left + p[0]) / w for p in (start, end)]
     ys = [(canvas.bottom + p[1]) / h for p in (start, end)]
-    canvas.figure.add_artist(Line2D(xs, ys, color=GREY, linewidth=0.4))
+    canvas.figure.add_artist(Line2D(xs, ys, color=color, linewidth=0.4))

@@ -31,7 +31,7 @@ class ReportFiles:
 def write_report(
     documents: Sequence[dict[str, Any]], pdf: Path, title: str | None = None, command: str | None = None
 ) -> ReportFiles:
-    """Write ``documents`` (as :func:`.documents.load_documents` gives them) to ``pdf`` and to the same name with ``.html``.
+    """Write ``documents`` (as :func:`.documents.load_documents` gives them) to ``pdf``, and beside it as ``.html``.
 
     Both are drawn before either is written, and each is written whole or not at all. The same input gives
     the same bytes. Raises ``InputError`` for a document that is none, an empty list, a name that does not

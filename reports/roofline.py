@@ -7,17 +7,17 @@ height of a point is FLOPs over time, all per device; its area grows with its sh
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from matplotlib.axes import Axes
 
 from .blocks import Canvas
-from .documents import DeviceFacts, Operator
-from .format import number, percent, si
+from .format import percent, short, si, si_tick
 from .plot import Placer, log_axis, tick
+from .schema import DeviceFacts, Operator
 from .sections import Entry
-from .style import GREY, INK, MARKERS, PHASES, darker, fit, width
+from .style import GREY, INK, MARKERS, PHASES, darker, fit, shorten, width
 
 Limits = tuple[float, float, float, float]
 
@@ -39,14 +39,18 @@ def points(operators: Sequence[Operator]) -> list[Point]:
     found = [
         Point(o.phase, o.kind, o.flops / o.bytes, o.flops / o.time_s, o.time_s / whole[o.phase])
         for o in operators
-        if o.flops > 0 and o.bytes > 0 and o.time_s > 0
+        if _shown(o)
     ]
     return sorted(found, key=lambda p: p.share)
 
 
 def omitted(operators: Sequence[Operator]) -> list[str]:
     """Kinds of operators that a roofline cannot show, because they compute nothing."""
-    return sorted({o.kind for o in operators if not (o.flops > 0 and o.bytes > 0 and o.time_s > 0)})
+    return sorted({o.kind for o in operators if not _shown(o)})
+
+
+def _shown(o: Operator) -> bool:
+    return o.flops >= 1e-6 and o.bytes >= 1e-6 and o.time_s >= 1e-15
 
 
 def limits(entries: Sequence[Entry]) -> Limits:
@@ -65,7 +69,9 @@ def limits(entries: Sequence[Entry]) -> Limits:
 
 def roofline(canvas: Canvas, entry: Entry, bounds: Limits) -> None:
     """One device, large: points labelled by kind with their share of the phase."""
-    canvas.text(0, canvas.height - 0.14, fit(_caption(entry), canvas.width * 0.62, 9.5, True), 9.5, weight="bold")
+    canvas.text(0.02, canvas.height - 0.14, shorten(_caption(entry), canvas.width * 0.7, 9.5, True), 9.5, weight="bold")
+    said = "achieved, FLOP per second and device; a point's area is its share of the phase's time; dashed: peak"
+    canvas.text(0.02, canvas.height - 0.34, fit(said, canvas.width, 7.5), 7.5, GREY)
     x = canvas.width - 0.1
     for phase in reversed(PHASES):
         name = "prefill" if phase == "prefill" else "decode step"
@@ -73,19 +79,18 @@ def roofline(canvas: Canvas, entry: Entry, bounds: Limits) -> None:
         canvas.text(x, canvas.height - 0.14, name, 8.5, darker(PHASES[phase]))
         _mark(canvas, x - 0.12, canvas.height - 0.1, phase)
         x -= 0.45
-    box = (0.85, 0.5, canvas.width - 0.95, canvas.height - 0.8)
+    box = (0.85, 0.45, canvas.width - 0.95, canvas.height - 0.9)
     axes = canvas.axes(*box)
     _axes(axes, bounds)
     axes.grid(True)
     axes.set_xlabel("arithmetic intensity, FLOP per byte moved", fontsize=8.5)
-    _height_label(canvas, box)
-    placer = Placer(canvas, (box[0] + 0.03, box[1] + 0.03, box[0] + box[2], box[1] + box[3]))
-    _roofs(canvas, axes, entry.document.device, bounds, box, placer)
     found = points(entry.document.operators)
-    _scatter(axes, found, 260)
     place = _place(bounds, box)
+    placer = Placer(canvas, (box[0] + 0.03, box[1] + 0.03, box[0] + box[2], box[1] + box[3]))
     for p in found:
         placer.block(*place(p.intensity, p.achieved), 0.05 + 0.06 * math.sqrt(p.share))
+    _roofs(canvas, axes, entry.document.device, bounds, box, placer)
+    _scatter(axes, found, 260)
     for phase, kind, p, share in _named(found):
         text = f"{kind} {percent(share)}"
         placer.label(*place(p.intensity, p.achieved), text, 8, darker(PHASES[phase]))
@@ -93,9 +98,9 @@ def roofline(canvas: Canvas, entry: Entry, bounds: Limits) -> None:
 
 def small_roofline(canvas: Canvas, entry: Entry, bounds: Limits, *, bottom: bool, left: bool) -> None:
     """One device of many: the same axes, points without labels; tick labels at the edges of the grid only."""
-    box = (0.75, 0.35, canvas.width - 0.8, canvas.height - 0.75)
+    box = (0.0, 0.3, canvas.width - 0.15, canvas.height - 0.7)
     canvas.box(box[0], canvas.height - 0.15, 0.09, 0.09, entry.colour)
-    canvas.text(box[0] + 0.15, canvas.height - 0.15, fit(entry.label, box[2] - 0.2, 8, True), 8, weight="bold")
+    canvas.text(box[0] + 0.15, canvas.height - 0.15, shorten(entry.label, box[2] - 0.2, 8, True), 8, weight="bold")
     device = entry.document.device
     facts = f"{si(device.peak_flops, 'FLOP/s')} {device.peak_format}, {si(device.bandwidth, 'B/s')}"
     canvas.text(box[0], canvas.height - 0.3, fit(facts, box[2], 7), 7, GREY)
@@ -109,10 +114,11 @@ def small_roofline(canvas: Canvas, entry: Entry, bounds: Limits, *, bottom: bool
 
 def small_rooflines(canvas: Canvas, entries: Sequence[Entry], bounds: Limits, columns: int, row: float) -> None:
     """A grid of :func:`small_roofline`, rows of ``row`` inches."""
-    each = canvas.width / columns
+    margin = 0.75
+    each = (canvas.width - margin) / columns
     for i, entry in enumerate(entries):
         r, c = divmod(i, columns)
-        cell = canvas.part(c * each, canvas.height - (r + 1) * row, each, row)
+        cell = canvas.part(margin + c * each, canvas.height - (r + 1) * row, each, row)
         small_roofline(cell, entry, bounds, bottom=i + columns >= len(entries), left=c == 0)
 
 
@@ -140,16 +146,10 @@ def _axes(axes: Axes, bounds: Limits) -> None:
 
 
 def _plain(value: float) -> str:
-    return number(value) if value < 10_000 else si(value, "")
+    return short(value) if value < 10_000 else si_tick(value, "")
 
 
-def _height_label(canvas: Canvas, box: tuple[float, float, float, float]) -> None:
-    canvas.text(
-        box[0], box[1] + box[3] + 0.08, "achieved, FLOP per second and device; area: share of the phase's time", 7.5, GREY
-    )
-
-
-def _place(bounds: Limits, box: tuple[float, float, float, float]):  # type: ignore[no-untyped-def]
+def _place(bounds: Limits, box: tuple[float, float, float, float]) -> Callable[[float, float], tuple[float, float]]:
     """A function from data to inches of the canvas."""
     x0, x1, y0, y1 = (math.log(b) for b in bounds)
 
@@ -172,53 +172,71 @@ def _lines(axes: Axes, device: DeviceFacts, bounds: Limits) -> None:
 
 
 def _roofs(
-    canvas: Canvas, axes: Axes, device: DeviceFacts, bounds: Limits, box: tuple[float, float, float, float], placer: Placer
+    canvas: Canvas,
+    axes: Axes,
+    device: DeviceFacts,
+    bounds: Limits,
+    box: tuple[float, float, float, float],
+    placer: Placer,
 ) -> None:
     """Peak and achievable lines with what they stand for written along them."""
     _lines(axes, device, bounds)
     place = _place(bounds, box)
-    right = box[0] + box[2]
-    top = place(bounds[1], device.peak_flops)[1]
-    below = place(bounds[1], device.achievable_flops)[1]
-    for y, text, color in (
-        (top + 0.06, f"peak {si(device.peak_flops, 'FLOP/s')} ({device.peak_format})", GREY),
-        (below - 0.15, f"achievable {si(device.achievable_flops, 'FLOP/s')}", INK),
+    lines = []
+    for rate, bandwidth in (
+        (device.peak_flops, device.bandwidth),
+        (device.achievable_flops, device.achievable_bandwidth),
     ):
-        canvas.text(right - 0.05, y, text, 7.5, color, ha="right")
-        placer.taken.append((right - 0.1 - width(text, 7.5), y - 0.03, right, y + 0.11))
-    low = max(bounds[0], bounds[2] / device.bandwidth)
-    start = place(low, low * device.bandwidth)
-    ridge = place(device.peak_flops / device.bandwidth, device.peak_flops)
-    length = math.dist(start, ridge)
-    if length < 1.5:
+        low = max(bounds[0], bounds[2] / bandwidth)
+        ridge = place(rate / bandwidth, rate)
+        lines += [(place(low, low * bandwidth), ridge), (ridge, place(bounds[1], rate))]
+    said = "peak {}, achievable {}"
+    flat = said.format(
+        f"{si(device.peak_flops, 'FLOP/s')} ({device.peak_format})", si(device.achievable_flops, "FLOP/s")
+    )
+    slope = said.format(si(device.bandwidth, "B/s"), si(device.achievable_bandwidth, "B/s"))
+    right = place(bounds[1], device.peak_flops)
+    _along(canvas, placer, (right[0] - width(flat, 7.5) * 1.03, right[1]), right, flat)
+    _along(canvas, placer, *lines[0], slope)
+    for start, end in lines:  # labels keep off the lines
+        for step in range(60):
+            share = (step + 0.5) / 60
+            placer.block(start[0] + (end[0] - start[0]) * share, start[1] + (end[1] - start[1]) * share, 0.03)
+
+
+def _along(canvas: Canvas, placer: Placer, start: tuple[float, float], end: tuple[float, float], text: str) -> None:
+    """``text`` above a line, where nothing can lie, and where it covers the fewest points' labels."""
+    wide, length, side = width(text, 7.5) * 1.02, math.dist(start, end), 0.06
+    if length < wide:
         return
-    angle = math.atan2(ridge[1] - start[1], ridge[0] - start[0])
-    apart = (place(1, device.bandwidth)[1] - place(1, device.achievable_bandwidth)[1]) * math.cos(angle)
-    for side, text, color in (
-        (0.06, f"peak {si(device.bandwidth, 'B/s')}", GREY),
-        (-0.14 - apart, f"achievable {si(device.achievable_bandwidth, 'B/s')}", INK),
-    ):
-        along = 0.3 * length
-        x = start[0] + along * math.cos(angle) - side * math.sin(angle)
-        y = start[1] + along * math.sin(angle) + side * math.cos(angle)
-        canvas.text(
-            x, y, text, 7.5, color, rotation=math.degrees(angle), rotation_mode="anchor", ha="left", va="baseline"
-        )
-        for step in range(12):  # a rotated text takes its place in squares along it
-            s = width(text, 7.5) * (step + 0.5) / 12
-            placer.block(x + s * math.cos(angle), y + s * math.sin(angle) + 0.05, 0.09)
-    for step in range(60):  # labels keep off the slope
-        s = length * (step + 0.5) / 60
-        placer.block(start[0] + s * math.cos(angle), start[1] + s * math.sin(angle), 0.03)
+    angle = math.atan2(end[1] - start[1], end[0] - start[0])
+    cos, sin = math.cos(angle), math.sin(angle)
+
+    def hits(along: float) -> int:
+        count = 0
+        for x0, y0, x1, y1 in placer.taken:
+            dx, dy, r = (x0 + x1) / 2 - start[0], (y0 + y1) / 2 - start[1], (x1 - x0) / 2
+            t, off = dx * cos + dy * sin, dy * cos - dx * sin
+            count += along - r < t < along + wide + r and -r < off < side + 0.12 + r
+        return count
+
+    along = min(((length - wide) * i / 12 for i in (4, 5, 6, 7, 8, 9, 3, 2, 1, 10, 11, 12, 0)), key=hits)
+    x, y = start[0] + along * cos - side * sin, start[1] + along * sin + side * cos
+    canvas.text(x, y, text, 7.5, GREY, rotation=math.degrees(angle), rotation_mode="anchor", ha="left")
+    for step in range(24):  # a turned text takes its place in squares along it
+        s = wide * (step + 0.5) / 24
+        square = (x + s * cos - 0.05 * sin, y + s * sin + 0.05 * cos)
+        placer.block(*square, 0.08)
+        placer.labels.append((square[0] - 0.07, square[1] - 0.07, square[0] + 0.07, square[1] + 0.07))
 
 
 def _scatter(axes: Axes, found: Sequence[Point], area: float) -> None:
-    for p in found:
-        colour = PHASES[p.phase]
-        face = colour if p.phase == "prefill" else "white"
+    for phase, colour in PHASES.items():
+        own = [p for p in found if p.phase == phase]
         axes.scatter(
-            [p.intensity], [p.achieved], s=area * 0.07 + area * p.share, marker=MARKERS[p.phase], facecolors=face,
-            edgecolors=colour, linewidths=1.0, alpha=0.9, zorder=3,
+            [p.intensity for p in own], [p.achieved for p in own], s=[area * (0.07 + p.share) for p in own],
+            marker=MARKERS[phase], facecolors=colour if phase == "prefill" else "white", edgecolors=colour,
+            linewidths=1.0, alpha=0.9, zorder=3,
         )  # fmt: skip
 
 

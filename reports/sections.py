@@ -10,8 +10,9 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
 
-from .documents import Document
 from .format import count, dollars, interval, listed, number, percent, plural, si
+from .format import reason as _reason
+from .schema import Document
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,6 +38,15 @@ class Entry:
         total = self.document.total
         tokens = total.tokens_per_s * total.latency_s
         return tokens / total.interval_s.high, tokens / total.interval_s.low
+
+    @property
+    def energy_interval(self) -> tuple[float, float] | None:
+        """Joules per output token, low and high."""
+        total = self.document.total
+        if total.energy_interval_j is None or not total.energy_j:
+            return None
+        scale = total.energy_per_token_j / total.energy_j
+        return total.energy_interval_j.low * scale, total.energy_interval_j.high * scale
 
     @property
     def energy_parts(self) -> dict[str, float]:
@@ -191,8 +201,9 @@ def certainty(section: Section) -> str:
     near = [e.label for e in held[1:] if e.throughput_interval[1] >= low]
     if not near:
         return f"The lead of {held[0].label} is larger than the intervals: no other device's reaches it."
-    verb = "overlaps" if len(near) == 1 else "overlap"
-    return f"Their order is not certain: the interval of {listed(near)} {verb} that of {held[0].label}."
+    some = listed(near) if len(near) <= 3 else f"{len(near)} of the other {len(held) - 1}"
+    whose = f"the interval of {some} overlaps" if len(near) == 1 else f"the intervals of {some} overlap"
+    return f"The order is not certain: {whose} that of {held[0].label}."
 
 
 def binding(section: Section) -> str:
@@ -202,7 +213,7 @@ def binding(section: Section) -> str:
     for name, phase in (("prefill", document.prefill), ("decode", document.decode)):
         if phase.bound:
             reason, share = max(phase.bound.items(), key=lambda p: p[1])
-            told.append(f"{name} spends {percent(share)} of its time on {reason}")
+            told.append(f"{name} spends {percent(share)} of its time on {_reason(reason)}")
     span = interval(document.decode.interval_s.low, document.decode.interval_s.high, "s")
     step = f"a decode step takes {si(document.decode.latency_s, 's')} ({span})"
     return f"On {section.best.label}, {', '.join([*told, step])}."

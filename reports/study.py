@@ -7,7 +7,6 @@ much is missing.
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -15,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import write_whole
+from ..files import json_text, write_whole
 from ..hw.devices import load_device
 from ..hw.estimate import Estimate, Request, estimate
 from ..hw.result import estimate_document
@@ -60,6 +59,10 @@ def run_study(
     Raises ``InputError`` before anything is written when the model, a device or the request is wrong.
     """
     started = time.perf_counter()
+    if folder.exists() and not folder.is_dir():
+        raise InputError(
+            f"{folder}: cannot be written: is a file; accepted: a folder, which is made where it is not there"
+        )
     names = list(dict.fromkeys(devices or DEVICES))
     cards = [load_device(name) for name in names]
     request = Request(batch, prompt, output)
@@ -72,9 +75,12 @@ def run_study(
         documents.append(estimate_document(smallest_node(trace, card, request), trace, explain=True))
     step("writing the report")
     report = write_report(documents, folder / "report.pdf", command=command)
-    files = {folder / "trace.json": trace.to_json() + "\n", folder / "study.json": _json(_study(documents, command))}
-    for name, document in zip(names, documents, strict=True):
-        files[folder / "estimates" / f"{Path(name).stem}.json"] = _json(document)
+    files = {
+        folder / "trace.json": trace.to_json() + "\n",
+        folder / "study.json": json_text(_study(documents, command)),
+    }
+    for name, document in zip(_file_names(cards), documents, strict=True):
+        files[folder / "estimates" / name] = json_text(document)
     for path, text in files.items():
         write_whole(path, text)
     return Study(report.file, list(files), documents, report.pages, time.perf_counter() - started)
@@ -102,5 +108,12 @@ def _study(documents: list[dict[str, Any]], command: str | None) -> dict[str, An
     return {"schema": SCHEMA, "version": 1, "command": command, "estimates": documents}
 
 
-def _json(document: Any) -> str:
-    return json.dumps(document, indent=1, allow_nan=False, ensure_ascii=False) + "\n"
+def _file_names(cards: Sequence[Device]) -> list[str]:
+    """One file name per device; two device files may give their devices one name."""
+    names: list[str] = []
+    for card in cards:
+        name, n = card.name, 2
+        while name in names:
+            name, n = f"{card.name}-{n}", n + 1
+        names.append(name)
+    return [f"{name}.json" for name in names]

@@ -6,9 +6,11 @@ the first eight apart. Text is always near-black or grey; colour never carries a
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from functools import cache
+from typing import Any
 
 import matplotlib
 from matplotlib.colors import to_rgb
@@ -28,12 +30,15 @@ REASONS = {
     "compute": "#4477AA", "dram": "#DDAA33", "dequantisation": "#AA3377", "network": "#228833", "launch": "#BBBBBB",
 }  # fmt: skip
 MEMORY = {"weights": "#4477AA", "KV cache": "#EE8866", "activations": "#BBBBBB"}
-ENERGY = {"compute": "#4477AA", "dram": "#DDAA33", "static": "#BBBBBB", "waiting devices": "#8C8C8C"}
-OTHER = "#8C8C8C"
+ENERGY = {
+    "compute": "#4477AA", "dram": "#DDAA33", "transport": "#44AA99", "static": "#BBBBBB", "waiting devices": "#8C8C8C",
+}  # fmt: skip
+OTHERS = ("#77AADD", "#EE8866", "#999933", "#882255", "#555555")
+"""For parts that a later version may add."""
 PHASES = {"prefill": "#C2500A", "decode": "#0072B2"}
 MARKERS = {"prefill": "o", "decode": "D"}
 
-_RC = {
+_RC: dict[str, Any] = {
     "pdf.fonttype": 42,
     "svg.fonttype": "none",
     "svg.hashsalt": "tokenfab",
@@ -64,12 +69,26 @@ _RC = {
 }
 
 
+def shorten(name: str, inches: float, size: float, bold: bool = False) -> str:
+    """``name``, its middle replaced by an ellipsis where it is too wide: names often differ at their ends."""
+    if width(name, size, bold) <= inches:
+        return name
+    for kept in range(len(name) - 1, 0, -1):
+        text = f"{name[: (kept + 1) // 2]}…{name[len(name) - kept // 2 :]}"
+        if width(text, size, bold) <= inches:
+            return text
+    return "…"
+
+
+_UNIT = re.compile(r"(?<=\d) (?=(?:%|(?:[pnµmkMGTP]?(?:s|B|J|W|FLOP|FLOP/s|B/s)|tokens/s)(?![\w/])))")
+
+
 @contextmanager
 def house_style() -> Iterator[None]:
     """Draw inside this: the report's settings on matplotlib's own defaults, whatever the user's are."""
     with matplotlib.rc_context():
         matplotlib.rcdefaults()
-        matplotlib.rcParams.update(_RC)
+        matplotlib.rcParams.update(_RC)  # type: ignore[arg-type]
         yield
 
 
@@ -77,6 +96,12 @@ def on(colour: str) -> str:
     """Ink or white, whichever reads better on ``colour``."""
     red, green, blue = to_rgb(colour)
     return "white" if 0.299 * red + 0.587 * green + 0.114 * blue < 0.56 else INK
+
+
+def hues(names: Sequence[str], colours: Mapping[str, str]) -> dict[str, str]:
+    """A colour for each of ``names``: its own in ``colours``, or one of those kept for unknown names."""
+    unknown = [n for n in names if n not in colours]
+    return {n: colours.get(n) or OTHERS[unknown.index(n) % len(OTHERS)] for n in names}
 
 
 def darker(colour: str, share: float = 0.3) -> str:
@@ -108,9 +133,10 @@ def fit(text: str, inches: float, size: float, bold: bool = False) -> str:
 
 
 def wrap(text: str, inches: float, size: float, bold: bool = False) -> list[str]:
-    """``text`` in lines of at most ``inches``; a word that is too long alone is broken."""
+    """``text`` in lines of at most ``inches``: a number stays with its unit, a word too long for a line is broken."""
     lines = [""]
-    for word in text.split(" "):
+    for word in _UNIT.sub("\u00a0", text).split(" "):
+        word = word.replace("\u00a0", " ")
         joined = f"{lines[-1]} {word}" if lines[-1] else word
         if width(joined, size, bold) <= inches:
             lines[-1] = joined

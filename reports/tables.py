@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
 from .blocks import Cell, Column, Listing, Table, Tone
-from .documents import DeviceFacts, Document, Operator
-from .format import NONE, count, dollars, interval, number, percent, shares, si, size
+from .format import NONE, count, dollars, interval, number, percent, reason, shares, si, size
+from .schema import DeviceFacts, Document, Operator
 from .sections import Entry, Section
 
-TOP = 7
+TOP = 12
 """Operators listed per phase."""
 MATRIX = 8
 """Devices beside one another in a table of assumptions."""
@@ -20,14 +21,15 @@ def summary(section: Section) -> Table:
     columns = (
         Column("device", grow=True), Column("holds the model", grow=True),
         Column("TTFT (prefill)", "right"), Column("90 % interval", "right"),
-        Column("per output token", "right"), Column("90 % interval", "right"),
-        Column("tokens/s", "right"), Column("J/token", "right"), Column("$/M tokens", "right"),
+        Column("TPOT (decode)", "right"), Column("90 % interval", "right"),
+        Column("tokens/s", "right"), Column("J/token", "right"), Column("90 % interval", "right"),
+        Column("$/M tokens", "right"),
         Column("decode is bound by", grow=True),
     )  # fmt: skip
     rows = tuple(_summary_row(e) for e in section.entries)
     notes = [
-        "Per output token: one decode step of the whole batch at its middle context. tokens/s, J and $: output tokens of the "
-        "whole request, prefill included."
+        "TTFT: time to first token, without queueing. TPOT: time per output token, one decode step of the whole batch "
+        "at its middle context. tokens/s, J and $: output tokens of the whole request, prefill included."
     ]
     if len(section.fitting) < len(rows):
         notes.append("In brackets: what the device would reach if its memory were large enough.")
@@ -48,10 +50,11 @@ def _summary_row(entry: Entry) -> tuple[Cell, ...]:
         (interval(d.decode.interval_s.low, d.decode.interval_s.high, "s"), muted),
         (number(d.total.tokens_per_s), "strong" if entry.fits else tone),
         (number(d.total.energy_per_token_j), tone),
+        (interval(*entry.energy_interval, "") if entry.energy_interval else NONE, muted),
         (dollars(d.total.cost_usd_per_mtoken), tone),
     ]
     cells = [Cell(t if entry.fits or t == NONE else f"[{t}]", _tone(tone)) for t, tone in texts]
-    bound = Cell(shares(d.decode.bound), "normal" if entry.fits else "muted")
+    bound = Cell(shares(d.decode.bound, 0.1), "normal" if entry.fits else "muted")
     return (Cell(entry.label, "strong" if entry.fits else "muted", entry.colour), holds, *cells, bound)
 
 
@@ -88,9 +91,9 @@ def _device(entry: Entry | None) -> Cell:
 def operators(entry: Entry) -> Table:
     """The operators that take longest on one device, and how near the roofs they come."""
     columns = (
-        Column("phase"), Column("operator", grow=True), Column("kind"), Column("runs", "right"), Column("time", "right"),
-        Column("share of phase", "right"), Column("bound by"), Column("FLOP/byte", "right"), Column("achieved", "right"),
-        Column("bytes moved", "right"), Column("per second", "right"),
+        Column("phase"), Column("operator", grow=True), Column("kind"), Column("runs", "right"),
+        Column("time", "right"), Column("share of phase", "right"), Column("bound by"), Column("FLOP/byte", "right"),
+        Column("achieved", "right"), Column("bytes moved", "right"), Column("per second", "right"),
     )  # fmt: skip
     rows: list[tuple[Cell, ...]] = []
     for phase in ("prefill", "decode"):
@@ -102,23 +105,27 @@ def operators(entry: Entry) -> Table:
             texts = ["", f"{len(rest)} others", "", "", si(sum(o.time_s for o in rest), "s")]
             texts += [percent(sum(o.time_s for o in rest) / whole) if whole else NONE, *[""] * 5]
             rows.append(tuple(Cell(t, "muted") for t in texts))
-    return Table(columns, tuple(rows), title=f"Operators that take longest on {entry.label}", size=7.5)
+    return Table(columns, tuple(rows), size=7.5)
 
 
 def _operator_row(o: Operator, whole: float, *, first: bool) -> tuple[Cell, ...]:
     return (
         Cell(("decode step" if o.phase == "decode" else o.phase) if first else "", "strong"),
-        Cell(o.name), Cell(o.kind, "muted"), Cell(count(o.count)), Cell(si(o.time_s, "s")),
-        Cell(percent(o.time_s / whole) if whole else NONE, "strong"), Cell(o.bound),
+        Cell(", ".join(o.name.split())), Cell(o.kind, "muted"), Cell(count(o.count)), Cell(si(o.time_s, "s")),
+        Cell(percent(o.time_s / whole) if whole else NONE, "strong"), Cell(reason(o.bound)),
         Cell(number(o.flops / o.bytes) if o.bytes and o.flops else NONE),
         Cell(si(o.flops / o.time_s, "FLOP/s") if o.flops and o.time_s else NONE),
         Cell(si(o.bytes, "B")), Cell(si(o.bytes / o.time_s, "B/s") if o.time_s else NONE),
     )  # fmt: skip
 
 
+_ASSUMED = re.compile(r"\d+ numbers of this device are assumed: ")
+"""A line of provenance that the table of assumptions says better, with a mark at each number."""
+
+
 # -- assumptions -----------------------------------------------------------------------------------
 def devices(documents: Sequence[Document]) -> list[DeviceFacts]:
-    """Each device once, in the order they came; a file that changed between results counts as another."""
+    """Each device once, in the order of ``documents``; a file that changed between results counts as another."""
     return list({(d.device.name, d.device.digest): d.device for d in documents}.values())
 
 
@@ -152,13 +159,12 @@ def _matrix(facts: Sequence[DeviceFacts], sources: dict[str, int]) -> Table:
     for key in keys:
         row = [Cell(key, "strong")]
         for own in cells:
-            q = own.get(key)
-            if q is None:
+            if key not in own:
                 row.append(Cell(NONE, "muted"))
-            else:
-                text = q.text or si(q.value, q.unit)
-                mark = "*" if q.assumed else ""
-                row.append(Cell(f"{text}{mark} [{sources[q.source]}]", "warn" if q.assumed else "normal"))
+                continue
+            q = own[key]
+            text = (q.text or si(q.value, q.unit)) + ("*" if q.assumed else "")
+            row.append(Cell(f"{text} [{sources[q.source]}]", "warn" if q.assumed else "normal"))
         rows.append(tuple(row))
     columns = (Column("number in the device file"), *(Column(d.name, grow=True) for d in facts))
     note = (
@@ -181,7 +187,11 @@ def models(all_sections: Sequence[Section]) -> Table:
         Column("KV cache per token", "right"), Column("layers", "right"), Column("hidden size", "right"),
         Column("longest context", "right"), Column("distinct operators", "right"), Column("techniques", grow=True),
     )  # fmt: skip
-    facts = {(e.document.model.name, tuple(e.document.model.applied)): e.document.model for s in all_sections for e in s.entries}
+    facts = {
+        (e.document.model.name, tuple(e.document.model.applied)): e.document.model
+        for s in all_sections
+        for e in s.entries
+    }
     rows = tuple(
         (
             Cell(m.name, "strong"), Cell(size(m.parameters)), Cell(m.format), Cell(si(m.weights_bytes, "B")),
@@ -200,7 +210,18 @@ def provenance(all_sections: Sequence[Section]) -> Listing:
     lines: dict[str, list[str]] = {}
     for e in entries:
         for line in dict.fromkeys(e.document.provenance):
-            lines.setdefault(line, []).append(e.label)
+            if not _ASSUMED.match(line):
+                lines.setdefault(line, []).append(e.label)
     common = [("all", text) for text, owners in lines.items() if len(owners) == len(entries)]
-    own = [(", ".join(dict.fromkeys(o)), text) for text, o in lines.items() if len(o) < len(entries)]
-    return Listing(tuple([*common, *own]), columns=1, size=7, title="Where the answers come from")
+    own: dict[str, list[str]] = {}
+    for text, owners in lines.items():
+        if len(owners) < len(entries):
+            own.setdefault(", ".join(dict.fromkeys(owners)), []).append(text)
+    rest = [(owners, text) for owners, texts in own.items() for text in texts]
+    return Listing(_once([*common, *rest]), columns=1, size=7, title="Where the answers come from")
+
+
+def _once(items: list[tuple[str, str]]) -> tuple[tuple[str, str], ...]:
+    """``items`` with a mark only where it changes."""
+    before = ["", *(mark for mark, _ in items)]
+    return tuple(("" if mark == last else mark, text) for (mark, text), last in zip(items, before, strict=False))

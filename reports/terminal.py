@@ -1,177 +1,254 @@
-"""Results as text on a terminal: tables by rich, progress on stderr, nothing when piped."""
+"""Results as text on a terminal: tables by rich, progress on stderr, nothing wrapped when piped."""
 
 from __future__ import annotations
 
 import json
+import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-Document = dict[str, Any]
-_PREFIXES = (
-    (1e15, "P"),
-    (1e12, "T"),
-    (1e9, "G"),
-    (1e6, "M"),
-    (1e3, "k"),
-    (1.0, ""),
-    (1e-3, "m"),
-    (1e-6, "µ"),
-    (1e-9, "n"),
-)
+from . import format as fmt
 
-
-def si(value: float | None, unit: str, digits: int = 3) -> str:
-    """``value`` with an SI prefix: 0.00123 s → 1.23 ms."""
-    if value is None:
-        return "–"
-    size = abs(value)
-    factor, prefix = next(((f, p) for f, p in _PREFIXES if size >= f), (1e-9, "n")) if size else (1.0, "")
-    return f"{value / factor:.{digits}g} {prefix}{unit}".rstrip()
-
-
-def plain(value: float) -> str:
-    """Three significant digits, thousands separated, no prefix: for counts per second."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
-
-
-def table(title: str, columns: list[str], rows: list[list[str]], numbers_from: int | None = None) -> None:
-    """Print a table; columns from ``numbers_from`` on are right-aligned."""
-    from rich.console import Console
+if TYPE_CHECKING:
     from rich.table import Table
 
-    grid = Table(
-        title=title or None, title_justify="left", box=None, pad_edge=False, header_style="bold", title_style="bold"
-    )
-    for i, column in enumerate(columns):
-        right = numbers_from is not None and i >= numbers_from
-        grid.add_column(column, justify="right" if right else "left", overflow="fold")
+    from ..workloads.trace import Trace
+
+Document = dict[str, Any]
+PIPED = 10_000
+"""Columns when the output is no terminal: lines are left whole for grep and awk."""
+ROOMY = 100
+"""Columns from which a study's table shows the interval of the energy too."""
+NO_ROOM = "the times are of a device that had the room"
+
+
+# -- numbers -------------------------------------------------------------------------------------
+def si(value: float, unit: str = "") -> str:
+    """Three digits and an SI prefix: 0.00123 s is ``1.23 ms``."""
+    return _commas(fmt.si(value, unit))
+
+
+def span(bounds: Sequence[float], unit: str) -> str:
+    """An interval with one unit: ``5.80–14.3 ms``."""
+    return _commas(fmt.interval(bounds[0], bounds[1], unit))
+
+
+def number(value: float) -> str:
+    """Three digits, from a hundred on all of them: ``82.2``, ``1,021``."""
+    return f"{value:,.0f}" if value >= 99.95 else fmt.number(value)
+
+
+def _commas(text: str) -> str:
+    return text.replace("\u2009", ",")
+
+
+# -- text and tables -----------------------------------------------------------------------------
+def say(*parts: str | Table) -> None:
+    """Print texts and tables as wide as the terminal is; whole lines when piped (or COLUMNS wide)."""
+    from rich.console import Console
+
+    console = Console(highlight=False, markup=False, emoji=False, width=_columns() or PIPED)
+    with console.capture() as captured:
+        for part in parts:
+            console.print(part)
+    sys.stdout.write("".join(line.rstrip() + "\n" for line in captured.get().splitlines()))
+
+
+def _columns() -> int | None:
+    """Width to print for; ``None`` when nobody looks."""
+    if os.environ.get("COLUMNS", "").isdecimal():
+        return int(os.environ["COLUMNS"])
+    return os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None
+
+
+def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = (), title: str = "") -> Table:
+    """A table without lines; the columns named in ``right`` are right-aligned."""
+    from rich.table import Table
+
+    grid = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    grid.header_style = "bold"
+    for column in columns:
+        grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
     for row in rows:
         grid.add_row(*row)
-    Console(highlight=False, markup=False).print(grid)
+    return grid
 
 
 def listing(kind: str, entries: list[Document]) -> None:
-    """Names and descriptions."""
-    table(f"{len(entries)} {kind}", ["name", "description"], [[e["name"], e["description"]] for e in entries])
+    """Names, what else a listing knows, and descriptions."""
+    keys = [k for k in entries[0] if k != "description"] + ["description"] if entries else ["name"]
+    say(f"{len(entries)} {kind}", "", table(keys, [[str(e[k]) for k in keys] for e in entries]))
 
 
+# -- one thing -----------------------------------------------------------------------------------
 def fields(document: Document) -> None:
-    """All fields of one thing, nested keys dotted; a quantity shows its text and source."""
+    """All fields of one thing, nested keys dotted; numbers with a source refer to a list of sources below."""
+    sources: dict[str, str] = {}
     rows = []
     for key, value in _flat(document):
-        rows.append([key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)])
-    table(str(document.get("name", "")), ["field", "value"], rows)
+        if isinstance(value, dict):
+            mark = sources.setdefault(value["source"], f"[{len(sources) + 1}]")
+            rows.append([key, value["text"], mark])
+        else:
+            rows.append([key, value if isinstance(value, str) else json.dumps(value, ensure_ascii=False), ""])
+    if not sources:
+        return say(table(["field", "value"], [row[:2] for row in rows]))
+    say(table(["field", "value", "source"], rows), "", table(["", "sources"], [[m, s] for s, m in sources.items()]))
 
 
-def _flat(value: Any, key: str = "") -> list[tuple[str, Any]]:
-    if isinstance(value, dict):
-        if {"text", "source"} <= value.keys():
-            return [(key, f"{value['text']}  ← {value['source']}")]
-        return [leaf for k, v in value.items() for leaf in _flat(v, f"{key}.{k}" if key else str(k))]
-    return [(key, value)]
+def _flat(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and not {"text", "source"} <= value.keys():
+        for name, inner in value.items():
+            yield from _flat(inner, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value
 
 
-def trace_summary(document: Document, operators: list[list[str]]) -> None:
+def technique_card(document: Document) -> None:
+    """A technique with its parameters."""
+    rows = []
+    for name, p in document["parameters"].items():
+        low, high = p["range"]
+        accepted = ", ".join(map(str, p["choices"])) if p["choices"] else f"{low:g} to {high:g}"
+        rows.append([name, str(p["default"]), accepted, p["meaning"]])
+    say(f"{document['name']}: {document['description']}", f"source: {document['source']}")
+    if rows:
+        say("", table(["parameter", "default", "accepted", "meaning"], rows))
+
+
+# -- results -------------------------------------------------------------------------------------
+def trace_summary(document: Document, trace: Trace) -> None:
     """What ``tokenfab trace`` says to a person."""
     at = document["point"]
-    print(
+    rows = []
+    for block in trace.blocks:
+        for op in block.operators:
+            flops, moved = (float(size(*at.values())) * block.repeat for size in (op.flops, op.moved()))
+            rows.append([block.name, op.name, op.kind, str(block.repeat), si(flops), si(moved, "B")])
+    say(
         f"{document['model']}: {document['parameters']:,} parameters, {si(document['weights_bytes'], 'B')} of weights, "
-        f"{si(document['kv_bytes_per_token'], 'B')} of KV cache per token"
-    )
-    print(
-        f"{document['operators']} distinct operators, {document['executions']} executions; "
-        f"captured in {document['capture_s']:.2f} s CPU\n"
+        f"{si(document['kv_bytes_per_token'], 'B')} of KV cache per token",
+        f"{document['operators']} distinct operators, {document['executions']:,} executions; "
+        f"captured in {document['capture_s']:.2f} s CPU",
         f"one pass at batch {at['batch']}, query {at['query']}, context {at['context']}: "
-        f"{si(document['flops'], 'FLOP')}, {si(document['bytes'], 'B')} moved\n"
+        f"{si(document['flops'], 'FLOP')}, {si(document['bytes'], 'B')} moved",
+        "",
+        table(["block", "operator", "kind", "runs", "FLOP", "bytes"], rows, right=("runs", "FLOP", "bytes")),
     )
-    table("", ["block", "operator", "kind", "runs", "FLOP", "bytes"], operators, numbers_from=3)
 
 
 def estimate_summary(document: Document, explain: bool) -> None:
     """What ``tokenfab estimate`` says to a person."""
-    model, device, request = document["model"], document["device"], document["request"]
-    print(
-        f"{model['name']} on {device['count']} × {device['description']} ({device['parallel']}): "
-        f"batch {request['batch']}, {request['prompt']} prompt + {request['output']} output tokens"
-    )
-    rows = []
-    for phase, label in (("prefill", "prefill"), ("decode", "decode step")):
-        p = document[phase]
-        rows.append(
-            [label, si(p["latency_s"], "s"), interval(p["interval_s"]), si(p["energy_j"], "J"), shares(p["bound"])]
-        )
-    total = document["total"]
-    rows.append(["total", si(total["latency_s"], "s"), interval(total["interval_s"]), si(total["energy_j"], "J"), ""])
-    table("", ["", "time", "90 % interval", "energy", "bound by"], rows)
-    price = total["cost_usd_per_mtoken"]
-    print(
-        f"\n{plain(total['tokens_per_s'])} token/s, {si(total['energy_per_token_j'], 'J')} per token, "
-        + ("no price known" if price is None else f"${price:.3g} per million tokens")
-    )
-    print(memory_line(document["memory"]))
-    if explain:
-        _operators(document["operators"])
-
-
-def _operators(operators: list[Document]) -> None:
-    for phase in ("prefill", "decode"):
-        chosen = [o for o in operators if o["phase"] == phase]
-        whole = sum(o["time_s"] for o in chosen)
-        rows = [
-            [o["name"], o["kind"], str(o["count"]), si(o["time_s"], "s"), f"{o['time_s'] / whole:.1%}", o["bound"]]
-            for o in chosen
+    model, device, request, total = document["model"], document["device"], document["request"], document["total"]
+    phases = (("prefill", document["prefill"]), ("decode step", document["decode"]), ("total", total))
+    rows = [
+        [
+            label,
+            si(p["latency_s"], "s"),
+            span(p["interval_s"], "s"),
+            si(p["energy_j"], "J"),
+            span(p["energy_interval_j"], "J"),
         ]
-        table(f"\n{phase}", ["operator", "kind", "runs", "time", "share", "bound by"], rows)
+        for label, p in phases
+    ]
+    price = total["cost_usd_per_mtoken"]
+    cost = "no price known" if price is None else f"${number(price)} per million tokens ({total['cost_basis']})"
+    say(
+        f"{model['name']} on {machine(device)}: "
+        f"batch {request['batch']}, {request['prompt']} prompt + {request['output']} output tokens",
+        "",
+        table(
+            ["", "time", "90 % interval", "energy", "90 % interval"], rows, right=("time", "90 % interval", "energy")
+        ),
+        "",
+        *(f"{label} bound by {fmt.shares(p['bound'], 0.01)}" for label, p in phases[:2]),
+        f"{number(total['tokens_per_s'])} token/s, {si(total['energy_per_token_j'], 'J')} per token, {cost}",
+        memory_line(document["memory"], device["count"]),
+    )
+    if explain:
+        for phase in ("prefill", "decode"):
+            say("", _operators(phase, [o for o in document["operators"] if o["phase"] == phase]))
 
 
-def study_summary(documents: list[Document]) -> None:
-    """The answer of a study: one row per device, fastest first."""
-    rows = []
+def _operators(phase: str, operators: list[Document]) -> Table:
+    whole = sum(o["time_s"] for o in operators)
+    rows = [
+        [
+            o["name"],
+            o["kind"],
+            str(o["count"]),
+            si(o["time_s"], "s"),
+            f"{100 * o['time_s'] / whole:.1f} %",
+            fmt.reason(o["bound"]),
+        ]
+        for o in operators
+    ]
+    columns = ["operator", "kind", "runs", "time", "share", "bound by"]
+    return table(columns, rows, right=("runs", "time", "share"), title=phase)
+
+
+def machine(device: Document) -> str:
+    """``2 × NVIDIA H100 80 GB SXM5 (tp=2)``."""
+    divided = f" ({device['parallel']})" if device["count"] > 1 else ""
+    return f"{device['count']} × {device['description']}{divided}"
+
+
+def study_summary(documents: list[Document], files: Document) -> None:
+    """The answer of a study: one row per device, fastest first, those that do not fit last and named."""
+    roomy = (_columns() or PIPED) >= ROOMY
+    rows, unfit = [], []
     for d in sorted(documents, key=lambda d: (not d["memory"]["fits"], -d["total"]["tokens_per_s"])):
-        total, memory, price = d["total"], d["memory"], d["total"]["cost_usd_per_mtoken"]
+        total, tokens, price = d["total"], _tokens(d), d["total"]["cost_usd_per_mtoken"]
+        name = f"{d['device']['count']}× {d['device']['name']}"
+        if not d["memory"]["fits"]:
+            unfit.append(f"*{name}: DOES NOT FIT, {si(d['memory']['missing_bytes'], 'B')} missing; {NO_ROOM}")
+            name += "*"
         rows.append(
             [
-                f"{d['device']['count']} × {d['device']['name']}",
-                "yes" if memory["fits"] else f"no, {si(memory['missing_bytes'], 'B')} short",
+                name,
                 si(d["prefill"]["latency_s"], "s"),
                 si(d["decode"]["latency_s"], "s"),
-                interval(d["decode"]["interval_s"]),
-                plain(total["tokens_per_s"]),
-                si(total["energy_per_token_j"], "J"),
-                "–" if price is None else f"${price:.3g}",
+                span(d["decode"]["interval_s"], "s"),
+                number(total["tokens_per_s"]),
+                number(total["energy_per_token_j"]),
+                *([span([e / tokens for e in total["energy_interval_j"]], "J")] if roomy else []),
+                fmt.NONE if price is None else f"${number(price)}",
             ]
         )
-    first = documents[0]
-    r = first["request"]
-    title = f"{first['model']['name']}: batch {r['batch']}, {r['prompt']} prompt + {r['output']} output tokens"
-    columns = ["device", "fits", "prefill", "decode step", "90 % interval", "token/s", "J/token", "$/Mtoken"]
-    table(title, columns, rows, numbers_from=2)
+    r = documents[0]["request"]
+    columns = ["device", "prefill", "decode", "90 % interval", "token/s", "J/token", "$/Mtoken"]
+    if roomy:
+        columns.insert(6, "90 % interval")
+    say(
+        f"{documents[0]['model']['name']}: batch {r['batch']}, {r['prompt']} prompt + {r['output']} output tokens; "
+        "decode is one step",
+        "",
+        table(columns, rows, right=columns[1:]),
+        *unfit,
+        "",
+        f"{written(files)}; {files['wall_s']:.1f} s",
+    )
 
 
-def memory_line(memory: Document) -> str:
-    """Whether it fits, and by how much."""
+def written(files: Document) -> str:
+    """Where a report was written."""
+    return f"{files['report']}: {fmt.plural(files['pages'], 'page')}; the same as {files['html']}"
+
+
+def _tokens(document: Document) -> int:
+    return int(document["request"]["batch"] * document["request"]["output"])
+
+
+def memory_line(memory: Document, devices: int = 1) -> str:
+    """Whether it fits, and how much is missing when it does not."""
     weights, kv, activations, capacity, missing = (
         si(memory[f"{part}_bytes"], "B") for part in ("weights", "kv", "activation", "capacity", "missing")
     )
-    parts = f"weights {weights} + KV {kv} + activations {activations}"
-    if memory["fits"]:
-        return f"memory: {parts} fit in {capacity} per device"
-    return f"memory: DOES NOT FIT: {parts} exceed {capacity} by {missing}; the times are of a device that had the room"
-
-
-def interval(bounds: list[float]) -> str:
-    """``lo … hi`` with one unit."""
-    low, high = (si(b, "s") for b in bounds)
-    number, _, unit = low.partition(" ")
-    return f"{number if high.endswith(' ' + unit) else low} … {high}"
-
-
-def shares(bound: dict[str, float]) -> str:
-    """Reasons with at least one percent, largest first."""
-    top = sorted(((v, k) for k, v in bound.items() if v >= 0.01), reverse=True)
-    return ", ".join(f"{k} {v:.0%}" for v, k in top)
+    which = "memory of the fullest device" if devices > 1 else "memory"
+    parts = f"{which}: {weights} weights + {kv} KV + {activations} activations of {capacity}"
+    return f"{parts}: fits" if memory["fits"] else f"{parts}: DOES NOT FIT, {missing} missing; {NO_ROOM}"
 
 
 @contextmanager
@@ -182,5 +259,5 @@ def progress(silent: bool) -> Iterator[Callable[[str], None]]:
         return
     from rich.console import Console
 
-    with Console(stderr=True).status("…") as status:
+    with Console(stderr=True, highlight=False, markup=False, emoji=False).status("…") as status:
         yield lambda text: status.update(text)

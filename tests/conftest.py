@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import pytest
 from hypothesis import settings
@@ -34,6 +37,41 @@ def truth() -> Path:
     """Folder with the measured data; the test is skipped, and the summary says so, where it is absent."""
     _skip_without_truth()
     return TRUTH
+
+
+class Answer(NamedTuple):
+    """What a command line answered."""
+
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+@pytest.fixture
+def tokenfab(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
+    """Runs a command line in this process: ``tokenfab("models", "--json")``."""
+    from tokenfab.cli import run
+
+    def call(*arguments: object) -> Answer:
+        capsys.readouterr()
+        code = run([str(a) for a in arguments])
+        return Answer(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="session")
+def trace_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Llama-2-7B, captured once, as a trace file."""
+    from tokenfab.workloads.load import load_trace
+
+    path = tmp_path_factory.mktemp("trace") / "llama-2-7b.json"
+    load_trace("llama-2-7b").save(path)
+    return path
 
 
 @pytest.hookimpl(tryfirst=True)

@@ -1,10 +1,8 @@
 """From a PyTorch module to a :class:`Trace`.
 
-The module runs on the ``meta`` device (shapes only: no weights, no arithmetic) at the twelve points
-of a grid in (batch, query, context). Every size a forward pass produces is linear in batch and in
-context and at most quadratic in query (a mask is query × keys), so the grid determines it exactly;
-three further points, among them single-token decode and an empty cache, check it. A size of any
-other form stops the capture with the operator's name: no trace is ever approximate.
+The module runs on the ``meta`` device (shapes only: no weights, no arithmetic) at the points of
+:mod:`.interpolation`, which give every size as a polynomial in batch, query and context. A size of
+any other form stops the capture with the operator's name: no trace is ever approximate.
 
 Why not symbolic shapes (``ShapeEnv``)? They give the same sizes, but cost two seconds of imports,
 and silently specialise on guards where module code branches on a size.
@@ -14,32 +12,31 @@ from __future__ import annotations
 
 import hashlib
 import itertools
-import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from fractions import Fraction
-from functools import cache
+from typing import cast
 
 import torch
+from pydantic import ValidationError
 from torch import nn
 
 from .. import __version__
 from ..errors import InputError
+from ..files import first_problem
 from ..models.config import ModelConfig, load_config
-from ..models.decoder import Decoder, KVCache, build
+from ..models.decoder import KVCache, build
 from . import operators as _operators  # noqa: F401 - registers the composite operators
 from .eager_attention import drop_unread, fold_attention
-from .expr import B, C, Expr, Q, expr, function, product
+from .expr import Expr, expr, function
 from .formulas import attended_tokens, attention_flops, experts_flops, matmul_flops
+from .interpolation import Point, interpolate, points_for
 from .pointwise import fuse_pointwise
-from .recorder import CaptureError, RawOp, RawTensor, Recorder
-from .trace import Block, Operator, Tensor, Trace
+from .raw import CaptureError, RawOp, RawTensor
+from .recorder import Recorder
+from .trace import Block, Kind, Operator, Role, Tensor, Trace
 
-GRID = ((2, 3), (5, 8, 13), (6, 16))
-CHECKS = ((1, 1, 9), (4, 7, 0), (3, 1, 40))
-
-Point = tuple[int, int, int]
 Run = Callable[[Recorder, Point], None]
 
 
@@ -104,7 +101,7 @@ def count_parameters(module: nn.Module) -> int:
 def capture_subject(subject: Subject, *, share_layers: bool = True) -> Trace:
     """Capture any subject. Raises ``InputError`` with the operator that cannot be expressed."""
     started = time.process_time()
-    points = list(itertools.product(*GRID)) + list(CHECKS)
+    points = points_for(subject.max_context)
     runs = [_run(subject, point, share_layers) for point in points]
     first = runs[0]
     shape = _outline(first)
@@ -118,8 +115,17 @@ def capture_subject(subject: Subject, *, share_layers: bool = True) -> Trace:
     blocks = []
     for i, (ops, output, prefix) in enumerate(first.blocks):
         versions = [[op for op, _ in run.blocks[i][0]] for run in runs]
-        built = _build_block(subject.name, names[i], versions, [deps for _, deps in ops], points, prefix)
-        blocks.append(Block(name=names[i], repeat=first.order.count(i), operators=tuple(built), output=built[output].name))
+
+        def size(values: list[int], what: str) -> Expr:
+            return interpolate(values, points, f"{subject.name}: {what}")
+
+        try:
+            built = _build_block(names[i], versions, [deps for _, deps in ops], prefix, size)
+        except ValidationError as error:
+            raise InputError(f"{subject.name}: {first_problem(error)}") from error
+        blocks.append(
+            Block(name=names[i], repeat=first.order.count(i), operators=tuple(built), output=built[output].name)
+        )
     order = tuple((names[i], len(list(group))) for i, group in itertools.groupby(first.order))
     trace = Trace(
         model=subject.name, format=subject.format, hidden=subject.hidden, vocabulary=subject.vocabulary,
@@ -130,10 +136,9 @@ def capture_subject(subject: Subject, *, share_layers: bool = True) -> Trace:
         },
     )  # fmt: skip
     if share_layers and trace.parameters != subject.parameters:
-        missing = subject.parameters - trace.parameters
         raise InputError(
-            f"{subject.name}: the captured operators use {trace.parameters} of {subject.parameters} parameters; "
-            f"{missing} are used in a way the capture does not see"
+            f"{subject.name}: the captured operators hold {trace.parameters} of {subject.parameters} parameters; "
+            f"{_unused(subject, first)} is not used by a pass over text, or in a way the capture does not see"
         )
     return trace
 
@@ -156,6 +161,16 @@ def _run(subject: Subject, point: Point, share_layers: bool) -> _Slot:
         ops, output = fuse_pointwise(block, later)
         fused.append((ops, output, block.prefix))
     return _Slot(fused, recorder.order)
+
+
+def _unused(subject: Subject, run: _Slot) -> str:
+    """The first parameter that no operator reads, in its own layer or in one alike."""
+
+    def alike(name: str) -> str:
+        return re.sub(r"\d+", "*", name)
+
+    read = {alike(t.root.name) for ops, _, _ in run.blocks for op, _ in ops for t in op.reads}
+    return next((n for n, _ in subject.module.named_parameters() if alike(n) not in read), "one of them")
 
 
 def _outline(run: _Slot) -> object:
@@ -184,39 +199,39 @@ def _block_names(run: _Slot) -> list[str]:
     return names
 
 
+Size = Callable[[list[int], str], Expr]
+
+
 def _build_block(
-    model: str, block: str, versions: list[list[RawOp]], deps: list[list[int]], points: list[Point], prefix: str
+    block: str, versions: list[list[RawOp]], deps: list[list[int]], prefix: str, size: Size
 ) -> list[Operator]:
     """Operators of one block, from its runs at all points."""
     names = _unique([_relative(op.name, prefix) for op in versions[0]])
     built = []
     for i, raw in enumerate(versions[0]):
         at = [v[i] for v in versions]
-
-        def size(values: list[int], what: str, name: str = names[i]) -> Expr:
-            return interpolate(values, points, f"{model}: {name}: {what}")
-
-        dims = {k: size([o.sizes[k] for o in at], k) for k in raw.sizes}
-        flops = _flops(raw, dims, size([o.flops for o in at], "flops"))
+        dims = {k: size([o.sizes[k] for o in at], f"{names[i]}: {k}") for k in raw.sizes}
+        flops = _flops(raw, dims, size([o.flops for o in at], f"{names[i]}: flops"))
         reads = tuple(_tensor([o.reads[j] for o in at], size, raw, dims, block, prefix) for j in range(len(raw.reads)))
-        writes = tuple(_tensor([o.writes[j] for o in at], size, raw, dims, block, prefix) for j in range(len(raw.writes)))
+        writes = tuple(
+            _tensor([o.writes[j] for o in at], size, raw, dims, block, prefix) for j in range(len(raw.writes))
+        )
         built.append(
             Operator(
-                name=names[i], kind=raw.kind, format=raw.format, dims=dims, flops=flops, reads=reads, writes=writes,
-                deps=tuple(names[d] for d in deps[i]), attrs=raw.attrs,
+                name=names[i], kind=cast(Kind, raw.kind), format=raw.format, dims=dims, flops=flops, reads=reads,
+                writes=writes, deps=tuple(names[d] for d in deps[i]), attrs=raw.attrs,
             )
         )  # fmt: skip
     return built
 
 
 def _tensor(
-    versions: list[RawTensor], size: Callable[[list[int], str], Expr], op: RawOp, dims: dict[str, Expr],
-    block: str, prefix: str,
+    versions: list[RawTensor], size: Size, op: RawOp, dims: dict[str, Expr], block: str, prefix: str
 ) -> Tensor:  # fmt: skip
     """One operand; experts and windowed KV caches are touched in part."""
     first = versions[0]
-    shape = tuple(size([v.shape[j] for v in versions], "shape") for j in range(len(first.shape)))
-    touched = None if first.touched is None else size([v.touched or 0 for v in versions], "touched")
+    shape = tuple(size([v.shape[j] for v in versions], f"{op.name}: shape") for j in range(len(first.shape)))
+    touched = None if first.touched is None else size([v.touched or 0 for v in versions], f"{op.name}: touched")
     root = first.root
     if op.kind == "experts" and root.role == "weight":
         per_expert = expr(1)
@@ -226,57 +241,21 @@ def _tensor(
     if op.kind == "attention" and root.role == "kv" and "window" in dims:
         rows = attended_tokens(dims["query"], dims["kv"], dims["window"])
         touched = shape[0] * shape[1] * rows * shape[3]
-    own = _relative(root.name, prefix)
+    own = root.name if root.shared else _relative(root.name, prefix)
     name = f"{block}.{own}" if own != root.name and root.role == "weight" else own
-    return Tensor(name=name, shape=shape, role=root.role, format=root.format, bits=root.bits, touched=touched)
+    return Tensor(
+        name=name, shape=shape, role=cast(Role, root.role), format=root.format, bits=root.bits, touched=touched
+    )
 
 
 def _flops(op: RawOp, dims: dict[str, Expr], pointwise: Expr) -> Expr:
     if op.kind in ("matmul", "router"):
         return matmul_flops(dims["m"], dims["n"], dims["k"], dims.get("batch", 1))
     if op.kind == "attention":
-        d = dims
-        return attention_flops(d["batch"], d["heads"], d["query"], d["kv"], d["head_dim"], d["value_dim"], d.get("window"))
+        return attention_flops(**dims)
     if op.kind == "experts":
         return experts_flops(dims["tokens"], dims["top_k"], dims["hidden"], dims["inner"], bool(op.attrs["gated"]))
     return pointwise
-
-
-def interpolate(values: list[int], points: list[Point], what: str) -> Expr:
-    """The polynomial through ``values`` on the grid, checked at the other points.
-
-    Raises ``InputError`` when a check point is missed: the size has another form.
-    """
-    if all(v == values[0] for v in values):
-        return expr(values[0])
-    at = dict(zip(points, values, strict=True))
-    terms: dict[tuple[int, ...], Fraction] = {}
-    for nodes in itertools.product(*(range(len(axis)) for axis in GRID)):
-        value = at[tuple(axis[n] for axis, n in zip(GRID, nodes, strict=True))]  # type: ignore[index]
-        factors = [_lagrange(axis, n) for axis, n in zip(GRID, nodes, strict=True)]
-        for powers in itertools.product(*(range(len(f)) for f in factors)):
-            weight = math.prod((f[p] for f, p in zip(factors, powers, strict=True)), start=Fraction(value))
-            terms[powers] = terms.get(powers, Fraction(0)) + weight
-    result = expr(0)
-    for powers, coefficient in terms.items():
-        if coefficient:
-            monomial = product([s for s, power in zip((B, Q, C), powers, strict=True) for _ in range(power)])
-            result = result + monomial * float(coefficient)
-    for point in points:
-        if abs(float(result(*point)) - at[point]) > 1e-6 * max(1, abs(at[point])):
-            raise InputError(f"{what} is no polynomial in batch, query and context: {at[point]} at {point}, expected {result}")
-    return result
-
-
-@cache
-def _lagrange(axis: tuple[int, ...], node: int) -> tuple[Fraction, ...]:
-    """Coefficients, lowest power first, of the polynomial that is 1 at ``axis[node]`` and 0 at the others."""
-    coefficients = [Fraction(1)]
-    for other in axis[:node] + axis[node + 1 :]:
-        scale = Fraction(1, axis[node] - other)
-        shifted = [Fraction(0), *coefficients]
-        coefficients = [scale * (up - other * c) for up, c in zip(shifted, [*coefficients, Fraction(0)], strict=True)]
-    return tuple(coefficients)
 
 
 def _relative(name: str, prefix: str) -> str:
@@ -290,5 +269,3 @@ def _unique(names: list[str]) -> list[str]:
         seen[name] = seen.get(name, 0) + 1
         out.append(name if seen[name] == 1 else f"{name}#{seen[name]}")
     return out
-
-

@@ -109,4 +109,11 @@ def _quantities(op: Operator) -> dict[str, Expr]:
 def _work(op: Operator) -> object:
     """Two operators with equal keys cost the same on any device."""
     tensors = tuple((t.role, t.format, t.bits, t.shape, t.touched) for t in (*op.reads, *op.writes))
-    return op.kind, op.format, tuple(sorted(op.dims.items(), key=lambda d: d[0])), op.flops, tensors, tuple(sorted(op.attrs.items()))
+    return (
+        op.kind,
+        op.format,
+        tuple(sorted(op.dims.items(), key=lambda d: d[0])),
+        op.flops,
+        tensors,
+        tuple(sorted(op.attrs.items())),
+    )

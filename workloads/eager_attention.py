@@ -2,12 +2,13 @@
 
 Models that do not go through an attention function compute Q·Kᵀ, add a mask, take a softmax and
 multiply by V. No engine stores that score matrix; what lies between the two products, and the mask
-arithmetic that nothing else reads, becomes part of one attention operator.
+arithmetic that nothing else reads, becomes part of one attention operator. A sliding window in such a
+mask is not seen: the operator is marked ``folded``, and :mod:`.hf_capture` refuses models that have one.
 """
 
 from __future__ import annotations
 
-from .recorder import POINTWISE, RawBlock, RawOp, RawTensor
+from .raw import POINTWISE, RawBlock, RawOp, RawTensor
 
 
 def fold_attention(block: RawBlock) -> None:
@@ -18,7 +19,9 @@ def fold_attention(block: RawBlock) -> None:
         for t in attention.writes:
             t.root.producer = attention
         gone = {id(scores), id(product), *map(id, between)}
-        block.operators = [attention if op is product else op for op in block.operators if op is product or id(op) not in gone]
+        block.operators = [
+            attention if op is product else op for op in block.operators if op is product or id(op) not in gone
+        ]
         if block.output is product:
             block.output = attention
 
@@ -75,7 +78,9 @@ def _cached(op: RawOp) -> RawTensor | None:
 
 def _attention(scores: RawOp, product: RawOp) -> RawOp:
     key, value = _cached(scores), _cached(product)
-    assert key is not None and value is not None and key.root.producer is not None
+    assert key is not None
+    assert value is not None
+    assert key.root.producer is not None
     cached = key.root.producer.writes
     (batch, kv_heads, kv, head_dim), value_dim = cached[0].shape, cached[-1].shape[3]
     query = scores.sizes["m"]
@@ -84,7 +89,9 @@ def _attention(scores: RawOp, product: RawOp) -> RawOp:
         "batch": batch, "query": query, "kv": kv, "heads": heads, "kv_heads": kv_heads,
         "head_dim": head_dim, "value_dim": value_dim,
     }  # fmt: skip
-    queries = [r for r in scores.reads if r.root.role == "activation" and len(r.shape) >= 3][:1]
+    queries = [r for r in scores.reads[-2:] if r.root.role != "kv"]  # a baddbmm reads a bias before its factors
     name = f"{product.scope}.attention" if product.scope else "attention"
     reads = [*queries, cached[0], cached[-1]]
-    return RawOp(name, "attention", product.scope, product.format, sizes, reads, product.writes)
+    return RawOp(
+        name, "attention", product.scope, product.format, sizes, reads, product.writes, attrs={"folded": True}
+    )  # fmt: skip

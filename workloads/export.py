@@ -1,13 +1,20 @@
 """Traces for other tools: Chakra execution traces and Perfetto timelines.
 
-Both are written for one point (batch, query, context). The Chakra document follows the ET schema of
-MLCommons Chakra (chakra/schema/protobuf/et_def.proto) in its JSON form: one node per execution, data
-dependencies by node id, sizes as attributes. Chakra's readers take the protobuf; its own converter
-reads this JSON field by field, since names and enum texts are those of the schema. Kernel durations
-are left to the simulator that reads it.
+Both are written for one point (batch, query, context).
 
-Perfetto shows durations, of which a trace has none: the track is laid out by FLOPs, which says so in
-its name, with bytes and sizes as arguments of each slice.
+The Chakra document holds the messages of MLCommons Chakra (schema/protobuf/et_def.proto, package
+ChakraProtoMsg) in protobuf's JSON mapping: ``metadata`` is a GlobalMetadata, each element of ``nodes`` a
+Node. Attributes are those that Chakra's feeder, and through it ASTRA-sim, takes from a node, in the
+fields it takes them from: ``is_cpu_op`` (bool_val), ``num_ops`` (int64_val), ``tensor_size``
+(uint64_val), and for communication ``comm_type`` (int64_val, a CollectiveCommType) and ``comm_size``
+(int64_val). Verified: names and field types, against the schema's text, by the tests; that protobuf's
+own JSON reader takes every node, once, by hand. Not verified: a run of ASTRA-sim. Its feeder reads
+length-delimited binary messages, which this is not; turn each element into one with protobuf's
+``json_format``. A send has no ``comm_src`` and ``comm_dst``: a trace is one device's. Durations are
+left to the simulator that reads it.
+
+Perfetto shows durations, of which a trace has none: slices are as wide as their FLOPs, which the
+process name says, with bytes and sizes as arguments of each slice.
 """
 
 from __future__ import annotations
@@ -16,7 +23,9 @@ from typing import Any
 
 from .trace import Block, Operator, Trace
 
-COLLECTIVES = {"all_reduce": "ALL_REDUCE", "all_gather": "ALL_GATHER", "send": "POINT_TO_POINT"}
+COLLECTIVES = {"all_reduce": 0, "all_gather": 2}
+"""CollectiveCommType of et_def.proto."""
+_INT64 = 2**63 - 1
 
 
 def chakra_json(trace: Trace, batch: float, query: float, context: float) -> dict[str, Any]:
@@ -29,12 +38,11 @@ def chakra_json(trace: Trace, batch: float, query: float, context: float) -> dic
             node_id = len(nodes) + 1
             ids[op.name] = node_id
             parents = [ids[d] for d in op.deps] or ([previous] if previous is not None else [])
-            collective = op.kind == "collective"
             nodes.append(
                 {
                     "id": node_id,
                     "name": f"{block.name}[{repetition}].{op.name}",
-                    "type": "COMM_COLL_NODE" if collective else "COMP_NODE",
+                    "type": _node_type(op),
                     "data_deps": parents,
                     "attr": _attributes(op, (batch, query, context)),
                 }
@@ -46,9 +54,15 @@ def chakra_json(trace: Trace, batch: float, query: float, context: float) -> dic
     }
 
 
+def _node_type(op: Operator) -> str:
+    if op.kind != "collective":
+        return "COMP_NODE"
+    return "COMM_SEND_NODE" if op.attrs["collective"] == "send" else "COMM_COLL_NODE"
+
+
 def _attributes(op: Operator, point: tuple[float, float, float]) -> list[dict[str, Any]]:
     def size(x: Any) -> int:
-        return round(float(x(*point)))
+        return min(round(float(x(*point))), _INT64)
 
     attributes: list[dict[str, Any]] = [
         {"name": "is_cpu_op", "bool_val": False},
@@ -57,32 +71,38 @@ def _attributes(op: Operator, point: tuple[float, float, float]) -> list[dict[st
         {"name": "op_kind", "string_val": op.kind},
     ]
     if op.kind == "collective":
-        attributes += [
-            {"name": "comm_type", "string_val": COLLECTIVES[str(op.attrs["collective"])]},
-            {"name": "comm_size", "int64_val": size(op.dims["bytes"])},
-        ]
+        kind = COLLECTIVES.get(str(op.attrs["collective"]))
+        attributes += [{"name": "comm_type", "int64_val": kind}] if kind is not None else []
+        attributes.append({"name": "comm_size", "int64_val": size(op.dims["bytes"])})
     return attributes
 
 
 def perfetto_json(trace: Trace, batch: float, query: float, context: float) -> dict[str, Any]:
     """The operators in execution order as a Perfetto (Chrome trace event) document; 1 µs = 1 GFLOP."""
     point = (batch, query, context)
-    events: list[dict[str, Any]] = [
-        {"ph": "M", "pid": 1, "name": "process_name", "args": {"name": f"{trace.model}: slice width = GFLOP, not time"}}
-    ]
+    title = f"{trace.model}: slice width = GFLOP, not time"
+    events: list[dict[str, Any]] = [{"ph": "M", "pid": 1, "name": "process_name", "args": {"name": title}}]
+    for track, label in ((_BLOCKS, "blocks"), (_OPERATORS, "operators")):
+        events.append({"ph": "M", "pid": 1, "tid": track, "name": "thread_name", "args": {"name": label}})
     start = 0.0
     for block, repetition in _executions(trace):
         began = start
         for op in block.operators:
-            width = max(float(op.flops(*point)) / 1e9, 1e-3)
+            flops = float(op.flops(*point))
+            width = max(flops / 1e9, 1e-3)
             sizes = {k: float(v(*point)) for k, v in op.dims.items()}
-            arguments = {"flops": float(op.flops(*point)), "bytes": float(op.moved()(*point)), **sizes}
-            events.append(
-                {"ph": "X", "pid": 1, "tid": 2, "cat": op.kind, "name": op.name, "ts": start, "dur": width, "args": arguments}
-            )
+            arguments = {"flops": flops, "bytes": float(op.moved()(*point)), **sizes}
+            events.append(_slice(_OPERATORS, op.name, start, width) | {"cat": op.kind, "args": arguments})
             start += width
-        events.append({"ph": "X", "pid": 1, "tid": 1, "name": f"{block.name}[{repetition}]", "ts": began, "dur": start - began})
+        events.append(_slice(_BLOCKS, f"{block.name}[{repetition}]", began, start - began))
     return {"traceEvents": events, "displayTimeUnit": "ns"}
+
+
+_BLOCKS, _OPERATORS = 1, 2
+
+
+def _slice(track: int, name: str, start: float, width: float) -> dict[str, Any]:
+    return {"ph": "X", "pid": 1, "tid": track, "name": name, "ts": start, "dur": width}
 
 
 def _executions(trace: Trace) -> list[tuple[Block, int]]:

@@ -17,8 +17,7 @@ whole trace is evaluated at a million points by one matrix product) and prints a
 like the formula. :func:`parse` reads that text back without ``eval``. Coefficients are finite
 and degrees at most :data:`MAX_DEGREE`; what would go beyond raises ``ValueError``.
 
-sympy would do the algebra, but reads text through ``eval``, costs half a second to import, and
-evaluates arrays through generated code; a trace needs none of its breadth.
+sympy would do it, but reads text through ``eval`` and costs half a second to import.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ from pydantic import GetCoreSchemaHandler, GetJsonSchemaHandler
 from pydantic.json_schema import JsonSchemaValue
 from pydantic_core import CoreSchema, core_schema
 
-from .expr_functions import FUNCTIONS, Array
+from .expr_functions import FUNCTIONS
 
 SYMBOLS: Mapping[str, str] = {
     "b": "batch: sequences",
@@ -44,6 +43,7 @@ SYMBOLS: Mapping[str, str] = {
 }
 MAX_DEGREE = 16
 
+Array: TypeAlias = npt.NDArray[np.float64]
 Monomial: TypeAlias = "tuple[tuple[Atom, int], ...]"
 Number: TypeAlias = "int | float"
 

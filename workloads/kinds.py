@@ -36,8 +36,8 @@ RULES: Mapping[str, Rule] = {
     "router": _MATMUL,
     "attention": Rule(
         ("batch", "query", "kv", "heads", "kv_heads", "head_dim", "value_dim"),
-        numbers=("heads", "kv_heads", "head_dim", "value_dim", "window"),
-        optional=("window",),
+        numbers=("heads", "kv_heads", "head_dim", "value_dim", "window", "latent_dim", "latent_value"),
+        optional=("window", "latent_dim", "latent_value"),
     ),
     "experts": Rule(("tokens", "experts", "top_k", "hidden", "inner"), numbers=("experts", "top_k", "hidden", "inner")),
     "kv_append": Rule(("batch", "tokens", "row_elements"), numbers=("row_elements", "window"), optional=("window",)),
@@ -87,10 +87,10 @@ def _operands(op: Operator) -> str | None:
 def _sizes(op: Operator) -> str | None:
     """No size may be negative or beyond 1e30, at single-token, small and large points."""
     tensors = (*op.reads, *op.writes)
-    sizes = {"flops": op.flops, **op.dims}
-    sizes |= {f"shape of {t.name}": s for t in tensors for s in t.shape if s.constant is None or s.constant < 0}
-    sizes |= {f"bytes of {t.name}": t.bytes for t in tensors}
-    for what, size in sizes.items():
+    sizes = [("flops", op.flops), *op.dims.items()]
+    sizes += [(f"shape of {t.name}", s) for t in tensors for s in t.shape if s.constant is None or s.constant < 0]
+    sizes += [(f"bytes of {t.name}", t.bytes) for t in tensors]
+    for what, size in sizes:
         with np.errstate(all="ignore"):
             values = size(*_PROBES)
         if not (np.isfinite(values).all() and values.min() >= 0 and values.max() <= _LARGEST):

@@ -7,12 +7,14 @@ whose shapes depend on tensor values.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
 
-from .recorder import RawTensor, Recorder, composite
+from .calls import composite
+from .raw import RawTensor
+from .recorder import Recorder
 
 Call = dict[str, Any]
 
@@ -57,7 +59,7 @@ def record_rope(recorder: Recorder, func: Callable[..., Any], call: Call) -> tup
 @composite("kv_append")
 def record_kv_append(recorder: Recorder, func: Callable[..., Any], call: Call) -> tuple[torch.Tensor, torch.Tensor]:
     """New K and V rows go to the cache; what is cached already stays where it is."""
-    past_k, past_v, k, v = call["past_k"], call["past_v"], call["k"], call["v"]
+    past_k, _past_v, k, v = call["past_k"], call["past_v"], call["k"], call["v"]
     batch, heads, query, _ = k.shape
     past = 0 if past_k is None else past_k.shape[2]
     out = _empty(k, batch, heads, past + query, k.shape[3]), _empty(v, batch, v.shape[1], past + query, v.shape[3])
@@ -124,22 +126,28 @@ def record_router(recorder: Recorder, func: Callable[..., Any], call: Call) -> t
 @composite("experts")
 def record_experts(recorder: Recorder, func: Callable[..., Any], call: Call) -> torch.Tensor:
     """Routed feed-forward experts, as one grouped operator over the experts that are touched."""
-    x, w_in, w_out = call["x"], call["w_in"], call["w_out"]
+    w_in, w_out = call["w_in"], call["w_out"]
     inner = w_out.shape[2]
-    return record_expert_group(recorder, x, call["indices"], [w_in, w_out], inner, gated=w_in.shape[1] == 2 * inner)
+    operands = [call["x"], call["indices"], call["weights"]]
+    return record_expert_group(recorder, operands, [w_in, w_out], inner, gated=w_in.shape[1] == 2 * inner)
 
 
 def record_expert_group(
-    recorder: Recorder, x: torch.Tensor, indices: torch.Tensor, weights: list[torch.Tensor], inner: int, gated: bool
-) -> torch.Tensor:
-    """The record shared by our experts and ``transformers``' (weights stacked over experts first)."""
+    recorder: Recorder, operands: list[torch.Tensor], weights: Sequence[torch.Tensor], inner: int, gated: bool,
+    top_k: int | None = None,
+) -> torch.Tensor:  # fmt: skip
+    """The record shared by our experts and ``transformers``' (weights stacked over experts first).
+
+    ``operands``: tokens, then the chosen indices (…, top_k), then whatever else is read.
+    """
+    x, indices = operands[0], operands[1]
     out = torch.empty_like(x)
     sizes = {
-        "tokens": x.numel() // x.shape[-1], "experts": weights[0].shape[0], "top_k": indices.shape[-1],
-        "hidden": x.shape[-1], "inner": inner,
+        "tokens": x.numel() // x.shape[-1], "experts": weights[0].shape[0],
+        "top_k": indices.shape[-1] if top_k is None else top_k, "hidden": x.shape[-1], "inner": inner,
     }  # fmt: skip
     name = recorder.label("") or "experts"
-    recorder.record("experts", name, x.dtype, sizes, [x, *weights], [out], gated=gated)
+    recorder.record("experts", name, x.dtype, sizes, [*operands, *weights], [out], gated=gated)
     return out
 
 

@@ -11,9 +11,10 @@ import heapq
 import math
 import re
 
-from .recorder import POINTWISE, RawBlock, RawOp, RawTensor
+from .raw import POINTWISE, RawBlock, RawOp, RawTensor
 
 Fused = list[tuple[RawOp, list[int]]]
+_PLAIN = frozenset({"elementwise", "activation"})
 
 
 def fuse_pointwise(block: RawBlock, used_later: set[int]) -> tuple[Fused, int]:
@@ -34,24 +35,25 @@ def fuse_pointwise(block: RawBlock, used_later: set[int]) -> tuple[Fused, int]:
         groups[host].append(op)
         parents[host] |= above - {host}
         home[id(op)] = host
-    _absorb_into_rope(groups, parents, home, block)
+    _absorb(groups, parents, home, block)
     order = [g for g in _execution_order(parents) if groups[g]]
     place = {g: i for i, g in enumerate(order)}
     fused = [(_merge(groups[g], used_later, block), sorted(place[p] for p in parents[g])) for g in order]
     return fused, place[home[id(block.output)]]
 
 
-def _absorb_into_rope(groups: list[list[RawOp]], parents: list[set[int]], home: dict[int, int], block: RawBlock) -> None:
-    """Pointwise work that only a rope reads (the rotated halves) is part of it."""
+def _absorb(groups: list[list[RawOp]], parents: list[set[int]], home: dict[int, int], block: RawBlock) -> None:
+    """Pointwise work that only one other such group reads is part of it: halves to be rotated, half an activation."""
     for g, group in enumerate(groups):
         readers = [h for h, above in enumerate(parents) if g in above]
-        if len(readers) != 1 or group[0].kind not in POINTWISE or block.output in group:
+        if len(readers) != 1 or block.output in group or not {op.kind for op in group} <= _PLAIN:
             continue
-        rope = readers[0]
-        if any(op.kind == "rope" for op in groups[rope]) and group[0].kind == "elementwise":
-            groups[rope] = group + groups[rope]
-            parents[rope] = (parents[rope] | parents[g]) - {g}
-            home.update((id(op), rope) for op in group)
+        reader = readers[0]
+        kinds = {op.kind for op in groups[reader]}
+        if kinds <= _PLAIN or "rope" in kinds:
+            groups[reader] = group + groups[reader]
+            parents[reader] = (parents[reader] | parents[g]) - {g}
+            home.update((id(op), reader) for op in group)
             groups[g], parents[g] = [], set()
 
 
@@ -111,11 +113,7 @@ def _merge(group: list[RawOp], used_later: set[int], block: RawBlock) -> RawOp:
         return group[0]
     members = {id(op) for op in group}
     inside = {id(t.root) for op in group for t in op.writes}
-    reads: dict[tuple[int, object], RawTensor] = {}
-    for op in group:
-        for r in op.reads:
-            if id(r.root) not in inside:
-                reads.setdefault((id(r.root), r.key), r)
+    reads = _once([r for op in group for r in op.reads if id(r.root) not in inside])
     wanted = {id(r.root) for op in block.operators if id(op) not in members for r in op.reads} | used_later
     if block.output is not None and id(block.output) in members:
         wanted |= {id(t.root) for t in block.output.writes}
@@ -124,4 +122,30 @@ def _merge(group: list[RawOp], used_later: set[int], block: RawBlock) -> RawOp:
     name = re.sub(r"(norm|rope|activation|elementwise)$", kind, group[0].name)
     elements = sum(math.prod(t.shape) for t in writes)
     flops = sum(op.flops for op in group)
-    return RawOp(name, kind, group[0].scope, group[0].format, {"elements": elements}, list(reads.values()), writes, flops)
+    return RawOp(name, kind, group[0].scope, group[0].format, {"elements": elements}, reads, writes, flops)
+
+
+def _once(reads: list[RawTensor]) -> list[RawTensor]:
+    """Each operand once: the same view again, and a view inside another of the same tensor, cost nothing."""
+    kept: list[RawTensor] = []
+    for r in reads:
+        if any(r.root is k.root and _inside(r, k) for k in kept):
+            continue
+        kept = [k for k in kept if not (r.root is k.root and _inside(k, r))] + [r]
+    return kept
+
+
+def _inside(inner: RawTensor, outer: RawTensor) -> bool:
+    """Whether one strided view holds no element that the other lacks (views of one layout only)."""
+    (start, shape, strides), (first, extents, steps) = inner.key, outer.key
+    if inner.key == outer.key:
+        return True
+    ahead = start - first
+    if strides != steps or ahead < 0 or inner.touched is not None or outer.touched is not None:
+        return False
+    for axis in sorted(range(len(steps)), key=lambda a: -steps[a]):
+        if steps[axis]:
+            at, ahead = divmod(ahead, steps[axis])
+            if at + shape[axis] > extents[axis]:
+                return False
+    return bool(ahead == 0)

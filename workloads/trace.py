@@ -27,7 +27,7 @@ import json
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Final, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
 
@@ -36,8 +36,8 @@ from ..files import first_problem, write_whole
 from .expr import C, Expr, expr, minimum, product
 from .kinds import problem
 
-SCHEMA = "tokenfab.trace"
-VERSION = 1
+SCHEMA: Final = "tokenfab.trace"
+VERSION: Final = 1
 MAX_FILE_BYTES = 64 * 2**20
 MAX_LAYERS = 100_000
 
@@ -87,10 +87,8 @@ class Tensor(_Data):
 class Operator(_Data):
     """One unit of work. ``deps`` names operators of the same block that must finish first.
 
-    ``dims`` holds the sizes the kind is known by: ``matmul`` m, n, k (and ``batch`` where there is
-    no weight); ``attention`` batch, query, kv, heads, kv_heads, head_dim, value_dim (and
-    ``window``); ``experts`` tokens, experts, top_k, hidden, inner; ``collective`` bytes, world;
-    the others ``elements``. ``format`` is the number format the arithmetic runs in.
+    ``dims`` holds the sizes the kind is known by, listed in :mod:`.kinds`. ``format`` is the number
+    format the arithmetic runs in.
     """
 
     name: Name
@@ -111,11 +109,8 @@ class Operator(_Data):
 
     def moved(self, *roles: Role) -> Expr:
         """Bytes read and written by one execution, of the given roles (all of them by default)."""
-        total = expr(0)
-        for t in (*self.reads, *self.writes):
-            if not roles or t.role in roles:
-                total = total + t.bytes
-        return total
+        tensors = (t for t in (*self.reads, *self.writes) if not roles or t.role in roles)
+        return sum((t.bytes for t in tensors), expr(0))
 
     @property
     def weights(self) -> tuple[Tensor, ...]:
@@ -211,10 +206,8 @@ class Trace(_Data):
 
     def total(self, quantity: Literal["flops", "bytes"]) -> Expr:
         """FLOPs or bytes moved by one forward pass, as an expression."""
-        out = expr(0)
-        for op, count in self.operators():
-            out = out + (op.flops if quantity == "flops" else op.moved()) * count
-        return out
+        of = (lambda op: op.flops) if quantity == "flops" else Operator.moved
+        return sum((of(op) * count for op, count in self.operators()), expr(0))
 
     def cache_bytes(self) -> Expr:
         """Bytes of cache that ``b`` sequences of ``c`` tokens hold (windows cap it; states do not grow)."""

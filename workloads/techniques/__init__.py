@@ -29,17 +29,18 @@ class Parameter:
     def read(self, technique: str, key: str, text: str) -> int | float | str:
         """``text`` as a value of this parameter's type. Raises ``InputError`` with what is accepted."""
         where = f"technique {technique}: {key}"
+        shown = text if len(text) <= 40 else text[:39] + "…"
         value: int | float | str = text
         if not isinstance(self.default, str):
             kind = type(self.default)
             try:
                 value = kind(text)
             except ValueError:
-                raise InputError(f"{where}: {text!r} is not a{'n integer' if kind is int else ' number'}") from None
+                raise InputError(f"{where}: {shown!r} is not a{'n integer' if kind is int else ' number'}") from None
             if not self.low <= value <= self.high:
-                raise InputError(f"{where}: {text} is out of range; accepted: {self.low:g} to {self.high:g}")
+                raise InputError(f"{where}: {shown} is out of range; accepted: {self.low:g} to {self.high:g}")
         if self.choices and value not in self.choices:
-            raise InputError(f"{where}: {text!r}; accepted: {', '.join(map(str, self.choices))}")
+            raise InputError(f"{where}: {shown!r}; accepted: {', '.join(map(str, self.choices))}")
         return value
 
 
@@ -78,7 +79,9 @@ def apply_techniques(trace: Trace, specs: Sequence[str]) -> Trace:
             if key not in technique.parameters:
                 raise unknown_name(f"parameter of technique {name}", key, technique.parameters)
             if not equals:
-                raise InputError(f"technique {name}: {key} needs a value, as in {key}={technique.parameters[key].default}")
+                raise InputError(
+                    f"technique {name}: {key} needs a value, as in {key}={technique.parameters[key].default}"
+                )
             values[key] = technique.parameters[key].read(name, key, text)
         changed = technique.apply(trace, **values)
         label = name + (":" + ",".join(f"{k}={v}" for k, v in values.items()) if values else "")

@@ -24,7 +24,7 @@ def _fuse(block: Block) -> Block:
     siblings: dict[object, list[Operator]] = defaultdict(list)
     for op in block.operators:
         if op.kind == "matmul" and op.weights and "batch" not in op.dims:
-            source = tuple(t.name for t in op.reads if t.role == "activation")
+            source = tuple((t.name, t.shape) for t in op.reads if t.role == "activation")
             siblings[(op.deps, source, op.dims["m"], op.dims["k"], op.format)].append(op)
     renamed: dict[str, str] = {}
     merged: dict[str, Operator] = {}
@@ -53,13 +53,18 @@ def _merge(group: list[Operator]) -> Operator:
     dims = {**first.dims, "n": width}
     return first.model_copy(
         update={
-            "name": "+".join(op.name for op in group),
+            "name": _name([op.name for op in group]),
             "dims": dims,
             "flops": matmul_flops(dims["m"], width, dims["k"]),
             "reads": (*inputs, *(w for op in group for w in op.weights)),
             "writes": tuple(t for op in group for t in op.writes),
         }
     )
+
+
+def _name(names: list[str]) -> str:
+    whole = "+".join(names)
+    return whole if len(whole) <= 120 else f"{names[0][:100]}+{len(names) - 1} more"
 
 
 TECHNIQUE = Technique(

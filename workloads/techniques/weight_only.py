@@ -19,14 +19,15 @@ def apply(trace: Trace, bits: int, group: int, scale_bits: int, zero_bits: int, 
     stored = bits + ((scale_bits + zero_bits) / group if group else 0.0)
     label = f"int{bits}" + (f"-g{group}" if group else "")
     tied = {w.name for op, _ in trace.operators() if op.kind == "embedding" for w in op.weights}
-    last = trace.blocks[-1].operators
+    kept = set() if head else {id(op) for op in _heads(trace)}
 
     def narrow(op: Operator) -> Operator:
-        if op.kind not in ("matmul", "experts") or (op in last and not head):
+        rank = {"matmul": 2, "experts": 3}.get(op.kind)  # fewer axes: biases
+        if rank is None or id(op) in kept:
             return op
 
         def store(t: Tensor) -> Tensor:
-            if t.role != "weight" or len(t.shape) < 2 or t.name in tied or t.bits <= stored:
+            if t.role != "weight" or len(t.shape) < rank or t.name in tied or t.bits <= stored:
                 return t
             return t.model_copy(update={"format": label, "bits": stored})
 
@@ -35,13 +36,22 @@ def apply(trace: Trace, bits: int, group: int, scale_bits: int, zero_bits: int, 
     return map_operators(trace, narrow)
 
 
+def _heads(trace: Trace) -> list[Operator]:
+    """The matmuls that make logits: those of the last block that are as wide as the vocabulary."""
+    last = next(b for b in trace.blocks if b.name == trace.order[-1][0])
+    matmuls = [op for op in last.operators if op.kind == "matmul"]
+    return [op for op in matmuls if op.dims["n"] == trace.vocabulary or last.name == "head"]
+
+
 TECHNIQUE = Technique(
     name="weight-only",
     description="store matmul and expert weights in few bits with group scales; arithmetic unchanged",
     source="AWQ, arXiv:2306.00978; GPTQ, arXiv:2210.17323",
     parameters={
         "bits": Parameter(4, "bits per weight, without scales", low=1, high=8),
-        "group": Parameter(128, "weights that share a scale; 0 = one per output channel, not counted", low=0, high=65536),
+        "group": Parameter(
+            128, "weights that share a scale; 0 = one per output channel, not counted", low=0, high=65536
+        ),
         "scale_bits": Parameter(16, "bits of a scale", low=0, high=32),
         "zero_bits": Parameter(0, "bits of a zero point; 0 = symmetric", low=0, high=32),
         "head": Parameter(0, "1 = quantise the output head too", choices=(0, 1)),

@@ -1,0 +1,177 @@
+"""Techniques: they change what they say they change, by the number of bits they say, and nothing else."""
+
+from __future__ import annotations
+
+from functools import cache
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenfab.errors import InputError
+from tokenfab.models.config import load_config
+from tokenfab.workloads.capture import capture
+from tokenfab.workloads.techniques import apply_techniques, techniques
+from tokenfab.workloads.trace import Operator, Tensor, Trace
+
+POINT = (3, 40, 200)
+MODELS = ["llama-2-7b", "mixtral-8x7b", "opt-6.7b", "bitnet-b1.58-3b", "mistral-7b"]
+
+
+@cache
+def trace_of(name: str) -> Trace:
+    return capture(name)
+
+
+def find(trace: Trace, name: str) -> Operator:
+    return next(op for op, _ in trace.operators() if op.name == name)
+
+
+def weight(op: Operator) -> Tensor:
+    return next(w for w in op.weights if len(w.shape) > 1)
+
+
+def moved(trace: Trace, *roles) -> float:
+    return sum(float(op.moved(*roles)(*POINT)) * n for op, n in trace.operators())
+
+
+# -- weight-only -------------------------------------------------------------------------------------
+def test_four_bits_in_groups_of_128_cost_four_and_an_eighth():
+    before, after = trace_of("llama-2-7b"), apply_techniques(trace_of("llama-2-7b"), ["weight-only"])
+    stored = weight(find(after, "attention.qkv"))
+    assert stored.bits == 4 + 16 / 128 == 4.125
+    assert stored.format == "int4-g128"
+    m = load_config("llama-2-7b")
+    linear = m.layers * (4 * m.hidden**2 + 3 * m.hidden * m.inner)
+    assert after.weights_bytes == linear * 4.125 / 8 + (before.parameters - linear) * 2
+    assert after.parameters == before.parameters == 6738415616
+    assert after.total("flops") == before.total("flops")
+    assert find(after, "attention.qkv").format == "fp16"  # the arithmetic is unchanged
+    assert after.applied == ("weight-only:bits=4,group=128,scale_bits=16,zero_bits=0,head=0",)
+
+
+@pytest.mark.parametrize(
+    ("setting", "bits", "label"),
+    [
+        ("bits=8", 8.125, "int8-g128"), ("bits=3,group=64", 3.25, "int3-g64"), ("bits=4,group=0", 4, "int4"),
+        ("bits=4,group=128,zero_bits=4", 4 + 20 / 128, "int4-g128"), ("bits=2,group=32,scale_bits=8", 2.25, "int2-g32"),
+    ],
+)  # fmt: skip
+def test_bits_follow_from_bits_group_scale_and_zero(setting, bits, label):
+    stored = weight(find(apply_techniques(trace_of("llama-2-7b"), [f"weight-only:{setting}"]), "mlp.down"))
+    assert (stored.bits, stored.format) == (bits, label)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_embedding_norms_biases_routers_and_head_keep_their_format(name):
+    before = trace_of(name)
+    after = apply_techniques(before, ["weight-only"])
+    for (old, _), (new, _) in zip(before.operators(), after.operators(), strict=True):
+        for was, now in zip((*old.reads, *old.writes), (*new.reads, *new.writes), strict=True):
+            narrowed = old.kind in ("matmul", "experts") and old.name not in ("head", "embedding#2", "embedding")
+            narrowed = narrowed and was.role == "weight" and len(was.shape) > 1 and was.bits > 4.125
+            assert (now.bits, now.format) == ((4.125, "int4-g128") if narrowed else (was.bits, was.format)), was.name
+            assert (now.shape, now.touched, now.role, now.name) == (was.shape, was.touched, was.role, was.name)
+
+
+def test_the_head_is_narrowed_only_when_asked_and_never_when_it_is_the_embedding():
+    llama = apply_techniques(trace_of("llama-2-7b"), ["weight-only:head=1"])
+    assert weight(find(llama, "head")).bits == 4.125
+    opt = apply_techniques(trace_of("opt-6.7b"), ["weight-only:head=1"])
+    tied = [w for op, _ in opt.operators() for w in op.weights if w.name == "embedding.weight"]
+    assert [w.bits for w in tied] == [16, 16]
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_what_is_as_narrow_already_stays(name):
+    once = apply_techniques(trace_of(name), ["weight-only"])
+    twice = apply_techniques(once, ["weight-only"])
+    wider = apply_techniques(once, ["weight-only:bits=8"])
+    assert twice.blocks == wider.blocks == once.blocks
+    if name.startswith("bitnet"):  # 2 bits are narrower than 4
+        assert once.blocks == trace_of(name).blocks
+
+
+@given(st.integers(1, 8), st.integers(0, 65536), st.integers(0, 32), st.integers(0, 32))
+def test_weight_only_never_moves_more_and_never_changes_work(bits, group, scale, zero):
+    setting = f"weight-only:bits={bits},group={group},scale_bits={scale},zero_bits={zero}"
+    before = trace_of("mixtral-8x7b")
+    after = apply_techniques(before, [setting])
+    assert after.weights_bytes <= before.weights_bytes
+    assert moved(after) <= moved(before)
+    assert moved(after, "kv", "activation", "index") == moved(before, "kv", "activation", "index")
+    assert after.total("flops") == before.total("flops")
+
+
+# -- kv-quant ----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("setting", "bits"), [("", 8 + 16 / 128), (":bits=4", 4.125), (":bits=2,scale_bits=32", 2.25)])
+@pytest.mark.parametrize("name", ["llama-2-7b", "mistral-7b", "mixtral-8x7b"])
+def test_the_cache_shrinks_to_the_bits_with_one_scale_per_head_vector(name, setting, bits):
+    before, after = trace_of(name), apply_techniques(trace_of(name), [f"kv-quant{setting}"])
+    assert after.kv_bytes_per_token == pytest.approx(before.kv_bytes_per_token * bits / 16)
+    assert float(after.cache_bytes()(*POINT)) == pytest.approx(float(before.cache_bytes()(*POINT)) * bits / 16)
+    assert moved(after, "kv") == pytest.approx(moved(before, "kv") * bits / 16)
+    assert moved(after, "weight", "activation", "index") == moved(before, "weight", "activation", "index")
+    assert after.total("flops") == before.total("flops")
+
+
+def test_a_cache_as_narrow_already_stays():
+    once = apply_techniques(trace_of("llama-2-7b"), ["kv-quant:bits=4"])
+    assert apply_techniques(once, ["kv-quant:bits=8"]).blocks == once.blocks
+
+
+# -- fuse-projections (on our presets there is nothing to fuse; the rest is in test_workloads_hf.py) --
+@pytest.mark.parametrize("name", MODELS)
+def test_our_presets_are_fused_already(name):
+    assert apply_techniques(trace_of(name), ["fuse-projections"]).blocks == trace_of(name).blocks
+
+
+# -- what is asked -----------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("spec", "message"),
+    [
+        ("weight-onl", "unknown technique 'weight-onl'; did you mean weight-only?"),
+        ("magic", "unknown technique 'magic'; known: fuse-projections, kv-quant, weight-only"),
+        ("weight-only:bit=4", "unknown parameter of technique weight-only 'bit'; did you mean"),
+        ("weight-only:bits", "technique weight-only: bits needs a value, as in bits=4"),
+        ("weight-only:bits=", "technique weight-only: bits: '' is not an integer"),
+        ("weight-only:bits=four", "technique weight-only: bits: 'four' is not an integer"),
+        ("weight-only:bits=4.5", "technique weight-only: bits: '4.5' is not an integer"),
+        ("weight-only:bits=0", "technique weight-only: bits: 0 is out of range; accepted: 1 to 8"),
+        ("weight-only:bits=9", "technique weight-only: bits: 9 is out of range; accepted: 1 to 8"),
+        ("weight-only:group=-1", "technique weight-only: group: -1 is out of range; accepted: 0 to 65536"),
+        ("weight-only:head=2", "technique weight-only: head: '2'; accepted: 0, 1"),
+        ("kv-quant:bits=16", "technique kv-quant: bits: 16 is out of range; accepted: 1 to 8"),
+        ("kv-quant:bits=" + "9" * 5000, "is not an integer"),
+        ("fuse-projections:x=1", "unknown parameter of technique fuse-projections 'x'"),
+        ("", "unknown technique ''"),
+    ],
+)  # fmt: skip
+def test_a_wrong_request_is_told_in_one_line_what_is_accepted(spec, message):
+    with pytest.raises(InputError) as caught:
+        apply_techniques(trace_of("llama-2-7b"), [spec])
+    assert message in str(caught.value)
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) < 300
+
+
+def test_both_ends_of_a_range_are_accepted():
+    for spec in ("weight-only:bits=1", "weight-only:bits=8", "weight-only:group=65536", "kv-quant:bits=1,scale_bits=0"):
+        assert apply_techniques(trace_of("llama-2-7b"), [spec]).applied[0].startswith(spec.partition(":")[0])
+
+
+def test_techniques_are_applied_in_order_and_written_down():
+    done = apply_techniques(trace_of("llama-2-7b"), ["kv-quant", "weight-only:bits=3"])
+    assert done.applied == (
+        "kv-quant:bits=8,scale_bits=16", "weight-only:bits=3,group=128,scale_bits=16,zero_bits=0,head=0",
+    )  # fmt: skip
+    assert apply_techniques(trace_of("llama-2-7b"), []) == trace_of("llama-2-7b")
+
+
+def test_every_technique_says_what_it_is_and_where_from():
+    assert set(techniques()) == {"fuse-projections", "kv-quant", "weight-only"}
+    for name, technique in techniques().items():
+        assert technique.name == name
+        assert technique.description
+        assert technique.source
+        assert all(p.meaning for p in technique.parameters.values())

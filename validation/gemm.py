@@ -1,0 +1,178 @@
+"""The GEMM model's constants, earned on measured kernels.
+
+    python -m tokenfab.validation.gemm --truth DIR
+
+fits :class:`tokenfab.hw.gemm.GemmConstants` on the even rows of the kernel tables and prints them, with
+the error on the odd rows: all, n and k of at least 1024, and by what bound the row; then what each
+card's constants say of the other card. The tables cycle through six weights in a CUDA graph
+(``copies``), so small ones stay in L2. 8-bit rows include the kernel that rounds the activations.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import os
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import least_squares
+
+from ..errors import InputError
+from ..hw.card import Card
+from ..hw.gemm import (
+    BOUNDS, CUBLAS_AMPERE, CUBLAS_HOPPER, CUTLASS_FP8, LIMITS, GemmConstants, GemmKernels, gemm_time, quantise_time,
+)  # fmt: skip
+from .kernels import FOLDERS
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+COPIES = 6
+"""Weights that the benchmark cycles through (aiconfigurator, collector/vllm/collect_gemm.py)."""
+FIT_ROWS = 1500
+"""Even rows that the fit looks at, evenly spaced; more change the errors by less than 0.1 points."""
+NAMES = tuple(f.name for f in fields(GemmConstants))
+CARDS = {
+    "a100-80g-sxm": Card(108, 1.41e9, 312e12, 2.039e12, 40e6, np.inf),
+    "h100-sxm": Card(132, 1.755e9, 989.4e12, 3.352e12, 50e6, np.inf),
+}
+KERNELS = {"a100-80g-sxm": CUBLAS_AMPERE, "h100-sxm": CUBLAS_HOPPER}
+START = GemmConstants(4.7e3, 0.8, 1e-7, 0.5, 0.45, 1.0, 2.5e-6, 0.9, 0.5, 700, 0.9, 3e-4)
+FP8_NAMES = ("rate_share", "quantise_s")
+"""The two constants of the 8-bit path: share of the 8-bit rate a tile reaches, launch of the rounding kernel."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measured GEMMs: sizes and seconds, (N,) each."""
+
+    m: Array
+    n: Array
+    k: Array
+    seconds: Array
+
+    def rows(self, pick: slice | Mask) -> Measured:
+        """Some of the rows."""
+        return Measured(self.m[pick], self.n[pick], self.k[pick], self.seconds[pick])
+
+
+def read_gemm(truth: Path, device: str, dtype: str = "bfloat16") -> Measured:
+    """GEMMs of one type as measured on ``device``; rows with a size or time of zero are dropped.
+
+    Raises ``InputError`` when the table is not under ``truth``.
+    """
+    folder = truth / "aiconfigurator" / FOLDERS.get(device, device) / "gemm"
+    paths = sorted(folder.glob("vllm_*/gemm_perf.csv.gz"))
+    if not paths:
+        raise InputError(f"{folder}: no vllm_*/gemm_perf.csv.gz there; --truth names the folder of measurements")
+    with gzip.open(paths[-1], "rt", newline="") as file:
+        rows = [
+            (int(r["m"]), int(r["n"]), int(r["k"]), float(r["latency"]) / 1e3)
+            for r in csv.DictReader(file)
+            if r["gemm_dtype"] == dtype
+        ]
+    m, n, k, seconds = np.array([r for r in rows if min(r) > 0], float).reshape(-1, 4).T
+    return Measured(m, n, k, seconds)
+
+
+def predict(rows: Measured, card: Card, constants: GemmConstants, kernels: GemmKernels) -> Array:
+    """Seconds of 16-bit GEMMs under the conditions of the tables."""
+    return gemm_time(rows.m, rows.n, rows.k, card, constants, kernels, copies=COPIES)[0]
+
+
+def predict_fp8(rows: Measured, card: Card, constants: GemmConstants, rate_share: float, quantise_s: float) -> Array:
+    """Seconds of 8-bit GEMMs: the rounding of the activations, then CUTLASS kernels that never split k."""
+    rate = 2 * card.matrix_flops * rate_share
+    seconds, _ = gemm_time(rows.m, rows.n, rows.k, card, constants, CUTLASS_FP8, rate=rate, bits=8, copies=COPIES)
+    return seconds + quantise_time(rows.m, rows.k, card, constants, launch_s=quantise_s)
+
+
+def fit(rows: Measured, card: Card, kernels: GemmKernels, start: GemmConstants = START) -> GemmConstants:
+    """Constants that minimise a smoothed absolute log error on ``rows`` (pass the even half), within bounds."""
+    rows = rows.rows(slice(None, None, max(1, rows.m.size // FIT_ROWS)))
+    low, high = (np.log([BOUNDS[name][i] for name in NAMES]) for i in (0, 1))
+    measured = np.log(rows.seconds)
+
+    def residuals(x: Array) -> Array:
+        return np.asarray(np.log(predict(rows, card, GemmConstants(*np.exp(x)), kernels)) - measured)
+
+    first = np.clip(np.log(astuple(start)), low + 1e-3, high - 1e-3)
+    result = least_squares(
+        residuals, first, bounds=(low, high), loss="soft_l1", f_scale=0.03, diff_step=0.01, max_nfev=30
+    )
+    return GemmConstants(*(float(v) for v in np.exp(result.x)))
+
+
+def fit_fp8(rows: Measured, card: Card, constants: GemmConstants) -> tuple[float, float]:
+    """The two 8-bit constants on ``rows`` (pass the even half), everything else as for 16 bits."""
+    rows = rows.rows(slice(None, None, max(1, rows.m.size // FIT_ROWS)))
+
+    def residuals(x: Array) -> Array:
+        return np.asarray(np.log(predict_fp8(rows, card, constants, *np.exp(x)) / rows.seconds))
+
+    bounds = (np.log([0.3, 5e-7]), np.log([1.0, 6e-6]))
+    result = least_squares(
+        residuals, np.log([0.6, 2e-6]), bounds=bounds, loss="soft_l1", f_scale=0.03, diff_step=0.01, max_nfev=20
+    )
+    share, launch = np.exp(result.x)
+    return float(share), float(launch)
+
+
+def mape(predicted: Array, rows: Measured) -> float:
+    """Mean absolute error over measured time."""
+    return float(np.mean(np.abs(predicted / rows.seconds - 1)))
+
+
+def large(rows: Measured) -> Mask:
+    """Rows whose n and k are those of a layer: at least 1024."""
+    return np.asarray((rows.n >= 1024) & (rows.k >= 1024))
+
+
+def _line(name: str, predicted: Array, rows: Measured) -> str:
+    big = large(rows)
+    error = np.abs(predicted / rows.seconds - 1)
+    return (
+        f"{name}: n={rows.m.size} MAPE {error.mean():.2%}, n,k >= 1024 {error[big].mean():.2%}, "
+        f"bias {np.mean(np.log(predicted / rows.seconds)):+.2%}, p90 {np.quantile(error, 0.9):.1%}"
+    )
+
+
+def main() -> None:
+    """Print constants and errors."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--truth", default=os.environ.get("TOKENFAB_TRUTH", "../shared/truth"))
+    truth = Path(parser.parse_args().truth)
+    tables = {device: read_gemm(truth, device) for device in CARDS}
+    fitted = {}
+    for device, rows in tables.items():
+        card, kernels = CARDS[device], KERNELS[device]
+        c = fitted[device] = fit(rows.rows(slice(0, None, 2)), card, kernels)
+        print(f"{device}: " + " ".join(f"{n}={v:.4g}" for n, v in zip(NAMES, astuple(c), strict=True)), flush=True)
+        odd = rows.rows(slice(1, None, 2))
+        seconds, limit = gemm_time(odd.m, odd.n, odd.k, card, c, kernels, copies=COPIES)
+        print(_line("  odd rows", seconds, odd), flush=True)
+        for i, name in enumerate(LIMITS):
+            if large(odd.rows(limit == i)).any():
+                print("  " + _line(f"bound by {name}", seconds[limit == i], odd.rows(limit == i)))
+    for device, c in fitted.items():
+        for other in CARDS:
+            if other != device:
+                odd = tables[other].rows(slice(1, None, 2))
+                print(_line(f"{device} -> {other}", predict(odd, CARDS[other], c, KERNELS[other]), odd), flush=True)
+                mixed = replace(c, sustained=fitted[other].sustained, throttle_s=fitted[other].throttle_s)
+                line = _line("  with its power limit known", predict(odd, CARDS[other], mixed, KERNELS[other]), odd)
+                print(line, flush=True)
+    card, c = CARDS["h100-sxm"], fitted["h100-sxm"]
+    rows = read_gemm(truth, "h100-sxm", "fp8")
+    extra = fit_fp8(rows.rows(slice(0, None, 2)), card, c)
+    print("h100-sxm fp8: " + " ".join(f"{n}={v:.4g}" for n, v in zip(FP8_NAMES, extra, strict=True)))
+    odd = rows.rows(slice(1, None, 2))
+    print(_line("  odd rows", predict_fp8(odd, card, c, *extra), odd))
+
+
+if __name__ == "__main__":
+    main()
