@@ -14,7 +14,7 @@ start and an end that nothing overlaps. Seconds of a call:
 The hypotenuse lies above both and within 41 % of the larger: tiles start by waiting for memory and
 end by writing to it, so the two overlap while both are far apart, and partly when they are near.
 What comes from published source (tile shapes, packing, splitting) is in :class:`Kernel`; what is a
-fact of the card in :class:`Card`; the six numbers fitted per architecture in
+fact of the card in :class:`.card.Card`; the six numbers fitted per architecture in
 :class:`AttentionConstants` (``python -m tokenfab.validation.attention``). All sizes may be arrays that
 broadcast; times are seconds.
 
@@ -30,7 +30,7 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .spec import Device
+from .card import Card
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -49,31 +49,6 @@ DRAM_SHARE = 0.93
 """Achievable share of DRAM bandwidth where nothing else limits. Fitted: 0.91 (A100), 0.93 (H100)."""
 L2_SHARE = 0.35
 """Share of L2 whose keys survive from one repetition to the next. Fitted: 0.27 (A100), 0.39 (H100)."""
-
-
-@dataclass(frozen=True)
-class Card:
-    """Facts of a card, from its device file: rates in FLOP/s, bandwidths in byte/s, sizes in bytes."""
-
-    sms: int
-    clock_hz: float
-    matrix_flops: float
-    dram_bytes_s: float
-    l2_bytes: float
-    l2_bytes_s: float
-
-
-def card_of(device: Device) -> Card:
-    """The facts of a device file that attention needs; an L2 that it does not state bounds nothing."""
-    l2 = device.memory.get("l2")
-    return Card(
-        sms=int(device.compute.units.value),
-        clock_hz=device.compute.clock.value,
-        matrix_flops=device.rate("bf16")[1].value,
-        dram_bytes_s=device.dram.bandwidth.value,
-        l2_bytes=l2.capacity.value if l2 else 0.0,
-        l2_bytes_s=l2.bandwidth.value if l2 and l2.bandwidth else np.inf,
-    )
 
 
 @dataclass(frozen=True)

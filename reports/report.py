@@ -10,9 +10,12 @@ from typing import Any
 from .. import __version__
 from ..errors import InputError
 from ..files import write_whole
+from . import html
+from . import pdf as paper
 from .documents import parse
 from .format import plural
 from .parts import build
+from .schema import one_line
 
 TITLE = 120
 """Most characters of a title."""
@@ -37,8 +40,6 @@ def write_report(
     the same bytes. Raises ``InputError`` for a document that is none, an empty list, a name that does not
     end in .pdf, and a place that cannot be written.
     """
-    from . import html, pdf as paper  # noqa: I001 - matplotlib, only when a report is drawn
-
     target = Path(pdf)
     page = target.with_suffix(".html") if target.name else target
     if target.suffix.lower() != ".pdf":
@@ -49,7 +50,8 @@ def write_report(
     if not documents:
         raise InputError("no results given; accepted: at least one estimate")
     parsed = [parse(d, f"result {i}") for i, d in enumerate(documents, 1)]
-    asked = " ".join(title.split())[:TITLE] if title and title.strip() else None
+    asked = one_line(title or "")[:TITLE] or None
+    command = one_line(command or "") or None
     parts = build(parsed, asked, command)
     name = asked or _title([d.model.name for d in parsed], len({d.device.name for d in parsed}))
     footer = f"tokenfab {__version__}" + (f"  ·  {command}" if command else "")

@@ -10,13 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 
-def _printable(text: str) -> str:
-    """One line of printable text."""
+def one_line(text: str) -> str:
+    """``text`` in one line, what cannot be printed (a byte of a file name that is no UTF-8, too) as a space."""
     return " ".join("".join(c if c.isprintable() else " " for c in text).split())
 
 
-Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(_printable), Field(min_length=1)]
-Text = Annotated[str, Field(max_length=4000), AfterValidator(_printable)]
+Name = Annotated[str, Field(min_length=1, max_length=200), AfterValidator(one_line), Field(min_length=1)]
+Text = Annotated[str, Field(max_length=4000), AfterValidator(one_line)]
 Seconds = Annotated[float, Field(ge=1e-15, le=1e15)]
 Amount = Annotated[float, Field(ge=0, le=1e30)]
 Positive = Annotated[float, Field(gt=1e-15, le=1e30)]

@@ -154,7 +154,7 @@ def estimate_summary(document: Document, explain: bool) -> None:
         for label, p in phases
     ]
     price = total["cost_usd_per_mtoken"]
-    cost = "no price known" if price is None else f"${number(price)} per million tokens ({total['cost_basis']})"
+    cost = "no price known" if price is None else f"${number(price)} per million tokens: {total['cost_basis']}"
     say(
         f"{model['name']} on {machine(device)}: "
         f"batch {request['batch']}, {request['prompt']} prompt + {request['output']} output tokens",
@@ -164,7 +164,8 @@ def estimate_summary(document: Document, explain: bool) -> None:
         ),
         "",
         *(f"{label} bound by {fmt.shares(p['bound'], 0.01)}" for label, p in phases[:2]),
-        f"{number(total['tokens_per_s'])} token/s, {si(total['energy_per_token_j'], 'J')} per token, {cost}",
+        f"{number(total['tokens_per_s'])} tokens/s, {si(total['energy_per_token_j'], 'J')} per token",
+        cost,
         memory_line(document["memory"], device["count"]),
     )
     if explain:
@@ -218,7 +219,7 @@ def study_summary(documents: list[Document], files: Document) -> None:
             ]
         )
     r = documents[0]["request"]
-    columns = ["device", "prefill", "decode", "90 % interval", "token/s", "J/token", "$/Mtoken"]
+    columns = ["device", "prefill", "decode", "90 % interval", "tokens/s", "J/token", "$/Mtoken"]
     if roomy:
         columns.insert(6, "90 % interval")
     say(
@@ -258,6 +259,7 @@ def progress(silent: bool) -> Iterator[Callable[[str], None]]:
         yield lambda text: None
         return
     from rich.console import Console
+    from rich.text import Text
 
-    with Console(stderr=True, highlight=False, markup=False, emoji=False).status("…") as status:
-        yield lambda text: status.update(text)
+    with Console(stderr=True).status("…") as status:
+        yield lambda text: status.update(Text(text))  # as it is: a path may look like markup

@@ -51,6 +51,12 @@ class Answer(NamedTuple):
         return json.loads(self.out)
 
 
+@pytest.fixture(autouse=True)
+def _as_in_a_pipe(monkeypatch: pytest.MonkeyPatch) -> None:
+    """xdist tells its workers how wide the terminal is; what a test sees does not depend on that."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+
+
 @pytest.fixture
 def tokenfab(capsys: pytest.CaptureFixture[str]) -> Callable[..., Answer]:
     """Runs a command line in this process: ``tokenfab("models", "--json")``."""

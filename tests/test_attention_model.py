@@ -22,14 +22,13 @@ from tokenfab.hw.attention import (
     LOAD_BYTES_PER_CLOCK,
     SOFTMAX_SHARE,
     AttentionConstants,
-    Card,
     Kernel,
-    card_of,
     causal_steps,
     decode_time,
     prefill_time,
     tiling,
 )
+from tokenfab.hw.card import Card, card_of
 from tokenfab.hw.devices import load_device
 from tokenfab.validation.attention import CASES, Calls, errors, fit, read_calls
 from tokenfab.workloads.formulas import attention_flops

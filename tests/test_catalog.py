@@ -11,8 +11,7 @@ import pytest
 
 import tokenfab.hw
 from tokenfab.hw.devices import device_files, device_names, load_device
-from tokenfab.hw.spec import Device, parse_architecture
-from tokenfab.hw.spec import DEFAULT
+from tokenfab.hw.spec import DEFAULT, Device, parse_architecture
 from tokenfab.hw.units import ARCHITECTURE_KEYS, KEYS
 
 CATALOG = Path(str(tokenfab.hw.__file__)).parent / "catalog"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import functools
-import re
 
 import numpy as np
 import pytest
@@ -243,13 +242,9 @@ def test_longer_contexts_and_larger_batches_never_cost_less(model, point) -> Non
 
 
 @pytest.mark.parametrize("name", device_names())
-def test_every_catalogue_device_costs_a_model_or_says_why_not(name: str) -> None:
+def test_every_catalogue_device_costs_a_model(name: str) -> None:
     card = load_device(name)
-    try:
-        costs = cost(trace(), card, [1, 8], [512, 1], [0, 512])
-    except InputError as error:
-        assert re.search(name, str(error))
-        return
+    costs = cost(trace(), card, [1, 8], [512, 1], [0, 512])
     moved = trace().total("bytes")([1, 8], [512, 1], [0, 512])
     assert (costs.latency_s >= moved / card.dram.bandwidth.value).all()
     assert (costs.low_s < costs.latency_s).all()

@@ -36,7 +36,8 @@ FLOORS = {
 ROOMS = {
     "": "ground", "errors": "ground", "files": "ground", "__main__": "cli",
     "workloads": "descriptions", "hw": "descriptions",
-    "workloads.trace": "descriptions", "workloads.expr": "descriptions",
+    "workloads.trace": "descriptions", "workloads.kinds": "descriptions",
+    "workloads.expr": "descriptions", "workloads.expr_functions": "descriptions", "workloads.expr_text": "descriptions",
     "hw.spec": "descriptions", "hw.units": "descriptions",
 }  # fmt: skip
 # The one arrow between two rooms of one floor: a cost model reads what a trace compiles to.
@@ -52,7 +53,8 @@ HEAVY: dict[str, set[str]] = {
     "torch": {
         "models",
         "kernels",
-        *(f"workloads.{m}" for m in ("capture", "hf_capture", "recorder", "operators", "pointwise")),
+        *(f"workloads.{m}" for m in ("calls", "capture", "layers", "operators", "raw", "recorder")),
+        *(f"workloads.{m}" for m in ("hf_attention", "hf_capture", "hf_modules")),
     },
     "matplotlib": {"reports"},
     "transformers": set(),

@@ -73,7 +73,8 @@ STUDIES = {
 @pytest.mark.parametrize("name", STUDIES)
 def test_nothing_is_clipped_and_nothing_covers_anything(name):
     documents = STUDIES[name]
-    texts = " ".join(check(documents, command="tokenfab report " + "a/rather/long/path/" * 20))
+    figures = name in ("one device", "the usual eight", "long names", "speeds far apart")
+    texts = " ".join(check(documents, "tokenfab report " + "a/rather/long/path/" * 20, figures))
     for document in documents:
         short = document["device"]["name"]
         assert len(short) > 40 or short in texts
@@ -210,6 +211,38 @@ def test_every_number_of_every_device_file_is_listed_with_its_source():
         mark = re.fullmatch(r"4\.00 pJ/bit\* \[(\d+)\]", cell.text).group(1)
         assert sources[mark].startswith("assumed: ")
     assert made[-1].lead == "54 numbers of 9 device files; 9 of them are assumed."
+
+
+def test_a_number_that_one_device_alone_has_goes_where_its_file_has_it():
+    first, second = estimate("a"), estimate("b")
+    extra = second["device"]["quantities"][0] | {"key": "engines.matrix.int4"}
+    second["device"]["quantities"].insert(1, extra)
+    table = next(b for b in parts([first, second])[-1].blocks if isinstance(b, Table))
+    keys = [row[0].text for row in table.rows]
+    assert keys[:3] == ["engines.matrix.fp8", "engines.matrix.int4", "engines.matrix.bf16"]
+    assert [cell.text for cell in table.rows[1][1:]] == ["–", "1000 TFLOP/s [1]"]
+
+
+def test_operators_beyond_the_longest_are_summed_up():
+    document = estimate()
+    one = document["operators"][-1]
+    document["operators"] += [one | {"name": f"tiny-{i}", "time_s": 1e-6} for i in range(6)]
+    table = next(b for p in parts([document]) if p.title.startswith("Operators") for b in p.blocks)
+    assert table.rows[-1][1].text == "3 others"
+    assert table.rows[-1][4].text == "3.00 µs"
+
+
+def test_a_question_that_no_device_answers_has_dashes_in_the_overview():
+    made = parts([estimate("a", fits=False), estimate("a", batch=2)])
+    first = made[0].blocks[0].rows[0]
+    assert [cell.text for cell in first[1:]] == ["0 of 1", *["–"] * 6]
+
+
+def test_the_same_device_in_two_arrangements_is_told_apart():
+    made = section([estimate("a", count=4, parallel="tp=4"), estimate("a", count=4, parallel="pp=4", speed=0.5)])
+    assert [e.label for e in made.entries] == ["a ×4 tp=4", "a ×4 pp=4"]
+    techniques = section([estimate("a", applied=("w4:group=128",), speed=2), estimate("a")])
+    assert [e.label for e in techniques.entries] == ["a · w4:group=128", "a · as is"]
 
 
 # -- pieces ----------------------------------------------------------------------------------------

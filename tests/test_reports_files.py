@@ -206,6 +206,14 @@ def test_a_title_replaces_ours_and_the_footer_names_version_and_command(tmp_path
     assert "A study of two" in [t.get_text() for t in pages[0].texts]
 
 
+def test_a_command_with_bytes_that_are_no_text_is_printed_as_far_as_it_goes(tmp_path):
+    files = write_report(
+        [estimate(explain=False)], tmp_path / "r.pdf", title="\udcff", command="tokenfab \udcff\x1b[1m x"
+    )
+    assert "Command: tokenfab [1m x" in files.html.read_text(encoding="utf-8")
+    assert "<h1>toy-7b on 1 device</h1>" in files.html.read_text(encoding="utf-8")
+
+
 # -- what is refused -------------------------------------------------------------------------------
 @pytest.mark.parametrize("name", ["report", "report.html", "report.txt", ""])
 def test_only_names_that_end_in_pdf_are_accepted(tmp_path, name):

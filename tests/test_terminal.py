@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import io
 import re
+import time
 
 import pytest
 
@@ -87,7 +89,7 @@ def test_an_estimate_keeps_its_table_whole_and_says_how_sure_it_is(documents, pr
     assert all(re.fullmatch(rf"(prefill|decode step|total)\s+{pattern}", row) for row in rows)
     assert len({len(line) for line in (header, *rows)}) == 1  # right-aligned to one edge
     text = " ".join(lines)
-    for words in ("llama-2-7b on 1 × NVIDIA H100", "prefill bound by ", "decode step bound by ", "token/s", "fits"):
+    for words in ("llama-2-7b on 1 × NVIDIA H100", "prefill bound by ", "decode step bound by ", "tokens/s", "fits"):
         assert words in text
 
 
@@ -131,8 +133,7 @@ def test_a_study_has_one_line_per_device_fastest_first_unfit_last(documents, pri
     assert lines[-1] == "out/report.pdf: 12 pages; the same as out/report.html; 12.3 s"
 
 
-def test_in_a_pipe_nothing_is_wrapped(documents, printed, monkeypatch):
-    monkeypatch.delenv("COLUMNS", raising=False)
+def test_in_a_pipe_nothing_is_wrapped(documents, printed):
     lines = printed(terminal.study_summary, documents, FILES)
     assert [line for line in lines if line.endswith(" ")] == []
     assert len(lines) == 2 + 1 + len(documents) + sum(not d["memory"]["fits"] for d in documents) + 2
@@ -173,3 +174,13 @@ def test_progress_is_silent_when_asked_and_when_nobody_looks(capsys):
         with terminal.progress(silent) as step:
             step("working")
     assert capsys.readouterr() == ("", "")
+
+
+def test_progress_names_the_step_on_a_terminal(monkeypatch):
+    screen = io.StringIO()
+    monkeypatch.setattr(screen, "isatty", lambda: True)
+    monkeypatch.setattr("sys.stderr", screen)
+    with terminal.progress(False) as step:
+        step("working on [it]")
+        time.sleep(0.3)  # it is drawn some ten times a second
+    assert "working on [it]" in screen.getvalue()

@@ -9,7 +9,7 @@ from functools import cache
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
@@ -19,6 +19,7 @@ from tokenfab.models.config import ModelConfig, load_config
 from tokenfab.workloads import capture as capturing
 from tokenfab.workloads.capture import Subject, capture, capture_subject, our_subject
 from tokenfab.workloads.interpolation import interpolate, points_for
+from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.raw import RawOp
 from tokenfab.workloads.trace import Trace
 
@@ -56,6 +57,10 @@ def flops_of(op: RawOp) -> float:
         return 2 * s["m"] * s["n"] * s["k"] * s.get("batch", 1)
     if op.kind == "attention":
         past = s["kv"] - s["query"]
+        if "latent_dim" in s:
+            new, width = s["query"] * (s["query"] + 1) // 2, s["head_dim"] + s["value_dim"]
+            cached = s["query"] * past * (s["latent_dim"] + s["latent_value"])
+            return 2 * s["batch"] * s["heads"] * (new * width + cached)
         seen = sum(min(past + i + 1, s.get("window", past + i + 1)) for i in range(s["query"]))
         return 2 * s["batch"] * s["heads"] * seen * (s["head_dim"] + s["value_dim"])
     if op.kind == "experts":
@@ -110,6 +115,33 @@ def test_a_trace_of_a_real_model_equals_a_run_far_from_where_it_was_captured(nam
     trace, subject = capture(name), our_subject(load_config(name))
     for point in ((1, 1, 2047), (256, 1, 1000), (1, 2048, 0), (3, 700, 1300), (1, 1, 20000)):
         assert assert_equal_at(trace, subject, point) > 10
+
+
+# -- models of transformers ---------------------------------------------------------------------------
+HF = {
+    "gpt_neox": {"num_hidden_layers": 2}, "gemma2": {"num_hidden_layers": 4}, "qwen3_moe": {"num_hidden_layers": 2},
+    "deepseek_v3": {"num_hidden_layers": 4}, "qwen3_next": {"num_hidden_layers": 4}, "bloom": {"n_layer": 2},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", HF)
+def test_a_trace_of_a_transformers_model_equals_a_run_at_any_point(name, tmp_path):
+    pytest.importorskip("transformers")
+    from tokenfab.models.hf import build_hf
+    from tokenfab.workloads.hf_capture import hf_subject
+    from tokenfab.workloads.hf_survey import write_config
+
+    path = write_config(name, tmp_path, **HF[name])
+    implementation = "eager" if name == "bloom" else "tokenfab"
+    trace = load_trace(f"hf:{tmp_path}")
+    subject = hf_subject(build_hf(path, attn_implementation=implementation), path)
+
+    @settings(max_examples=10)
+    @given(points)
+    def holds(point):
+        assert assert_equal_at(trace, subject, point) > 10
+
+    holds()
 
 
 # -- layers -------------------------------------------------------------------------------------------

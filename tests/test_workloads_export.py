@@ -126,4 +126,4 @@ def test_perfetto_slices_follow_one_another_on_each_track(name, world):
     assert operators[-1]["ts"] + operators[-1]["dur"] == pytest.approx(blocks[-1]["ts"] + blocks[-1]["dur"])
     assert sum(e["args"]["flops"] for e in operators) == pytest.approx(float(trace.total("flops")(*POINT)))
     assert sum(e["args"]["bytes"] for e in operators) == pytest.approx(float(trace.total("bytes")(*POINT)))
-    assert operators[1]["args"]["elements"] == float(trace.blocks[1].operators[0].dims["elements"](*POINT))
+    assert operators[1]["args"]["dims"]["elements"] == float(trace.blocks[1].operators[0].dims["elements"](*POINT))

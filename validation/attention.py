@@ -32,13 +32,12 @@ from ..hw.attention import (
     HOPPER_8BIT,
     Array,
     AttentionConstants,
-    Card,
     Kernel,
     Mask,
-    card_of,
     decode_time,
     prefill_time,
 )
+from ..hw.card import Card, card_of
 from ..hw.devices import load_device
 from .kernels import FOLDERS
 

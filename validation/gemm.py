@@ -14,6 +14,7 @@ import argparse
 import csv
 import gzip
 import os
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
@@ -22,10 +23,19 @@ import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from ..errors import InputError
-from ..hw.card import Card
+from ..hw.card import Card, card_of
+from ..hw.devices import load_device
 from ..hw.gemm import (
-    BOUNDS, CUBLAS_AMPERE, CUBLAS_HOPPER, CUTLASS_FP8, LIMITS, GemmConstants, GemmKernels, gemm_time, quantise_time,
-)  # fmt: skip
+    BOUNDS,
+    CUBLAS_AMPERE,
+    CUBLAS_HOPPER,
+    CUTLASS_FP8,
+    LIMITS,
+    GemmConstants,
+    GemmKernels,
+    gemm_time,
+    quantise_time,
+)
 from .kernels import FOLDERS
 
 Array = npt.NDArray[np.float64]
@@ -36,14 +46,11 @@ COPIES = 6
 FIT_ROWS = 1500
 """Even rows that the fit looks at, evenly spaced; more change the errors by less than 0.1 points."""
 NAMES = tuple(f.name for f in fields(GemmConstants))
-CARDS = {
-    "a100-80g-sxm": Card(108, 1.41e9, 312e12, 2.039e12, 40e6, np.inf),
-    "h100-sxm": Card(132, 1.755e9, 989.4e12, 3.352e12, 50e6, np.inf),
-}
+CARDS = {device: card_of(load_device(device)) for device in FOLDERS}
 KERNELS = {"a100-80g-sxm": CUBLAS_AMPERE, "h100-sxm": CUBLAS_HOPPER}
-START = GemmConstants(4.7e3, 0.8, 1e-7, 0.5, 0.45, 1.0, 2.5e-6, 0.9, 0.5, 700, 0.9, 3e-4)
-FP8_NAMES = ("rate_share", "quantise_s")
-"""The two constants of the 8-bit path: share of the 8-bit rate a tile reaches, launch of the rounding kernel."""
+START = GemmConstants(4.7e3, 0.8, 1e-7, 0.5, 0.45, 1.0, 2.5e-6, 0.9, 0.5, 0.9, 3e-4)
+FP8_BOUNDS: dict[str, tuple[float, float]] = {"rate_share": (0.3, 1.0), "quantise_row_s": (1e-10, 2e-8)}
+"""What 8 bits add: share of the 8-bit rate that the kernels reach, and the rounding of a row of activations."""
 
 
 @dataclass(frozen=True)
@@ -84,11 +91,12 @@ def predict(rows: Measured, card: Card, constants: GemmConstants, kernels: GemmK
     return gemm_time(rows.m, rows.n, rows.k, card, constants, kernels, copies=COPIES)[0]
 
 
-def predict_fp8(rows: Measured, card: Card, constants: GemmConstants, rate_share: float, quantise_s: float) -> Array:
-    """Seconds of 8-bit GEMMs: the rounding of the activations, then CUTLASS kernels that never split k."""
+def predict_fp8(rows: Measured, card: Card, constants: GemmConstants, extra: Sequence[float]) -> Array:
+    """Seconds of 8-bit GEMMs: the activations are rounded, then multiplied; ``extra`` as in ``FP8_BOUNDS``."""
+    rate_share, row_s = extra
     rate = 2 * card.matrix_flops * rate_share
     seconds, _ = gemm_time(rows.m, rows.n, rows.k, card, constants, CUTLASS_FP8, rate=rate, bits=8, copies=COPIES)
-    return seconds + quantise_time(rows.m, rows.k, card, constants, launch_s=quantise_s)
+    return seconds + quantise_time(rows.m, rows.k, card, constants, row_s=row_s)
 
 
 def fit(rows: Measured, card: Card, kernels: GemmKernels, start: GemmConstants = START) -> GemmConstants:
@@ -107,19 +115,19 @@ def fit(rows: Measured, card: Card, kernels: GemmKernels, start: GemmConstants =
     return GemmConstants(*(float(v) for v in np.exp(result.x)))
 
 
-def fit_fp8(rows: Measured, card: Card, constants: GemmConstants) -> tuple[float, float]:
-    """The two 8-bit constants on ``rows`` (pass the even half), everything else as for 16 bits."""
+def fit_fp8(rows: Measured, card: Card, constants: GemmConstants) -> list[float]:
+    """The 8-bit constants on ``rows`` (pass the even half), everything else as for 16 bits."""
     rows = rows.rows(slice(None, None, max(1, rows.m.size // FIT_ROWS)))
 
     def residuals(x: Array) -> Array:
-        return np.asarray(np.log(predict_fp8(rows, card, constants, *np.exp(x)) / rows.seconds))
+        return np.asarray(np.log(predict_fp8(rows, card, constants, list(np.exp(x))) / rows.seconds))
 
-    bounds = (np.log([0.3, 5e-7]), np.log([1.0, 6e-6]))
+    low, high = (np.log([b[i] for b in FP8_BOUNDS.values()]) for i in (0, 1))
+    first = np.log([0.7, 5e-9])
     result = least_squares(
-        residuals, np.log([0.6, 2e-6]), bounds=bounds, loss="soft_l1", f_scale=0.03, diff_step=0.01, max_nfev=20
+        residuals, first, bounds=(low, high), loss="soft_l1", f_scale=0.03, diff_step=0.01, max_nfev=30
     )
-    share, launch = np.exp(result.x)
-    return float(share), float(launch)
+    return [float(v) for v in np.exp(result.x)]
 
 
 def mape(predicted: Array, rows: Measured) -> float:
@@ -169,9 +177,9 @@ def main() -> None:
     card, c = CARDS["h100-sxm"], fitted["h100-sxm"]
     rows = read_gemm(truth, "h100-sxm", "fp8")
     extra = fit_fp8(rows.rows(slice(0, None, 2)), card, c)
-    print("h100-sxm fp8: " + " ".join(f"{n}={v:.4g}" for n, v in zip(FP8_NAMES, extra, strict=True)))
+    print("h100-sxm fp8: " + " ".join(f"{n}={v:.4g}" for n, v in zip(FP8_BOUNDS, extra, strict=True)))
     odd = rows.rows(slice(1, None, 2))
-    print(_line("  odd rows", predict_fp8(odd, card, c, *extra), odd))
+    print(_line("  odd rows", predict_fp8(odd, card, c, extra), odd))
 
 
 if __name__ == "__main__":

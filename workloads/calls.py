@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 # Layout only: engines choose layouts so that these move no data.
 _LAYOUT = frozenset({
-    "reshape", "contiguous", "clone", "flatten", "view", "expand", "repeat_interleave", "unflatten", "detach",
+    "reshape", "contiguous", "clone", "flatten", "view", "expand", "repeat", "repeat_interleave", "unflatten", "detach",
 })  # fmt: skip
 _MATMULS = frozenset({"matmul", "__matmul__", "__rmatmul__", "mm", "bmm", "addmm", "baddbmm"})
 _ACTIVATIONS = frozenset({
@@ -115,6 +115,11 @@ def _linear(recorder: Recorder, args: Any, kwargs: dict[str, Any], out: torch.Te
 def _matmul(recorder: Recorder, inputs: list[torch.Tensor], out: torch.Tensor) -> None:
     left, right = (inputs[-2], inputs[-1]) if len(inputs) >= 2 else (inputs[0], inputs[0])
     k, n = left.shape[-1], out.shape[-1] if right.dim() > 1 else 1
+    if recorder.root(left).role == "weight" and left.dim() == 2 and right.dim() > 1:  # W·X: its rows are the outputs
+        label = recorder.root(left).name.removesuffix(".weight")
+        sizes = {"m": out.numel() // left.shape[0], "n": left.shape[0], "k": k}
+        recorder.record("matmul", label, right.dtype, sizes, list(inputs), [out])
+        return
     _record_matmul(recorder, inputs, out, rows=out.shape[-2] if out.dim() > 1 else 1, n=n, k=k)
 
 

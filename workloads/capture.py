@@ -122,7 +122,7 @@ def capture_subject(subject: Subject, *, share_layers: bool = True) -> Trace:
         try:
             built = _build_block(names[i], versions, [deps for _, deps in ops], prefix, size)
         except ValidationError as error:
-            raise InputError(f"{subject.name}: {first_problem(error)}") from error
+            raise InputError(f"{subject.name}: {first_problem(error).removeprefix('document: ')}") from error
         blocks.append(
             Block(name=names[i], repeat=first.order.count(i), operators=tuple(built), output=built[output].name)
         )

@@ -8,6 +8,8 @@ mask is not seen: the operator is marked ``folded``, and :mod:`.hf_capture` refu
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 from .raw import POINTWISE, RawBlock, RawOp, RawTensor
 
 
@@ -91,7 +93,7 @@ def _attention(scores: RawOp, product: RawOp) -> RawOp:
     }  # fmt: skip
     queries = [r for r in scores.reads[-2:] if r.root.role != "kv"]  # a baddbmm reads a bias before its factors
     name = f"{product.scope}.attention" if product.scope else "attention"
-    reads = [*queries, cached[0], cached[-1]]
+    reads = [*queries, *(replace(t, touched=None) for t in (cached[0], cached[-1]))]  # all of it, not what was appended
     return RawOp(
         name, "attention", product.scope, product.format, sizes, reads, product.writes, attrs={"folded": True}
     )  # fmt: skip

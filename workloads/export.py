@@ -91,7 +91,7 @@ def perfetto_json(trace: Trace, batch: float, query: float, context: float) -> d
             flops = float(op.flops(*point))
             width = max(flops / 1e9, 1e-3)
             sizes = {k: float(v(*point)) for k, v in op.dims.items()}
-            arguments = {"flops": flops, "bytes": float(op.moved()(*point)), **sizes}
+            arguments = {"flops": flops, "bytes": float(op.moved()(*point)), "dims": sizes}
             events.append(_slice(_OPERATORS, op.name, start, width) | {"cat": op.kind, "args": arguments})
             start += width
         events.append(_slice(_BLOCKS, f"{block.name}[{repetition}]", began, start - began))

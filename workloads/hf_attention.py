@@ -146,9 +146,9 @@ def _expansion(m: Any) -> Callable[[torch.Tensor, torch.Tensor], tuple[torch.Ten
         if appended is None or appended.kind != "kv_append":
             raise CaptureError(f"{recorder.scope}: latent attention without a cache")
         batch, _, total, rank = latents.shape
-        new = latents.new_empty(batch, 1, appended.sizes["tokens"], rank)
-        recorder.alias(new, appended.reads[0].root)
-        expanded = m.kv_b_proj(new)
+        expanded = m.kv_b_proj(
+            recorder.stand_in(appended.reads[0].root, latents, batch, 1, appended.sizes["tokens"], rank)
+        )
         nope, value_dim = int(m.qk_nope_head_dim), int(m.v_head_dim)
         heads = expanded.shape[-1] // (nope + value_dim)
         key = latents.new_empty(batch, heads, total, nope + rotated.shape[-1])

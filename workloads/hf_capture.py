@@ -37,7 +37,8 @@ _TOWER = re.compile(r"(^|[_.])(vision|visual|image|img|video|audio|speech|mm|mul
 def capture_hf(path: str | Path) -> Trace:
     """Capture the model that ``path`` (a ``config.json`` or its folder) describes, offline.
 
-    Of a multimodal model the text path is captured; ``provenance["left_out"]`` names the rest. Raises
+    Of a multimodal model the text path is captured; ``provenance["left_out"]`` names the rest. A
+    ``quantization_config`` is not applied, which the provenance says: use a technique. Raises
     ``InputError`` for a configuration ``transformers`` cannot build and for a module whose operators
     depend on tensor values or keep nothing between tokens.
     """
@@ -60,6 +61,26 @@ def capture_hf(path: str | Path) -> Trace:
 
 
 def _capture(module: nn.Module, path: str | Path) -> Trace:
+    try:
+        trace = capture_subject(hf_subject(module, path))
+    except InputError:
+        raise
+    except Exception as error:  # transformers' modules may fail on meta in any way
+        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise InputError(f"{path}: {type(module).__name__} cannot be run on shapes alone: {what}") from error
+    config = cast(Any, module.config)
+    text = config.get_text_config()
+    _check(trace, next((k for k in _WINDOWS if getattr(text, k, None)), None))
+    notes = {}
+    if towers := [name for name, _ in _outermost_towers(module)]:
+        notes["left_out"] = ", ".join(towers)[:200]
+    if getattr(config, "quantization_config", None):
+        notes["quantization_config"] = "not applied: weights have the format of the modules' parameters"
+    return trace.model_copy(update={"provenance": {**trace.provenance, **notes}})
+
+
+def hf_subject(module: nn.Module, path: str | Path) -> Subject:
+    """A model built by ``models.hf.build_hf`` from ``path``, with how to run it at a point."""
     file = Path(path) / "config.json" if Path(path).is_dir() else Path(path)
     config = cast(Any, module.config).get_text_config()
     name = f"{config.model_type}:{file.parent.name or file.stem}"
@@ -67,8 +88,7 @@ def _capture(module: nn.Module, path: str | Path) -> Trace:
     cache = next((c for c in _CACHES if c in takes), None)
     if cache is None:
         raise InputError(f"{name}: {type(module).__name__} takes no cache; decoding with it is not a pass of one token")
-    towers = dict(_outermost_towers(module))
-    subject = Subject(
+    return Subject(
         name=name,
         format=format_of(next(module.parameters()).dtype)[0],
         hidden=_size(config, name, "hidden_size", "n_embd", "d_model"),
@@ -76,22 +96,10 @@ def _capture(module: nn.Module, path: str | Path) -> Trace:
         max_context=next((v for k in _LENGTHS if isinstance(v := getattr(config, k, None), int) and v > 0), None),
         module=module,
         run=lambda recorder, point: _run(module, recorder, point, cache, "logits_to_keep" in takes),
-        parameters=count_parameters(module) - sum(count_parameters(m) for m in towers.values()),
+        parameters=count_parameters(module) - sum(count_parameters(m) for _, m in _outermost_towers(module)),
         origin=f"transformers {type(module).__name__}, torch {torch.__version__} on meta",
         digest=hashlib.sha256(file.read_bytes()).hexdigest(),
     )
-    try:
-        trace = capture_subject(subject)
-    except InputError:
-        raise
-    except Exception as error:  # transformers' modules may fail on meta in any way
-        what = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-        raise InputError(f"{name}: {type(module).__name__} cannot be run on shapes alone: {what}") from error
-    _check(trace, next((k for k in _WINDOWS if getattr(config, k, None)), None))
-    if towers:
-        provenance = {**trace.provenance, "left_out": ", ".join(towers)[:200]}
-        trace = trace.model_copy(update={"provenance": provenance})
-    return trace
 
 
 def _size(config: Any, name: str, *keys: str) -> int:

@@ -77,12 +77,9 @@ def _experts_forward(m: nn.Module, parent: nn.Module, recorder: Recorder) -> Cal
         if not isinstance(top_k, int) or x.shape[0] % count:
             raise CaptureError(f"{recorder.scope}: {type(m).__name__} is not told which experts were chosen")
         # every token once per expert, all but the chosen ones zeroed by the router: only those count
-        tokens = x.new_empty(x.shape[0] // count, x.shape[-1])
-        recorder.alias(tokens, recorder.root(x))
+        tokens = recorder.stand_in(recorder.root(x), x, x.shape[0] // count, x.shape[-1])
         out = record_expert_group(recorder, [tokens, tokens], weights, inner, gated, top_k=top_k)
-        whole = torch.empty_like(x)
-        recorder.alias(whole, recorder.root(out))
-        return whole
+        return recorder.stand_in(recorder.root(out), x, *x.shape)
 
     return forward
 

@@ -36,6 +36,7 @@ SETTINGS: dict[str, dict[str, Any]] = {
     ),
     "big_bird": _DECODER | {"attention_type": "original_full"},
     "deepseek_v2": {"num_experts_per_tok": 6},
+    "inkling2_text": {"num_hidden_layers": 6, "layer_types": ["hybrid_sliding"] * 5 + ["hybrid"]},
     "lfm2": {"layer_types": _CONVOLUTIONS},
     "lfm2_moe": {"layer_types": _CONVOLUTIONS},
     "xmod": _DECODER | {"default_language": "en_XX"},
@@ -94,7 +95,7 @@ def _try(name: str) -> Row:
         try:
             trace = capture_hf(file)
         except InputError as error:
-            return Row(name, "refused", _short(error, folder, f"{name}:", f"{name}/config.json:"))
+            return Row(name, "refused", _short(error, folder, f"{name}/config.json:", f"{name}:"))
         except Exception as error:
             return Row(name, "broken", f"{type(error).__name__}: {_short(error, folder)}")
     kinds = Counter(op.kind for op, _ in trace.operators())

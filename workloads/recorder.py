@@ -171,6 +171,13 @@ class Recorder(TorchFunctionMode):
         if id(t) not in self._roots:
             self._remember(t, origin)
 
+    def stand_in(self, origin: Root, like: torch.Tensor, *shape: int) -> torch.Tensor:
+        """A tensor of another shape that stands for what ``origin`` does."""
+        with torch._C.DisableTorchFunction():
+            t = torch.empty(shape, dtype=like.dtype, device=like.device)
+        self._remember(t, origin)
+        return t
+
     def _remember(self, t: torch.Tensor, root: Root) -> None:
         self._roots[id(t)] = root
         self._kept.append(t)

@@ -173,7 +173,7 @@ def _split_columns(op: Operator, layout: _Layout) -> Operator:
         n = n + part.shape[_column_axis(whole, k)]
     if sum(w.shape[_column_axis(w, k)].constant or 0 for w, _ in matrices) != op.dims["n"].constant:
         n = expr(layout.width(op.dims["n"].constant or 1))  # a slice of a larger weight
-    writes = tuple(_along(t, len(t.shape) - 1, layout) for t in op.writes)
+    writes = tuple(_along(t, _output_axis(t, op.dims["n"]), layout) for t in op.writes)
     dims = {**op.dims, "n": n}
     return op.model_copy(
         update={"dims": dims, "flops": matmul_flops(dims["m"], n, k), "reads": tuple(reads), "writes": writes}
@@ -196,6 +196,12 @@ def _split_rows(op: Operator, layout: _Layout) -> Operator:
 def _column_axis(weight: Tensor, k: Expr) -> int:
     """The axis of outputs: 0 for (n, k) matrices and biases, 1 for (k, n) ones."""
     return 0 if len(weight.shape) < 2 or weight.shape[1] == k else 1
+
+
+def _output_axis(t: Tensor, n: Expr) -> int:
+    """The axis of outputs in a result: the last, but for a weight on the left."""
+    last = len(t.shape) - 1
+    return next((a for a in range(last, 0, -1) if t.shape[a] == n), last)
 
 
 def _split_experts(op: Operator, world: int) -> Operator:

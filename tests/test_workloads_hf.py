@@ -1,0 +1,283 @@
+"""Models of ``transformers``: the same architecture gives the same numbers, and what cannot be captured says why."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+from collections import Counter
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+pytest.importorskip("transformers")
+
+from tokenfab.errors import InputError
+from tokenfab.models.config import ModelConfig, load_config
+from tokenfab.workloads.capture import capture
+from tokenfab.workloads.expr import B, C, Expr, Q, expr
+from tokenfab.workloads.hf_capture import capture_hf
+from tokenfab.workloads.hf_survey import END, START, main, model_types, replace_table, survey, table, write_config
+from tokenfab.workloads.load import load_trace
+from tokenfab.workloads.techniques import apply_techniques
+from tokenfab.workloads.trace import Trace
+
+DOCS = Path(__file__).resolve().parents[1] / "docs" / "workloads.md"
+DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
+
+
+# -- the same architecture, described to both ---------------------------------------------------------
+def hf_config(m: ModelConfig) -> dict[str, Any]:
+    """The ``config.json`` of a preset's architecture."""
+    family = re.match(r"llama|mistral|qwen2|opt|mixtral|bloom", m.name).group()  # type: ignore[union-attr]
+    fields = {
+        "model_type": family, "dtype": DTYPES[m.format], "hidden_size": m.hidden, "num_hidden_layers": m.layers,
+        "num_attention_heads": m.heads, "vocab_size": m.vocabulary, "max_position_embeddings": m.max_context,
+        "tie_word_embeddings": m.tied,
+    }  # fmt: skip
+    if family == "bloom":
+        return fields | {"n_layer": m.layers, "n_head": m.heads, "seq_length": m.max_context}
+    if family == "opt":
+        return fields | {"ffn_dim": m.inner, "word_embed_proj_dim": m.hidden}
+    fields |= {"num_key_value_heads": m.kv_heads, "head_dim": m.head_dim, "intermediate_size": m.inner}
+    fields |= {"sliding_window": m.window} if family in ("mistral", "mixtral") else {}
+    return fields | ({"num_local_experts": m.experts, "num_experts_per_tok": m.top_k} if m.experts else {})
+
+
+TINY = {"hidden": 96, "layers": 3, "heads": 6, "head_dim": 16, "inner": 160, "vocabulary": 119, "max_context": 512}
+SAME = [
+    "llama-2-7b", "llama-2-70b", "mistral-7b", "qwen2-7b", "opt-6.7b", "mixtral-8x7b",
+    "bloom-176b", "tiny llama-2-7b", "tiny mistral-7b", "tiny qwen2-7b", "tiny opt-6.7b", "tiny mixtral-8x7b",
+]  # fmt: skip
+
+
+@cache
+def both(name: str, folder: Path) -> tuple[ModelConfig, Trace, Trace]:
+    """A preset (or a tiny model of its family), our trace, and the trace of transformers' modules."""
+    preset = name.removeprefix("tiny ")
+    m = load_config(preset)
+    if preset != name:
+        kv = {"kv_heads": 6 if m.kv_heads == m.heads else 2} | ({"window": 40} if m.window else {})
+        m = ModelConfig.model_validate(m.model_dump() | TINY | kv)
+    file = folder / name / "config.json"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(json.dumps(hf_config(m)), encoding="utf-8")
+    return m, capture(m), load_trace(f"hf:{file.parent}")
+
+
+@pytest.fixture
+def folder(tmp_path_factory) -> Path:
+    return tmp_path_factory.getbasetemp()
+
+
+def total(trace: Trace, *kinds: str) -> Expr:
+    return sum((op.flops * n for op, n in trace.operators() if op.kind in kinds), expr(0))
+
+
+def moved(trace: Trace, role: str, *kinds: str) -> Expr:
+    return sum((op.moved(role) * n for op, n in trace.operators() if op.kind in kinds), expr(0))  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", SAME)
+def test_our_decoder_and_transformers_modules_give_the_same_work_weights_and_cache(name, folder):
+    m, ours, theirs = both(name, folder)
+    assert theirs.parameters == ours.parameters
+    assert theirs.weights_bytes == ours.weights_bytes
+    assert theirs.kv_bytes_per_token == ours.kv_bytes_per_token == 2 * m.layers * m.kv_heads * m.head_dim * 2
+    assert theirs.cache_bytes() == ours.cache_bytes()
+    for kind in ("matmul", "router", "experts", "attention"):
+        assert total(theirs, kind) == total(ours, kind), kind
+    for kind in ("matmul", "router", "experts"):
+        assert moved(theirs, "weight", kind) == moved(ours, "weight", kind), kind
+    for kind in ("attention", "kv_append"):
+        assert moved(theirs, "kv", kind) == moved(ours, "kv", kind), kind
+        assert moved(theirs, "activation", kind) == moved(ours, "activation", kind), kind
+    assert (theirs.hidden, theirs.vocabulary, theirs.max_context) == (ours.hidden, ours.vocabulary, ours.max_context)
+    assert theirs.format == ours.format
+    assert [b.repeat for b in theirs.blocks] == [1, m.layers, 1]
+
+
+@pytest.mark.parametrize("name", [n for n in SAME if "bloom" not in n])  # bloom's is written fused
+def test_once_projections_are_fused_the_matmuls_are_ours(name, folder):
+    _, ours, theirs = both(name, folder)
+    fused = apply_techniques(theirs, ["fuse-projections"])
+
+    def matmuls(trace: Trace) -> Counter:
+        dims: Counter = Counter()
+        for op, n in trace.operators():
+            if op.kind == "matmul":
+                dims[tuple(str(op.dims[k]) for k in "mnk")] += n
+        return dims
+
+    assert matmuls(theirs) != matmuls(ours)
+    assert matmuls(fused) == matmuls(ours)
+    assert fused.total("flops") == theirs.total("flops")
+    assert (fused.parameters, fused.weights_bytes) == (theirs.parameters, theirs.weights_bytes)
+    assert moved(fused, "activation", "matmul") == moved(ours, "activation", "matmul")
+    saved = moved(theirs, "activation", "matmul") - moved(fused, "activation", "matmul")
+    assert float(saved(1, 100, 0)) > 0
+    for role in ("weight", "kv"):
+        kinds = {op.kind for op, _ in theirs.operators()}
+        assert moved(fused, role, *kinds) == moved(theirs, role, *kinds)
+
+
+def test_a_tied_head_is_not_narrowed_and_an_untied_one_only_when_asked(folder):
+    for name, bits in (("tiny opt-6.7b", 16.0), ("tiny llama-2-7b", 4.125)):
+        _, _, theirs = both(name, folder)
+        head = apply_techniques(theirs, ["weight-only:head=1"]).blocks[-1].operators[-1]
+        assert [w.bits for w in head.weights] == [bits]
+        plain = apply_techniques(theirs, ["weight-only"])
+        assert [w.bits for w in plain.blocks[-1].operators[-1].weights] == [16.0]
+        assert {w.bits for w in plain.blocks[1].operators[1].weights if len(w.shape) > 1} == {4.125}
+
+
+def test_a_quantization_config_is_said_to_be_left_out(tmp_path):
+    m = ModelConfig.model_validate(load_config("llama-2-7b").model_dump() | TINY | {"kv_heads": 6})
+    fields = hf_config(m) | {"quantization_config": {"quant_method": "gptq", "bits": 4}}
+    (tmp_path / "config.json").write_text(json.dumps(fields), encoding="utf-8")
+    trace = capture_hf(tmp_path)
+    assert trace.provenance["quantization_config"].startswith("not applied")
+    assert trace.weights_bytes == 2 * trace.parameters
+
+
+# -- breadth ------------------------------------------------------------------------------------------
+LAYERS: dict[str, dict[str, Any]] = {
+    "deepseek_v3": {"num_hidden_layers": 5}, "gpt_oss": {"num_hidden_layers": 4}, "gpt_neox": {"num_hidden_layers": 4},
+    "gemma2": {"num_hidden_layers": 4}, "gemma3_text": {"num_hidden_layers": 12}, "jamba": {"num_hidden_layers": 8},
+    "qwen3_moe": {"num_hidden_layers": 3}, "mamba2": {"num_hidden_layers": 3}, "mamba": {"num_hidden_layers": 3},
+}  # fmt: skip
+REPRESENTATIVE = [
+    "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "falcon", "bloom", "opt",
+    "mixtral", "qwen3_moe", "gpt_oss", "deepseek_v3", "mamba", "mamba2", "jamba",
+]  # fmt: skip
+
+
+@cache
+def default_trace(name: str, folder: Path) -> Trace:
+    return capture_hf(write_config(name, folder / "defaults" / name, **LAYERS.get(name, {})))
+
+
+@pytest.mark.parametrize("name", REPRESENTATIVE)
+def test_representative_models_are_captured_with_work_that_follows_from_their_weights(name, folder):
+    trace = default_trace(name, folder)
+    kinds = Counter(op.kind for op, _ in trace.operators())
+    for op, _ in trace.operators():
+        if op.kind in ("matmul", "router") and op.weights:
+            matrix = max(op.weights, key=lambda w: len(w.shape))
+            elements = matrix.elements if matrix.touched is None else matrix.touched
+            assert op.flops == 2 * op.dims["m"] * elements, op.name
+            assert op.dims["n"] * op.dims["k"] == elements
+        for monomial, _ in op.moved().terms:
+            assert sum(p for a, p in monomial if a.name in "qc") <= 1, op.name
+    assert kinds["scan" if name.startswith("mamba") else "attention"] >= 1
+    assert kinds["kv_append"] == kinds["attention"]
+    assert Trace.model_validate_json(trace.to_json()) == trace
+    head = trace.blocks[-1].operators[-1]
+    assert float(head.flops(3, 50, 9)) in (  # logits of the last position only, soft-capped by some
+        2 * 3 * trace.hidden * trace.vocabulary, *(k * 3 * trace.vocabulary for k in range(1, 6))
+    )  # fmt: skip
+
+
+def test_sinks_windows_and_grouped_heads_of_gpt_oss(folder):
+    trace = default_trace("gpt_oss", folder)
+    attention = [op for op, _ in trace.operators() if op.kind == "attention"]
+    assert [op.dims.get("window") for op in attention] == [128, None]
+    for op in attention:
+        assert [w.name.rpartition(".")[2] for w in op.weights] == ["sinks"]
+        assert (op.dims["heads"], op.dims["kv_heads"]) == (64, 8)
+    experts = next(op for op, _ in trace.operators() if op.kind == "experts")
+    assert (experts.dims["top_k"], experts.attrs["gated"]) == (4, True)
+
+
+def test_latent_attention_caches_one_vector_per_token_and_expands_the_new_ones_only(folder):
+    """DeepSeek-V3: 512 + 64 elements per token and layer, where 128 heads would cache 128·(192 + 128)."""
+    trace = default_trace("deepseek_v3", folder)
+    assert trace.kv_bytes_per_token == 5 * (512 + 64) * 4
+    attention = next(op for op, _ in trace.operators() if op.kind == "attention")
+    assert attention.flops == 2 * B * 128 * ((Q * (Q + 1) / 2) * (192 + 128) + Q * C * (576 + 512))
+    assert attention.moved("kv") == B * (C + Q) * 576 * 4
+    expansion = next(op for op, _ in trace.operators() if op.name.endswith("kv_b_proj"))
+    assert expansion.dims["m"] == B * Q
+
+
+def test_a_state_is_read_and_written_once_however_many_tokens_there_are(folder):
+    trace = default_trace("mamba2", folder)
+    scan = next(op for op, _ in trace.operators() if op.kind == "scan")
+    m = {"channels": 8192, "state": 128, "width": 4, "mixed": 8192 + 2 * 8 * 128}
+    assert scan.moved("state") == 2 * B * m["channels"] * m["state"] * 4
+    assert scan.flops == 8 * m["state"] * m["channels"] * B * Q
+    convolution = next(op for op, _ in trace.operators() if op.kind == "convolution")
+    assert convolution.flops == 2 * m["width"] * m["mixed"] * B * Q
+    assert trace.cache_bytes() == 3 * B * (m["channels"] * m["state"] + m["mixed"] * m["width"]) * 4
+    assert trace.kv_bytes_per_token == 0
+
+
+REFUSED = {
+    "openai-gpt": "OpenAIGPTLMHeadModel takes no cache; decoding with it is not a pass of one token",
+    "bart": "model.decoder.layers.0.encoder_attn.k_proj.weight is not used by a pass over text",
+    "deepseek_v32": "DeepseekV32Indexer: attention to keys that an indexer selects is not supported",
+    "hrm_text": "runs more than once in a pass; looped layers are not something a trace holds",
+    "gpt_neo": "a window_size inside the mask of spelled-out attention is not seen",
+    "blt": "the configuration has no hidden_size",
+}
+
+
+@pytest.mark.parametrize("name", REFUSED)
+def test_what_cannot_be_captured_is_refused_in_one_line(name, folder):
+    with pytest.raises(InputError) as caught:
+        capture_hf(write_config(name, folder / "refused" / name))
+    assert REFUSED[name] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_attention_that_looks_ahead_is_refused(folder):
+    file = write_config("bert", folder / "ahead" / "bert", is_decoder=False, num_hidden_layers=1)
+    with pytest.raises(InputError, match="attention that is not causal"):
+        capture_hf(file)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [("{", "not valid JSON"), ("{}", "model_type: None is unknown"), ('{"model_type": "t5"}', "not a causal language")],
+)
+def test_a_broken_configuration_names_its_file(content, message, tmp_path):
+    (tmp_path / "config.json").write_text(content, encoding="utf-8")
+    with pytest.raises(InputError) as caught:
+        load_trace(f"hf:{tmp_path}")
+    assert message in str(caught.value)
+    assert str(tmp_path / "config.json") in str(caught.value)
+
+
+# -- the survey ---------------------------------------------------------------------------------------
+def told() -> dict[str, str]:
+    """Status by model type, as the page has it."""
+    page = DOCS.read_text(encoding="utf-8").partition(START)[2].partition(END)[0]
+    return dict(re.findall(r"^\| ([\w-]+) \| (captured|refused|broken) \|", page, re.MULTILINE))
+
+
+def test_the_page_lists_every_model_type_and_none_is_broken():
+    assert list(told()) == model_types()
+    assert "broken" not in told().values()
+    assert {told()[name] for name in REPRESENTATIVE} == {"captured"}
+    assert {told()[name] for name in REFUSED} == {"refused"}
+
+
+def test_the_survey_prints_and_replaces_its_table(tmp_path, capsys):
+    rows = survey(["openai-gpt", "gpt2"])
+    assert [(r.model_type, r.status) for r in rows] == [("openai-gpt", "refused"), ("gpt2", "captured")]
+    assert "2 model types, 1 captured, 1 refused." in table(rows)
+    page = tmp_path / "page.md"
+    page.write_text(f"before\n{START}\nold\n{END}\nafter\n", encoding="utf-8")
+    assert main(["openai-gpt", "--write", str(page)]) == 0
+    assert main(["openai-gpt"]) == 0
+    assert page.read_text(encoding="utf-8") == f"before\n{START}\n{capsys.readouterr().out}{END}\nafter\n"
+    with pytest.raises(InputError, match="no table to replace"):
+        replace_table("nothing", "x")
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not os.environ.get("TOKENFAB_SURVEY"), reason="takes five minutes; set TOKENFAB_SURVEY")
+def test_the_survey_gives_what_the_page_says():
+    assert {r.model_type: r.status for r in survey(model_types())} == told()
