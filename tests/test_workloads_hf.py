@@ -1,9 +1,8 @@
-"""Models of ``transformers``: the same architecture gives the same numbers, and what cannot be captured says why."""
+"""Models of ``transformers``: the same architecture gives the same numbers, and many others hold the same laws."""
 
 from __future__ import annotations
 
 import json
-import os
 import re
 from collections import Counter
 from functools import cache
@@ -14,17 +13,16 @@ import pytest
 
 pytest.importorskip("transformers")
 
-from tokenfab.errors import InputError
 from tokenfab.models.config import ModelConfig, load_config
 from tokenfab.workloads.capture import capture
 from tokenfab.workloads.expr import B, C, Expr, Q, expr
 from tokenfab.workloads.hf_capture import capture_hf
-from tokenfab.workloads.hf_survey import END, START, main, model_types, replace_table, survey, table, write_config
+from tokenfab.workloads.hf_survey import write_config
 from tokenfab.workloads.load import load_trace
+from tokenfab.workloads.parallel import tensor_parallel
 from tokenfab.workloads.techniques import apply_techniques
 from tokenfab.workloads.trace import Trace
 
-DOCS = Path(__file__).resolve().parents[1] / "docs" / "workloads.md"
 DTYPES = {"fp16": "float16", "bf16": "bfloat16", "fp32": "float32"}
 
 
@@ -146,7 +144,8 @@ def test_a_quantization_config_is_said_to_be_left_out(tmp_path):
 LAYERS: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"num_hidden_layers": 5}, "gpt_oss": {"num_hidden_layers": 4}, "gpt_neox": {"num_hidden_layers": 4},
     "gemma2": {"num_hidden_layers": 4}, "gemma3_text": {"num_hidden_layers": 12}, "jamba": {"num_hidden_layers": 8},
-    "qwen3_moe": {"num_hidden_layers": 3}, "mamba2": {"num_hidden_layers": 3}, "mamba": {"num_hidden_layers": 3},
+    "qwen3_moe": {"num_hidden_layers": 3}, "qwen2_moe": {"num_hidden_layers": 2},
+    "mamba2": {"num_hidden_layers": 3}, "mamba": {"num_hidden_layers": 3},
 }  # fmt: skip
 REPRESENTATIVE = [
     "llama", "mistral", "qwen2", "qwen3", "gemma2", "gemma3_text", "phi3", "gpt2", "gpt_neox", "falcon", "bloom", "opt",
@@ -200,6 +199,39 @@ def test_latent_attention_caches_one_vector_per_token_and_expands_the_new_ones_o
     assert attention.moved("kv") == B * (C + Q) * 576 * 4
     expansion = next(op for op, _ in trace.operators() if op.name.endswith("kv_b_proj"))
     assert expansion.dims["m"] == B * Q
+    assert expansion.deps == ("self_attn.kv_a_layernorm.norm",)
+    assert set(attention.deps) == {"self_attn.rope", "self_attn.kv_append", "self_attn.kv_b_proj"}
+
+
+def test_low_rank_projections_latents_and_narrow_gates_are_replicated_over_devices(folder):
+    latent = default_trace("deepseek_v3", folder)
+    share = tensor_parallel(latent, 8)
+    for name in ("self_attn.q_a_proj", "self_attn.kv_a_proj_with_mqa", "self_attn.q_b_proj", "self_attn.kv_b_proj"):
+        whole, part = (next(op for op in t.blocks[1].operators if op.name == name) for t in (latent, share))
+        assert whole.dims["n"] == part.dims["n"] * (1 if "_a_" in name else 8)
+    attention = [next(op for op, _ in t.operators() if op.kind == "attention") for t in (latent, share)]
+    assert attention[0].flops == 8 * attention[1].flops
+    assert share.kv_bytes_per_token == latent.kv_bytes_per_token  # every head needs the whole latent
+
+    gated = apply_techniques(default_trace("qwen2_moe", folder), ["fuse-projections"])
+    layer = gated.blocks[1].operators
+    assert "mlp.shared_expert.gate_proj+mlp.shared_expert.up_proj" in [op.name for op in layer]
+    gathered = [op for op, _ in tensor_parallel(gated, 4).operators() if op.attrs.get("collective") == "all_gather"]
+    assert [op.deps for op in gathered] == [("lm_head",)]
+
+
+@pytest.mark.parametrize("name", ["tiny llama-2-7b", "tiny qwen2-7b", "tiny mixtral-8x7b", "tiny mistral-7b"])
+def test_fused_shares_of_transformers_models_are_ours(name, folder):
+    _, ours, theirs = both(name, folder)
+    share, fused = tensor_parallel(ours, 2), tensor_parallel(apply_techniques(theirs, ["fuse-projections"]), 2)
+    for kind in ("matmul", "attention", "experts", "router"):
+        assert total(fused, kind) == total(share, kind), kind
+    assert fused.weights_bytes == share.weights_bytes
+    assert fused.kv_bytes_per_token == share.kv_bytes_per_token
+    exchanged = [
+        [(str(op.dims["bytes"]), n) for op, n in t.operators() if op.kind == "collective"] for t in (share, fused)
+    ]
+    assert exchanged[0] == exchanged[1]
 
 
 def test_a_state_is_read_and_written_once_however_many_tokens_there_are(folder):
@@ -212,72 +244,3 @@ def test_a_state_is_read_and_written_once_however_many_tokens_there_are(folder):
     assert convolution.flops == 2 * m["width"] * m["mixed"] * B * Q
     assert trace.cache_bytes() == 3 * B * (m["channels"] * m["state"] + m["mixed"] * m["width"]) * 4
     assert trace.kv_bytes_per_token == 0
-
-
-REFUSED = {
-    "openai-gpt": "OpenAIGPTLMHeadModel takes no cache; decoding with it is not a pass of one token",
-    "bart": "model.decoder.layers.0.encoder_attn.k_proj.weight is not used by a pass over text",
-    "deepseek_v32": "DeepseekV32Indexer: attention to keys that an indexer selects is not supported",
-    "hrm_text": "runs more than once in a pass; looped layers are not something a trace holds",
-    "gpt_neo": "a window_size inside the mask of spelled-out attention is not seen",
-    "blt": "the configuration has no hidden_size",
-}
-
-
-@pytest.mark.parametrize("name", REFUSED)
-def test_what_cannot_be_captured_is_refused_in_one_line(name, folder):
-    with pytest.raises(InputError) as caught:
-        capture_hf(write_config(name, folder / "refused" / name))
-    assert REFUSED[name] in str(caught.value)
-    assert "\n" not in str(caught.value)
-
-
-def test_attention_that_looks_ahead_is_refused(folder):
-    file = write_config("bert", folder / "ahead" / "bert", is_decoder=False, num_hidden_layers=1)
-    with pytest.raises(InputError, match="attention that is not causal"):
-        capture_hf(file)
-
-
-@pytest.mark.parametrize(
-    ("content", "message"),
-    [("{", "not valid JSON"), ("{}", "model_type: None is unknown"), ('{"model_type": "t5"}', "not a causal language")],
-)
-def test_a_broken_configuration_names_its_file(content, message, tmp_path):
-    (tmp_path / "config.json").write_text(content, encoding="utf-8")
-    with pytest.raises(InputError) as caught:
-        load_trace(f"hf:{tmp_path}")
-    assert message in str(caught.value)
-    assert str(tmp_path / "config.json") in str(caught.value)
-
-
-# -- the survey ---------------------------------------------------------------------------------------
-def told() -> dict[str, str]:
-    """Status by model type, as the page has it."""
-    page = DOCS.read_text(encoding="utf-8").partition(START)[2].partition(END)[0]
-    return dict(re.findall(r"^\| ([\w-]+) \| (captured|refused|broken) \|", page, re.MULTILINE))
-
-
-def test_the_page_lists_every_model_type_and_none_is_broken():
-    assert list(told()) == model_types()
-    assert "broken" not in told().values()
-    assert {told()[name] for name in REPRESENTATIVE} == {"captured"}
-    assert {told()[name] for name in REFUSED} == {"refused"}
-
-
-def test_the_survey_prints_and_replaces_its_table(tmp_path, capsys):
-    rows = survey(["openai-gpt", "gpt2"])
-    assert [(r.model_type, r.status) for r in rows] == [("openai-gpt", "refused"), ("gpt2", "captured")]
-    assert "2 model types, 1 captured, 1 refused." in table(rows)
-    page = tmp_path / "page.md"
-    page.write_text(f"before\n{START}\nold\n{END}\nafter\n", encoding="utf-8")
-    assert main(["openai-gpt", "--write", str(page)]) == 0
-    assert main(["openai-gpt"]) == 0
-    assert page.read_text(encoding="utf-8") == f"before\n{START}\n{capsys.readouterr().out}{END}\nafter\n"
-    with pytest.raises(InputError, match="no table to replace"):
-        replace_table("nothing", "x")
-
-
-@pytest.mark.slow
-@pytest.mark.skipif(not os.environ.get("TOKENFAB_SURVEY"), reason="takes five minutes; set TOKENFAB_SURVEY")
-def test_the_survey_gives_what_the_page_says():
-    assert {r.model_type: r.status for r in survey(model_types())} == told()

@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import hashlib
 import inspect
+import logging
 import re
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, cast
 
@@ -42,7 +44,29 @@ def capture_hf(path: str | Path) -> Trace:
     ``InputError`` for a configuration ``transformers`` cannot build and for a module whose operators
     depend on tensor values or keep nothing between tokens.
     """
-    register_attention()
+    try:
+        register_attention()
+    except ImportError:
+        raise InputError("transformers is not installed; install tokenfab[hf]") from None
+    with _quiet():
+        return _capture_either_way(path)
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without the library's advice on kernels to install and token ids to set."""
+    from transformers.utils import logging as theirs
+
+    before = theirs.get_verbosity()
+    theirs.set_verbosity(logging.ERROR)
+    try:
+        yield
+    finally:
+        theirs.set_verbosity(before)
+
+
+def _capture_either_way(path: str | Path) -> Trace:
+    """With our attention function, or with attention spelled out where a model does not take one."""
     try:
         module = build_hf(path, attn_implementation=ATTENTION)
     except InputError as error:
@@ -76,6 +100,8 @@ def _capture(module: nn.Module, path: str | Path) -> Trace:
         notes["left_out"] = ", ".join(towers)[:200]
     if getattr(config, "quantization_config", None):
         notes["quantization_config"] = "not applied: weights have the format of the modules' parameters"
+    if getattr(text, "attention_chunk_size", None):
+        notes["attention_chunk_size"] = "not seen: chunked layers are counted as attending to everything"
     return trace.model_copy(update={"provenance": {**trace.provenance, **notes}})
 
 

@@ -57,8 +57,10 @@ def replaced_functions(model: nn.Module, recorder: Recorder) -> Iterator[None]:
 # -- experts -----------------------------------------------------------------------------------
 def _experts_forward(m: nn.Module, parent: nn.Module, recorder: Recorder) -> Callable[..., torch.Tensor] | None:
     """A forward for modules whose weights are stacked over experts, or ``None`` for other modules."""
-    stacked = {n: p for n, p in m.named_parameters(recurse=False) if p.dim() == 3}
-    if len(stacked) < 2 or "expert" not in type(m).__name__.lower():
+    if "expert" not in type(m).__name__.lower():
+        return None
+    stacked = {n: p for n, p in m.named_parameters(recurse=False) if p.dim() == 3} or _one_below_the_other(m)
+    if len(stacked) < 2:
         return None
     down = next((p for n, p in stacked.items() if "down" in n or n == "w2"), list(stacked.values())[-1])
     gated = len(stacked) > 2 or max(p.numel() for p in stacked.values()) == 2 * down.numel()
@@ -82,6 +84,15 @@ def _experts_forward(m: nn.Module, parent: nn.Module, recorder: Recorder) -> Cal
         return recorder.stand_in(recorder.root(out), x, *x.shape)
 
     return forward
+
+
+def _one_below_the_other(m: nn.Module) -> dict[str, torch.Tensor]:
+    """Weights (E·f, d) of experts that are stacked along their rows (DBRX), as (E, f, d)."""
+    count = getattr(m, "num_experts", 0)
+    matrices = dict(m.named_parameters())
+    if not count or any(p.dim() != 2 or p.shape[0] % count for p in matrices.values()):
+        return {}
+    return {n: p.view(count, p.shape[0] // count, p.shape[1]) for n, p in matrices.items()}
 
 
 # -- recurrences -------------------------------------------------------------------------------

@@ -2,7 +2,8 @@
 
 Serving engines concatenate the Q, K and V weights, and gate and up, so that the activations are
 read once and one kernel is launched (vLLM's ``QKVParallelLinear`` and ``MergedColumnParallelLinear``).
-Our presets are written fused; a model captured from ``transformers`` is not.
+Our presets are written fused; a model captured from ``transformers`` is not. Gates of a few columns
+(a shared expert's) stay alone, as they do there: they are not divided over devices.
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from ..formulas import matmul_flops
 from ..trace import Block, Operator, Trace
 from . import Technique
 
+_NARROWEST = 32
+
 
 def apply(trace: Trace) -> Trace:
     """``trace`` with sibling matmuls merged along their output dimension."""
@@ -23,7 +26,8 @@ def apply(trace: Trace) -> Trace:
 def _fuse(block: Block) -> Block:
     siblings: dict[object, list[Operator]] = defaultdict(list)
     for op in block.operators:
-        if op.kind == "matmul" and op.weights and "batch" not in op.dims:
+        narrow = (op.dims["n"].constant or 0) < _NARROWEST if op.kind == "matmul" else True
+        if not narrow and op.weights and "batch" not in op.dims:
             source = tuple((t.name, t.shape) for t in op.reads if t.role == "activation")
             siblings[(op.deps, source, op.dims["m"], op.dims["k"], op.format)].append(op)
     renamed: dict[str, str] = {}
