@@ -7,6 +7,7 @@ costed at its own context; ``decode`` reports the step at the mean context.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -23,6 +24,8 @@ from .spec import Device
 
 HOURS_OF_LIFE = 4 * 365 * 24
 """Depreciation of a bought device: four years, as hyperscalers book servers (assumed)."""
+MOST_STEPS = 65536
+"""Decode steps costed one by one."""
 USD_PER_KWH = 0.10
 """Price of electricity (assumed: US industrial average, rounded)."""
 REASONS = ("compute", "dram", "dequantisation", "network", "launch")
@@ -169,38 +172,105 @@ def estimate(
     share = tensor_parallel(trace, parallel.tp)
     compiled = compile_trace(share)
     b, p, t = replica.batch, replica.prompt, replica.output
-    prefill = cost(compiled, device, b, p, 0, detail=explain)
-    contexts = p + np.arange(max(t - 1, 1), dtype=float)
+    node = _Node.of(share, device, parallel, busy_replicas=-(-request.batch // b))
     mean = p + max(t - 2, 0) / 2
-    decode = cost(compiled, device, b, 1, mean, detail=explain)
-    steps = cost(compiled, device, b, 1, contexts) if t > 1 else None
-    hop = _hops(share, device, parallel)
+    contexts, weight = _contexts(p, t)
+    first, middle = (cost(compiled, device, b, q, c, detail=explain) for q, c in ((p, 0), (1, mean)))
+    prefill, decode = node.passes(first, b * p), node.passes(middle, b)
+    steps = node.passes(cost(compiled, device, b, 1, contexts), b)
 
-    def total(pick_prefill: Array, pick_steps: Array | None) -> float:
-        return float(pick_prefill[0]) + (float(pick_steps.sum()) if pick_steps is not None else 0.0)
+    def total(pick: Callable[[_Passes], Array]) -> float:
+        return float(pick(prefill)[0]) + weight * float(pick(steps).sum())
 
-    extra = hop * (b * p + b * (t - 1))
-    active = parallel.tp * parallel.dp  # of a pipeline's stages one works at a time; the others wait
-    latency, low, high = (
-        total(getattr(prefill, side), getattr(steps, side) if steps else None)
-        for side in ("latency_s", "low_s", "high_s")
-    )
-    waiting = device.power.idle.value * (parallel.devices - active)
-    energy, energy_low, energy_high = (
-        total(getattr(prefill, side), getattr(steps, side) if steps else None) * active + waiting * time
-        for side, time in (("energy_j", latency), ("energy_low_j", low), ("energy_high_j", high))
-    )
     return Estimate(
         model=trace.model, device=device, parallel=parallel, request=request, applied=share.applied,
-        prefill=_phase(prefill, share, b, p, 0, hop * b * p, active),
-        decode=_phase(decode, share, b, 1, mean, hop * b, active),
-        latency_s=latency + extra,
-        interval_s=(low + extra, high + extra),
-        energy_j=energy,
-        energy_interval_j=(energy_low, energy_high),
+        prefill=_phase(prefill, first, share, (b, p, 0)),
+        decode=_phase(decode, middle, share, (b, 1, mean)),
+        latency_s=total(lambda x: x.latency_s),
+        interval_s=(total(lambda x: x.low_s), total(lambda x: x.high_s)),
+        energy_j=total(lambda x: x.energy_j),
+        energy_interval_j=(total(lambda x: x.energy_low_j), total(lambda x: x.energy_high_j)),
         memory=memory_fit(share, device, replica, parallel.pp),
-        operators=_operators(compiled, prefill, decode, (b, p, 0), (b, 1, mean)) if explain else (),
+        operators=_operators(compiled, first, middle, (b, p, 0), (b, 1, mean)) if explain else (),
     )  # fmt: skip
+
+
+def _contexts(prompt: int, output: int) -> tuple[Array, float]:
+    """Contexts of the decode steps, and how many steps each stands for.
+
+    Every step up to :data:`MOST_STEPS`; beyond, the middles of as many equal stretches, which is exact
+    while time is linear in the context within a stretch.
+    """
+    steps = output - 1
+    if steps <= MOST_STEPS:
+        return prompt + np.arange(steps, dtype=float), 1.0
+    width = steps / MOST_STEPS
+    return prompt + (np.arange(MOST_STEPS, dtype=np.float64) + 0.5) * width - 0.5, width
+
+
+@dataclass(frozen=True)
+class _Passes:
+    """Whole passes of all devices at P points: shapes (P,)."""
+
+    latency_s: Array
+    low_s: Array
+    high_s: Array
+    hop_s: float
+    energy_parts_j: dict[str, Array]
+    energy_low_j: Array
+    energy_high_j: Array
+
+    @property
+    def energy_j(self) -> Array:
+        return np.asarray(np.sum(list(self.energy_parts_j.values()), axis=0))
+
+
+@dataclass(frozen=True)
+class _Node:
+    """How one device's pass becomes that of all: ``busy`` devices work at a time, ``waiting`` ones idle.
+
+    Of a pipeline's stages one works at a time, and a replica without a sequence waits. Between stages
+    the activations of every token travel, which is when the busy devices idle too.
+    """
+
+    busy: int
+    waiting: int
+    idle_w: float
+    hops: int
+    hop_latency_s: float
+    hop_s_per_token: float
+    hop_interval: tuple[float, float]
+
+    @classmethod
+    def of(cls, share: Trace, device: Device, parallel: Parallel, busy_replicas: int) -> _Node:
+        busy = parallel.tp * busy_replicas
+        waiting, hops = parallel.devices - busy, parallel.pp - 1
+        latency, per_token, interval = 0.0, 0.0, (1.0, 1.0)
+        if hops:
+            link = fastest_link(device, parallel.tp * parallel.pp)
+            bits = next((t.bits for op, _ in share.operators() for t in op.writes if t.role == "activation"), 16.0)
+            bandwidth = link.bandwidth.value * device.model.link_efficiency.value
+            latency, per_token = link.latency.value, share.hidden * bits / 8 / bandwidth
+            network = device.intervals["network"]
+            interval = network.low.value, network.high.value
+        return cls(busy, waiting, device.power.idle.value, hops, latency, per_token, interval)
+
+    def passes(self, costs: Costs, tokens: int) -> _Passes:
+        """``costs`` of one busy device, as passes of the whole node with ``tokens`` tokens each."""
+        hop = self.hops * (self.hop_latency_s + self.hop_s_per_token * tokens)
+        hop_low, hop_high = (hop * factor for factor in self.hop_interval)
+        latency, low, high = costs.latency_s + hop, costs.low_s + hop_low, costs.high_s + hop_high
+        parts = {part: energy * self.busy for part, energy in costs.energy_parts_j.items()}
+        if self.waiting or hop:
+            parts["waiting"] = self._waiting(latency, hop)
+        return _Passes(
+            latency, low, high, hop, parts,
+            costs.energy_low_j * self.busy + self._waiting(low, hop_low),
+            costs.energy_high_j * self.busy + self._waiting(high, hop_high),
+        )  # fmt: skip
+
+    def _waiting(self, latency: Array, hop: float) -> Array:
+        return self.idle_w * (self.waiting * latency + self.busy * hop)
 
 
 def memory_fit(share: Trace, device: Device, request: Request, stages: int = 1) -> MemoryFit:
@@ -222,30 +292,20 @@ def memory_fit(share: Trace, device: Device, request: Request, stages: int = 1) 
     return MemoryFit(*worst, activations, device.dram.usable)
 
 
-def _hops(share: Trace, device: Device, parallel: Parallel) -> float:
-    """Seconds per token that activations spend between pipeline stages (bandwidth only, latency once a pass)."""
-    if parallel.pp == 1:
-        return 0.0
-    link = fastest_link(device)
-    bits = next((t.bits for op, _ in share.operators() for t in op.writes if t.role == "activation"), 16.0)
-    return (parallel.pp - 1) * share.hidden * bits / 8 / (link.bandwidth.value * device.model.link_efficiency.value)
-
-
-def _phase(costs: Costs, share: Trace, b: float, q: float, c: float, extra: float, active: int) -> Phase:
-    latency = float(costs.latency_s[0]) + extra
-    bound = {r: float(v[0]) * (latency - extra) / latency for r, v in costs.bound.items()}
-    if extra:
-        bound["network"] = bound.get("network", 0.0) + extra / latency
-    parts = {k: float(v[0]) * active for k, v in costs.energy_parts_j.items()}
+def _phase(passes: _Passes, costs: Costs, share: Trace, point: tuple[float, float, float]) -> Phase:
+    latency = float(passes.latency_s[0])
+    bound = {r: float(v[0]) * (latency - passes.hop_s) / latency for r, v in costs.bound.items()}
+    if passes.hop_s:
+        bound["network"] = bound.get("network", 0.0) + passes.hop_s / latency
     return Phase(
         latency_s=latency,
-        interval_s=(float(costs.low_s[0]) + extra, float(costs.high_s[0]) + extra),
-        energy_j=sum(parts.values()),
-        energy_interval_j=(float(costs.energy_low_j[0]) * active, float(costs.energy_high_j[0]) * active),
-        energy_parts_j=parts,
+        interval_s=(float(passes.low_s[0]), float(passes.high_s[0])),
+        energy_j=float(passes.energy_j[0]),
+        energy_interval_j=(float(passes.energy_low_j[0]), float(passes.energy_high_j[0])),
+        energy_parts_j={part: float(v[0]) for part, v in passes.energy_parts_j.items()},
         bound=bound,
-        flops=float(expr(share.total("flops"))(b, q, c)),
-        bytes=float(expr(share.total("bytes"))(b, q, c)),
+        flops=float(expr(share.total("flops"))(*point)),
+        bytes=float(expr(share.total("bytes"))(*point)),
     )
 
 

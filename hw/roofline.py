@@ -68,7 +68,8 @@ class RooflineModel:
         time = overlapped + launch
         energy = {part: m @ basis for part, m in self.energy.items()}
         drawn = np.sum(list(energy.values()), axis=0)
-        within = np.minimum(1.0, self.dynamic_limit_w * time / np.maximum(drawn, 1e-300))
+        limit = self.dynamic_limit_w * time
+        within = np.divide(limit, drawn, out=np.ones_like(drawn), where=drawn > limit)
         return RowCosts(time, launch, bound, {part: e * within for part, e in energy.items()})
 
 
@@ -127,7 +128,7 @@ def collective_time(dims: dict[str, Expr], collective: str, device: Device) -> t
     2005): all-reduce 2(n−1)/n·S/B + 2⌈log₂n⌉·α; all-gather (n−1)/n·S/B + ⌈log₂n⌉·α; send S/B + α.
     """
     world = dims["world"].constant or 1.0
-    link = fastest_link(device)
+    link = fastest_link(device, round(world))
     bandwidth = link.bandwidth.value * device.model.link_efficiency.value
     steps = math.ceil(math.log2(world)) if world > 1 else 0
     share = (world - 1) / world
@@ -135,11 +136,18 @@ def collective_time(dims: dict[str, Expr], collective: str, device: Device) -> t
     return expr(dims["bytes"]) * (volume / bandwidth), hops * link.latency.value
 
 
-def fastest_link(device: Device) -> Link:
-    """The link with the most bandwidth. Raises ``InputError`` when the device has none."""
+def fastest_link(device: Device, world: int) -> Link:
+    """The link with the most bandwidth among those that join ``world`` devices.
+
+    Raises ``InputError`` when the device has none.
+    """
     if not device.links:
         raise InputError(f"device {device.name}: has no [links], so several of them cannot work together")
-    return max(device.links.values(), key=lambda link: link.bandwidth.value)
+    wide = [link for link in device.links.values() if link.peers is None or link.peers.value >= world]
+    if not wide:
+        widest = max(link.peers.value for link in device.links.values() if link.peers)
+        raise InputError(f"device {device.name}: no link joins {world} of them; the widest joins {widest:g}")
+    return max(wide, key=lambda link: link.bandwidth.value)
 
 
 def _rate(row: Row, device: Device) -> float:

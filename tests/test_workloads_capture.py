@@ -102,6 +102,7 @@ def assert_equal_at(trace: Trace, subject: Subject, point: tuple[int, int, int])
 def test_a_trace_equals_a_run_at_any_point(family):
     counted = []
 
+    @settings(max_examples=25)
     @given(points)
     def holds(point):
         counted.append(assert_equal_at(tiny_trace(family), subject_of(family), point))
@@ -110,7 +111,7 @@ def test_a_trace_equals_a_run_at_any_point(family):
     assert sum(counted) >= 10 * len(counted) > 0
 
 
-@pytest.mark.parametrize("name", ["llama-2-70b", "mistral-7b", "mixtral-8x7b", "opt-6.7b"])
+@pytest.mark.parametrize("name", ["llama-2-70b", "mistral-7b"])
 def test_a_trace_of_a_real_model_equals_a_run_far_from_where_it_was_captured(name):
     trace, subject = capture(name), our_subject(load_config(name))
     for point in ((1, 1, 2047), (256, 1, 1000), (1, 2048, 0), (3, 700, 1300), (1, 1, 20000)):
@@ -119,7 +120,7 @@ def test_a_trace_of_a_real_model_equals_a_run_far_from_where_it_was_captured(nam
 
 # -- models of transformers ---------------------------------------------------------------------------
 HF = {
-    "gpt_neox": {"num_hidden_layers": 2}, "gemma2": {"num_hidden_layers": 4}, "qwen3_moe": {"num_hidden_layers": 2},
+    "gpt_neox": {"num_hidden_layers": 2}, "qwen3_moe": {"num_hidden_layers": 2},
     "deepseek_v3": {"num_hidden_layers": 4}, "qwen3_next": {"num_hidden_layers": 4}, "bloom": {"n_layer": 2},
 }  # fmt: skip
 
@@ -136,7 +137,7 @@ def test_a_trace_of_a_transformers_model_equals_a_run_at_any_point(name, tmp_pat
     trace = load_trace(f"hf:{tmp_path}")
     subject = hf_subject(build_hf(path, attn_implementation=implementation), path)
 
-    @settings(max_examples=10)
+    @settings(max_examples=5)
     @given(points)
     def holds(point):
         assert assert_equal_at(trace, subject, point) > 10

@@ -46,8 +46,8 @@ def hf_config(m: ModelConfig) -> dict[str, Any]:
 
 TINY = {"hidden": 96, "layers": 3, "heads": 6, "head_dim": 16, "inner": 160, "vocabulary": 119, "max_context": 512}
 SAME = [
-    "llama-2-7b", "llama-2-70b", "mistral-7b", "qwen2-7b", "opt-6.7b", "mixtral-8x7b",
-    "bloom-176b", "tiny llama-2-7b", "tiny mistral-7b", "tiny qwen2-7b", "tiny opt-6.7b", "tiny mixtral-8x7b",
+    "llama-2-7b", "mistral-7b", "qwen2-7b", "opt-6.7b", "mixtral-8x7b",
+    "tiny bloom-176b", "tiny llama-2-7b", "tiny llama-2-70b", "tiny mistral-7b", "tiny qwen2-7b", "tiny opt-6.7b", "tiny mixtral-8x7b",
 ]  # fmt: skip
 
 

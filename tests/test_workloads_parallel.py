@@ -121,7 +121,7 @@ def test_quantised_weights_are_divided_like_others():
 
 
 # -- pipelines ---------------------------------------------------------------------------------------
-@given(st.sampled_from(["llama-2-7b", "opt-125m", "llama-2-70b"]), st.integers(1, 80))
+@given(st.sampled_from(["llama-2-7b", "opt-125m"]), st.integers(1, 34))
 def test_stages_divide_the_layers_exactly_and_as_evenly_as_they_go(name, stages):
     trace, layers = trace_of(name), load_config(name).layers
     if stages > layers:

@@ -62,7 +62,7 @@ def read_kernels(truth: Path, device: str, suite: str) -> Kernels:
     """
     operation, file, sizes = SUITES[suite]
     folder = truth / "aiconfigurator" / FOLDERS.get(device, device) / operation
-    paths = sorted(folder.glob(f"vllm_*/{file}"))
+    paths = sorted(folder.glob(f"vllm_*/{file}"), key=lambda path: _version(path.parent.name))
     if not paths:
         raise InputError(
             f"{folder}: no vllm_*/{file} there; --truth or TOKENFAB_TRUTH names the folder of measurements"
@@ -80,6 +80,11 @@ def read_kernels(truth: Path, device: str, suite: str) -> Kernels:
             dropped += 1
     flops, moved, seconds = np.array(rows).T
     return Kernels(suite, device, f"{paths[-1].parent.name}/{file}", flops, moved, seconds, dropped)
+
+
+def _version(folder: str) -> list[int]:
+    """``vllm_0.14.0`` as [0, 14, 0], so that 0.9 comes before 0.14."""
+    return [int(part) for part in folder.partition("_")[2].split(".") if part.isdecimal()]
 
 
 def _table(path: Path) -> Iterator[Row]:

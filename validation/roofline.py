@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
 
 import numpy as np
@@ -46,9 +47,12 @@ class Residuals:
     quantiles: dict[str, tuple[float, float, int]]
 
 
+_card = cache(load_device)
+
+
 def predict(kernels: Kernels, constants: Constants, device: str) -> tuple[Array, npt.NDArray[np.bool_]]:
     """Seconds of each kernel on ``device`` under the roofline, and whether compute bound it."""
-    card = load_device(device)
+    card = _card(device)
     compute = kernels.flops / (card.rate("bf16")[1].value * constants.compute)
     memory = kernels.bytes / (card.dram.bandwidth.value * constants.memory)
     return constants.launch_s + np.maximum(compute, memory), compute >= memory
