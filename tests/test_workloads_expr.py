@@ -75,15 +75,16 @@ def test_the_text_of_an_expression_reads_back_equal_to_the_last_bit(pair):
 
 
 @given(expressions, expressions, expressions)
-def test_the_algebra_is_a_ring(x, y, z):
+def test_the_algebra_is_a_ring_up_to_rounding(x, y, z):
     x, y, z = x[0], y[0], z[0]
     assert x + y == y + x
-    assert x * y == y * x
     assert x - x == 0
     assert expr(0) - (-x) == x
     assert x * 1 == x + 0 == x
-    difference, scale = (x * (y + z) - (x * y + x * z)), np.abs(at(x)) * (np.abs(at(y)) + np.abs(at(z))) + 1
-    assert (np.abs(at(difference)) <= 1e-9 * scale).all()
+    scale = (np.abs(at(x)) + 1) * (np.abs(at(y)) + np.abs(at(z)) + 1)
+    for difference in (x * (y + z) - (x * y + x * z), x * y - y * x):
+        largest = sum((np.abs(v) * np.abs(at(Expr({m: 1.0}))) for m, v in (x * y).terms), scale)
+        assert (np.abs(at(difference)) <= 1e-9 * largest).all()
 
 
 def test_equality_is_structural_and_numbers_are_numbers():

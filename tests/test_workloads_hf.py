@@ -47,7 +47,8 @@ def hf_config(m: ModelConfig) -> dict[str, Any]:
 TINY = {"hidden": 96, "layers": 3, "heads": 6, "head_dim": 16, "inner": 160, "vocabulary": 119, "max_context": 512}
 SAME = [
     "llama-2-7b", "mistral-7b", "qwen2-7b", "opt-6.7b", "mixtral-8x7b",
-    "tiny bloom-176b", "tiny llama-2-7b", "tiny llama-2-70b", "tiny mistral-7b", "tiny qwen2-7b", "tiny opt-6.7b", "tiny mixtral-8x7b",
+    "tiny bloom-176b",
+    "tiny llama-2-7b", "tiny llama-2-70b", "tiny mistral-7b", "tiny qwen2-7b", "tiny opt-6.7b", "tiny mixtral-8x7b",
 ]  # fmt: skip
 
 
@@ -58,6 +59,7 @@ def both(name: str, folder: Path) -> tuple[ModelConfig, Trace, Trace]:
     m = load_config(preset)
     if preset != name:
         kv = {"kv_heads": 6 if m.kv_heads == m.heads else 2} | ({"window": 40} if m.window else {})
+        kv |= {"inner": 4 * TINY["hidden"]} if "bloom" in name else {}
         m = ModelConfig.model_validate(m.model_dump() | TINY | kv)
     file = folder / name / "config.json"
     file.parent.mkdir(parents=True, exist_ok=True)
