@@ -217,6 +217,12 @@ def test_any_unicode_text_is_read_or_refused(text):
     assert text.isascii()
 
 
+def test_reading_warns_of_nothing(recwarn):
+    with pytest.raises(ValueError, match="not an expression"):
+        parse("1b + 2")
+    assert not recwarn.list
+
+
 def test_the_largest_degree_that_algebra_makes_can_be_read_back():
     power = product([B] * MAX_DEGREE)
     assert parse(str(power)) == power

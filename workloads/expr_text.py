@@ -11,6 +11,7 @@ from __future__ import annotations
 import ast
 import math
 import re
+import warnings
 
 from .expr import MAX_DEGREE, Expr, expr, function, symbol
 from .expr_functions import FUNCTIONS
@@ -30,7 +31,8 @@ def read(text: str) -> Expr:
     if not _CHARACTERS.fullmatch(text):
         raise ValueError(f"not an expression: {text[:60]!r}")
     try:
-        tree = ast.parse(text.strip(), mode="eval")
+        with warnings.catch_warnings(action="ignore"):  # of numbers run into names
+            tree = ast.parse(text.strip(), mode="eval")
     except (SyntaxError, ValueError, RecursionError, MemoryError) as error:
         raise ValueError(f"not an expression: {text[:60]!r}") from error
     return _Reader(_PRODUCTS + _PRODUCTS_PER_CHARACTER * len(text)).read(tree.body, 0)

@@ -30,7 +30,14 @@ from .raw import CaptureError, format_of
 from .recorder import Recorder
 from .trace import Operator, Trace
 
-_LENGTHS = ("max_position_embeddings", "n_positions", "max_sequence_length", "seq_length", "max_seq_len")
+_LENGTHS = (
+    "max_position_embeddings",
+    "n_positions",
+    "max_sequence_length",
+    "seq_length",
+    "max_seq_len",
+    "max_target_positions",
+)
 _CACHES = ("past_key_values", "cache_params", "layer_past")
 _WINDOWS = ("sliding_window", "window_size", "attention_window_size", "attention_window")
 _TOWER = re.compile(r"(^|[_.])(vision|visual|image|img|video|audio|speech|mm|multi_modal|multimodal)(_|\.|$)")
