@@ -144,7 +144,8 @@ def load_config(name_or_path: str | os.PathLike[str]) -> ModelConfig:
         return _parse(text, Path(text))
     names = model_names()
     if text not in names:
-        raise unknown_name("model", text, names, hint="or the path of a .toml file")
+        forms = "or a preset file (.toml), a trace file (.json), hf:PATH/config.json; `tokenfab models` lists all"
+        raise unknown_name("model", text, names, hint=forms)
     return _parse(f"{text}.toml", resources.files(__package__) / "presets" / f"{text}.toml")
 
 

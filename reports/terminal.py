@@ -158,6 +158,7 @@ def estimate_summary(document: Document, explain: bool) -> None:
     say(
         f"{model['name']} on {machine(device)}: "
         f"batch {request['batch']}, {request['prompt']} prompt + {request['output']} output tokens",
+        *(f"with {technique}" for technique in model["applied"]),
         "",
         table(
             ["", "time", "90 % interval", "energy", "90 % interval"], rows, right=("time", "90 % interval", "energy")

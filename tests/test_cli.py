@@ -287,3 +287,10 @@ def test_a_reader_that_stops_early_is_no_error():
     assert program.stderr.read() == b""
     program.stderr.close()
     assert program.wait() in (0, 1)
+
+
+def test_the_text_names_techniques_and_those_without_effect(tokenfab, trace_file):
+    twice = ("--apply", "kv-quant:bits=4", "--apply", "kv-quant:bits=8")
+    answer = tokenfab("estimate", "--model", trace_file, "--device", "h100-sxm", *twice)
+    assert answer.code == 0
+    assert "\nwith kv-quant:bits=4,scale_bits=16\nwith kv-quant:bits=8,scale_bits=16 (no effect)\n" in answer.out

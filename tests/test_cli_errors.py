@@ -257,3 +257,8 @@ def test_a_bug_keeps_its_traceback(monkeypatch):
     monkeypatch.setattr("tokenfab.models.config.model_names", lambda: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         run(["models"])
+
+
+def test_a_degree_given_twice_is_refused(refused):
+    line = refused("estimate", "--model", "llama-2-7b", "--device", "h100-sxm", "--parallel", "tp=2,tp=4")
+    assert line == "--parallel: tp is given twice"

@@ -147,6 +147,7 @@ LAYERS: dict[str, dict[str, Any]] = {
     "deepseek_v3": {"num_hidden_layers": 5}, "gpt_oss": {"num_hidden_layers": 4}, "gpt_neox": {"num_hidden_layers": 4},
     "gemma2": {"num_hidden_layers": 4}, "gemma3_text": {"num_hidden_layers": 12}, "jamba": {"num_hidden_layers": 8},
     "qwen3_moe": {"num_hidden_layers": 3}, "qwen2_moe": {"num_hidden_layers": 2},
+    "llama4_text": {"num_hidden_layers": 4}, "dbrx": {"n_layers": 2},
     "mamba2": {"num_hidden_layers": 3}, "mamba": {"num_hidden_layers": 3},
 }  # fmt: skip
 REPRESENTATIVE = [
@@ -203,6 +204,24 @@ def test_latent_attention_caches_one_vector_per_token_and_expands_the_new_ones_o
     assert expansion.dims["m"] == B * Q
     assert expansion.deps == ("self_attn.kv_a_layernorm.norm",)
     assert set(attention.deps) == {"self_attn.rope", "self_attn.kv_append", "self_attn.kv_b_proj"}
+
+
+@pytest.mark.parametrize(
+    ("name", "experts", "top_k", "inner", "spelling"),
+    [
+        ("llama4_text", 16, 1, 8192, "every token once per expert, masked"),
+        ("dbrx", 4, 1, 3584, "stacked along their rows"),
+        ("mixtral", 8, 2, 14336, "stacked in one tensor"),
+    ],
+)
+def test_experts_are_one_operator_however_they_are_spelled(name, experts, top_k, inner, spelling, folder):
+    trace = default_trace(name, folder)
+    op = next(op for op, _ in trace.operators() if op.kind == "experts")
+    d = op.dims
+    assert (d["experts"], d["top_k"], d["inner"], d["tokens"]) == (experts, top_k, inner, B * Q), spelling
+    assert op.flops == 6 * top_k * B * Q * d["hidden"] * inner
+    assert sum((w.elements for w in op.weights), expr(0)) == 3 * experts * d["hidden"] * inner
+    assert float(op.moved("weight")(1, 1, 0)) == pytest.approx(float(3 * top_k * d["hidden"](1, 1, 0) * inner * 4))
 
 
 def test_low_rank_projections_latents_and_narrow_gates_are_replicated_over_devices(folder):

@@ -10,9 +10,11 @@ from typing import Any
 import jsonschema
 import pytest
 
+from tokenfab import models as presets
 from tokenfab.errors import InputError
 from tokenfab.models.config import load_config
 from tokenfab.workloads.capture import capture
+from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.parallel import tensor_parallel
 from tokenfab.workloads.techniques import apply_techniques
 from tokenfab.workloads.trace import Trace, check_point
@@ -40,6 +42,17 @@ def test_what_techniques_and_sharing_make_reads_back_equal(name, tmp_path):
     changed = tensor_parallel(changed, 8)
     changed.save(tmp_path / "t.json")
     assert Trace.load(tmp_path / "t.json") == changed
+
+
+def test_a_name_a_preset_file_and_a_trace_file_are_three_ways_to_one_trace(tmp_path):
+    own = tmp_path / "own.toml"
+    own.write_bytes((Path(presets.__file__).parent / "presets" / "opt-125m.toml").read_bytes())
+    trace_of("opt-125m").save(tmp_path / "t.json")
+    blocks = trace_of("opt-125m").blocks
+    for model in ("opt-125m", str(own), str(tmp_path / "t.json")):
+        assert load_trace(model).blocks == blocks
+    with pytest.raises(InputError, match="unknown model 'opt-125'"):
+        load_trace("opt-125")
 
 
 def test_the_published_schema_is_that_of_this_release(tmp_path, capsys):
@@ -147,6 +160,7 @@ BAD = {
     "shrinking": (put("norm", "dims", "elements", value="7 - q"), "elements = -q + 7 comes to -2041"),
     "endless": (put("norm", "flops", value="1e28*b*q*c"), "flops = 1e+28*b*c*q comes to"),
     "negative shape": (put("norm", "writes", 0, "shape", value=["b", -3, -4]), "shape of attention_norm.norm = -3"),
+    "endless cache": (put("kv_append", "writes", 0, "shape", 1, value="1e30"), "elements of attention.kv_append = "),
     "no bits": (put("norm", "writes", 0, "bits", value=0), "bits: Input should be greater than 0"),
     "infinite bits": (put("norm", "writes", 0, "bits", value=1e999), "not a complete JSON document"),
     "weight": (put("matmul", "reads", 1, "shape", value=["b", 64]), "has the shape (b, 64); accepted: numbers"),

@@ -90,6 +90,7 @@ def _sizes(op: Operator) -> str | None:
     sizes = [("flops", op.flops), *op.dims.items()]
     sizes += [(f"shape of {t.name}", s) for t in tensors for s in t.shape if s.constant is None or s.constant < 0]
     sizes += [(f"bytes of {t.name}", t.bytes) for t in tensors]
+    sizes += [(f"elements of {t.name}", t.elements) for t in tensors if t.touched is not None]
     for what, size in sizes:
         with np.errstate(all="ignore"):
             values = size(*_PROBES)

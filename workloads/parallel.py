@@ -42,12 +42,16 @@ def parse_parallel(text: str | None, count: int | None) -> Parallel:
     product. A count that is a multiple of tp × pp adds replicas. Raises ``InputError`` otherwise.
     """
     degrees = {"tp": 1, "pp": 1, "dp": 1}
+    given: set[str] = set()
     for item in filter(None, (text or "").split(",")):
         key, _, value = item.partition("=")
         if key not in degrees or not value.isdecimal() or not 1 <= int(value) <= 4096:
             raise InputError(
                 f"--parallel: {item!r}; accepted: tp=N, pp=N, dp=N with N from 1 to 4096, joined by commas"
             )
+        if key in given:
+            raise InputError(f"--parallel: {key} is given twice")
+        given.add(key)
         degrees[key] = int(value)
     if count is not None and not 1 <= count <= 65536:
         raise InputError(f"--count: {count}; accepted: 1 to 65536")

@@ -85,5 +85,7 @@ def apply_techniques(trace: Trace, specs: Sequence[str]) -> Trace:
             values[key] = technique.parameters[key].read(name, key, text)
         changed = technique.apply(trace, **values)
         label = name + (":" + ",".join(f"{k}={v}" for k, v in values.items()) if values else "")
+        if changed.blocks == trace.blocks:
+            label += " (no effect)"
         trace = changed.model_copy(update={"applied": (*trace.applied, label)})
     return trace
