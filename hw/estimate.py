@@ -18,8 +18,8 @@ from ..workloads.expr import expr
 from ..workloads.expr_functions import Array
 from ..workloads.parallel import ONE_DEVICE, Parallel, stage_blocks, tensor_parallel
 from ..workloads.trace import Trace
+from .collective import collective_time
 from .cost import Costs, cost
-from .roofline import fastest_link
 from .spec import Device
 
 HOURS_OF_LIFE = 4 * 365 * 24
@@ -237,27 +237,28 @@ class _Node:
     waiting: int
     idle_w: float
     hops: int
-    hop_latency_s: float
-    hop_s_per_token: float
+    hop_s: Callable[[float], float]
     hop_interval: tuple[float, float]
 
     @classmethod
     def of(cls, share: Trace, device: Device, parallel: Parallel, busy_replicas: int) -> _Node:
         busy = parallel.tp * busy_replicas
         waiting, hops = parallel.devices - busy, parallel.pp - 1
-        latency, per_token, interval = 0.0, 0.0, (1.0, 1.0)
+        interval, size = (1.0, 1.0), 0.0
         if hops:
-            link = fastest_link(device, parallel.tp * parallel.pp)
             bits = next((t.bits for op, _ in share.operators() for t in op.writes if t.role == "activation"), 16.0)
-            bandwidth = link.bandwidth.value * device.model.link_efficiency.value
-            latency, per_token = link.latency.value, share.hidden * bits / 8 / bandwidth
+            size = share.hidden * bits / 8
             network = device.intervals["network"]
             interval = network.low.value, network.high.value
-        return cls(busy, waiting, device.power.idle.value, hops, latency, per_token, interval)
+
+        def hop_s(tokens: float) -> float:
+            return float(collective_time("send", size * tokens, parallel.tp * parallel.pp, device)) if hops else 0.0
+
+        return cls(busy, waiting, device.power.idle.value, hops, hop_s, interval)
 
     def passes(self, costs: Costs, tokens: int) -> _Passes:
         """``costs`` of one busy device, as passes of the whole node with ``tokens`` tokens each."""
-        hop = self.hops * (self.hop_latency_s + self.hop_s_per_token * tokens)
+        hop = self.hops * self.hop_s(tokens)
         hop_low, hop_high = (hop * factor for factor in self.hop_interval)
         latency, low, high = costs.latency_s + hop, costs.low_s + hop_low, costs.high_s + hop_high
         parts = {part: energy * self.busy for part, energy in costs.energy_parts_j.items()}

@@ -8,7 +8,7 @@ Per operator execution (Williams et al., CACM 52(4), 2009, with launch time adde
     dram           bytes moved / (DRAM bandwidth × achievable share of it); attention has shares and
                    a launch time of its own (its kernels synchronise more and reduce at the end)
     dequantisation 2 operations per weight stored narrower than the arithmetic / vector rate
-    network        collectives only, see :func:`collective_time`
+    network        collectives only, start included, see :mod:`.collective`
 
 Matmuls, attention and experts run on the matrix engine, everything else on the vector engine. The
 achievable shares and the launch time are the device file's ``[model]`` table, fitted or assumed, with
@@ -23,23 +23,33 @@ Static power and transport energy were fitted on servers (``validation/power.py`
 
 from __future__ import annotations
 
-import math
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 
 import numpy as np
 
 from ..errors import InputError
 from ..workloads.compiled import CompiledTrace, Row
-from ..workloads.expr import Expr, expr
 from ..workloads.expr_functions import Array
+from .collective import collective_time
 from .cost import RowCosts
-from .spec import Device, Interval, Link
+from .spec import Device, Interval
 
 KINDS = ("gpu", "tpu", "cpu")
 MATRIX_KINDS = frozenset({"matmul", "attention", "experts", "router"})
 DEQUANTISATION_FLOPS = 2
 """Operations per narrow weight: one multiply by the scale, one add of the zero point."""
 RESOURCES = ("compute", "dram", "dequantisation", "network")
+
+
+@dataclass(frozen=True)
+class Collective:
+    """A row that crosses links: its bytes over the trace's basis, and seconds of so many bytes."""
+
+    row: int
+    size: Array
+    time_s: Callable[[Array | float], Array]
 
 
 @dataclass(frozen=True)
@@ -52,7 +62,7 @@ class RooflineModel:
     low: Array
     high: Array
     matrix: Array
-    offset: Array
+    collectives: tuple[Collective, ...]
     launch: Array
     energy: dict[str, Array]
     dynamic_limit_w: float
@@ -61,7 +71,8 @@ class RooflineModel:
         """See :class:`.cost.OperatorModel`."""
         count, points = self.launch.size, basis.shape[1]
         times = (self.matrix @ basis).reshape(len(self.reasons), count, points)
-        times += self.offset.reshape(len(self.reasons), count, 1)
+        for c in self.collectives:
+            times[self.reasons.index("network"), c.row] = c.time_s(c.size @ basis)
         bound = np.argmax(times, axis=0)
         overlapped = np.max(times, axis=0)
         launch = np.broadcast_to(self.launch[:, None], overlapped.shape)
@@ -83,8 +94,7 @@ def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
     moved = coefficients["weight_bytes"] + coefficients["kv_bytes"] + coefficients["activation_bytes"]
     compute, streams, launch = np.empty_like(moved), np.empty_like(moved), np.empty(len(rows))
     compute_energy = np.empty_like(moved)
-    network = np.zeros_like(moved)
-    network_offset = np.zeros(len(rows))
+    collectives = []
     for i, row in enumerate(rows):
         peak = _rate(row, device)
         of_rate, of_bandwidth, launch[i] = _shares(row, device)
@@ -92,16 +102,20 @@ def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
         streams[i] = moved[i] / (dram.bandwidth.value * of_bandwidth)
         compute_energy[i] = coefficients["flops"][i] * dynamic_w / (peak * of_rate)
         if row.operator.kind == "collective":
-            slope, network_offset[i] = collective_time(row.operator.dims, str(row.operator.attrs["collective"]), device)
-            network[i] = compiled.vector(slope)
+            dims, collective = row.operator.dims, str(row.operator.attrs["collective"])
+            world = round(dims["world"].constant or 1)
+            time_s = partial(collective_time, collective, world=world, device=device)
+            time_s(0.0)  # a link that is missing shows now
+            launch[i] = 0.0  # the collective's own start is in its time
+            collectives.append(Collective(i, compiled.vector(dims["bytes"]), time_s))
     times = {
         "compute": compute,
         "dram": streams,
         "dequantisation": coefficients["weight_elements"] * (DEQUANTISATION_FLOPS / vector_rate),
-        "network": network,
+        "network": np.zeros_like(moved),
     }
-    offsets = dict.fromkeys(RESOURCES, np.zeros(len(rows))) | {"network": network_offset}
-    reasons = tuple(r for r in RESOURCES if times[r].any() or offsets[r].any() or r in ("compute", "dram"))
+    used = {"compute": True, "dram": True, "network": bool(collectives)}
+    reasons = tuple(r for r in RESOURCES if used.get(r) or times[r].any())
     return RooflineModel(
         reasons=reasons,
         static_power_w=static_w,
@@ -109,7 +123,7 @@ def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
         low=np.array([[_interval(row, reason, device).low.value for row in rows] for reason in reasons]),
         high=np.array([[_interval(row, reason, device).high.value for row in rows] for reason in reasons]),
         matrix=np.concatenate([times[r] for r in reasons]),
-        offset=np.concatenate([offsets[r] for r in reasons]),
+        collectives=tuple(collectives),
         launch=launch,
         energy={
             "compute": compute_energy,
@@ -118,36 +132,6 @@ def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
         },
         dynamic_limit_w=dynamic_w,
     )
-
-
-def collective_time(dims: dict[str, Expr], collective: str, device: Device) -> tuple[Expr, float]:
-    """Seconds of a collective as (slope over the trace's sizes, fixed part).
-
-    With S bytes (the full tensor) over n devices, per-direction link bandwidth B and latency α: ring
-    bandwidth terms with tree latency terms, as NCCL combines them (Thakur et al., IJHPCA 19(1),
-    2005): all-reduce 2(n−1)/n·S/B + 2⌈log₂n⌉·α; all-gather (n−1)/n·S/B + ⌈log₂n⌉·α; send S/B + α.
-    """
-    world = dims["world"].constant or 1.0
-    link = fastest_link(device, round(world))
-    bandwidth = link.bandwidth.value * device.model.link_efficiency.value
-    steps = math.ceil(math.log2(world)) if world > 1 else 0
-    share = (world - 1) / world
-    volume, hops = {"all_reduce": (2 * share, 2 * steps), "all_gather": (share, steps), "send": (1.0, 1)}[collective]
-    return expr(dims["bytes"]) * (volume / bandwidth), hops * link.latency.value
-
-
-def fastest_link(device: Device, world: int) -> Link:
-    """The link with the most bandwidth among those that join ``world`` devices.
-
-    Raises ``InputError`` when the device has none.
-    """
-    if not device.links:
-        raise InputError(f"device {device.name}: has no [links], so several of them cannot work together")
-    wide = [link for link in device.links.values() if link.peers is None or link.peers.value >= world]
-    if not wide:
-        widest = max(link.peers.value for link in device.links.values() if link.peers)
-        raise InputError(f"device {device.name}: no link joins {world} of them; the widest joins {widest:g}")
-    return max(wide, key=lambda link: link.bandwidth.value)
 
 
 def _rate(row: Row, device: Device) -> float:

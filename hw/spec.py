@@ -126,7 +126,9 @@ class Model(_Data):
     the least seconds one kernel takes. Attention's own bandwidth share and least time are those of
     other kernels where a file does not say. ``static_share`` of the rated power is drawn while kernels
     run, whatever they do; ``transport_energy`` (J/bit) is what a bit from DRAM costs on its way through
-    the chip and in the arithmetic of a memory-bound kernel, beyond the DRAM's own energy."""
+    the chip and in the arithmetic of a memory-bound kernel, beyond the DRAM's own energy.
+    ``collective_*`` and ``direct_*`` are constants of :mod:`.collective`, all of them (but
+    ``collective_in_switch``) or none."""
 
     matmul_efficiency: Quantity
     attention_efficiency: Quantity
@@ -136,6 +138,12 @@ class Model(_Data):
     memory_efficiency: Quantity
     launch: Quantity
     link_efficiency: Quantity
+    collective_launch: Quantity | None = None
+    collective_low_latency: Quantity | None = None
+    collective_tail: Quantity | None = None
+    collective_in_switch: Quantity | None = None
+    direct_launch: Quantity | None = None
+    direct_barrier: Quantity | None = None
     static_share: Quantity | None = None
     transport_energy: Quantity | None = None
 

@@ -181,6 +181,12 @@ KEYS: Final[Mapping[str, Key]] = {
     "model.memory_efficiency": _EFFICIENCY,
     "model.launch": Key("time", "1 ps", "1 s", "2.4 us"),
     "model.link_efficiency": _EFFICIENCY,
+    "model.collective_launch": Key("time", "1 ns", "1 s", "5 us", required=False),
+    "model.collective_low_latency": _EFFICIENCY.optional,
+    "model.collective_tail": Key("time", "1 ps", "1 s", "10 us", required=False),
+    "model.collective_in_switch": _EFFICIENCY.optional,
+    "model.direct_launch": Key("time", "1 ns", "1 s", "4 us", required=False),
+    "model.direct_barrier": Key("time", "1 ps", "1 s", "4 us", required=False),
     "model.static_share": _EFFICIENCY.optional,
     "model.transport_energy": _BIT_ENERGY,
     **{

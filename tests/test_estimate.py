@@ -158,8 +158,9 @@ def test_a_pipeline_passes_activations_on_and_divides_the_layers():
     """Four stages, three hops of b × q × 4096 fp16 values at half of 100 GB/s; one stage works, three wait."""
     one, four = (estimate(trace(), device(), Request(2, 64, 8), Parallel(pp=pp)) for pp in (1, 4))
     hop = 3 * 4096 * 2 / 50e9
-    assert four.prefill.latency_s == pytest.approx(one.prefill.latency_s + 2 * 64 * hop, rel=1e-4)
-    assert four.latency_s == pytest.approx(one.latency_s + (2 * 64 + 2 * 7) * hop, rel=1e-4)
+    launches = 3 * 5e-6
+    assert four.prefill.latency_s == pytest.approx(one.prefill.latency_s + 2 * 64 * hop + launches, rel=1e-6)
+    assert four.latency_s == pytest.approx(one.latency_s + (2 * 64 + 2 * 7) * hop + 8 * launches, rel=1e-6)
     assert four.energy_j == pytest.approx(one.energy_j + 3 * 60 * one.latency_s, rel=1e-3)
     d, inner, vocabulary = 4096, 11008, 32000
     layer = 2 * (4 * d * d + 3 * d * inner + 2 * d)

@@ -8,9 +8,9 @@ import pytest
 
 from tokenfab.errors import InputError
 from tokenfab.hw import estimate as module
+from tokenfab.hw.collective import collective_time, fastest_link
 from tokenfab.hw.devices import load_device
 from tokenfab.hw.estimate import Request, estimate
-from tokenfab.hw.roofline import fastest_link
 from tokenfab.workloads.capture import capture
 from tokenfab.workloads.parallel import Parallel
 from tokenfab.workloads.trace import Trace
@@ -43,7 +43,7 @@ def test_uneven_batches_fill_as_few_replicas_as_the_largest_share_allows() -> No
 def test_a_pipelines_waiting_stages_are_in_the_phases_and_in_the_total() -> None:
     alone = estimate(trace(), H100, Request(1, 512, 1))
     staged = estimate(trace(), H100, Request(1, 512, 1), Parallel(pp=4))
-    hop = 3 * (H100.links["nvlink"].latency.value + 512 * 4096 * 2 / (450e9 * H100.model.link_efficiency.value))
+    hop = 3 * float(collective_time("send", 512 * 4096 * 2, 4, H100))
     assert staged.latency_s == pytest.approx(alone.latency_s + hop)
     assert staged.prefill.energy_parts_j["waiting"] == pytest.approx(IDLE * (3 * staged.latency_s + hop))
     assert staged.energy_j == pytest.approx(staged.prefill.energy_j)

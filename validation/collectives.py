@@ -1,0 +1,186 @@
+"""The constants of collectives, earned on measured ones.
+
+    python -m tokenfab.validation.collectives --truth DIR
+
+fits :mod:`tokenfab.hw.collective` on the even rows of NCCL's tables (all-reduce, all-gather, reduce-scatter,
+all-to-all) and of the serving engine's own all-reduce in CUDA graphs, A100 and H100 together, since the
+steps of a ring cost both the same. Prints the constants, the error on the odd rows, the interval from the
+even rows with its coverage of the odd ones, and what one card's constants say of the other card.
+Rows of the engine's table that a host launches one by one (``eager``) show that host, not the links, and
+rows beyond its own kernel's limit are NCCL again or another kernel: both are left out and counted.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import os
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import least_squares
+
+from ..errors import InputError
+from ..hw.collective import (
+    BOUNDS,
+    DIRECT_LIMIT,
+    SHARED,
+    SHARED_BOUNDS,
+    CollectiveConstants,
+    SharedConstants,
+    constants_of,
+    direct_time,
+    fastest_link,
+    library_time,
+)
+from ..hw.devices import load_device
+from .kernels import FOLDERS
+
+Array = npt.NDArray[np.float64]
+
+NAMES = {"all_reduce": "all_reduce", "all_gather": "all_gather", "reduce_scatter": "reduce_scatter",
+         "alltoall": "all_to_all"}  # fmt: skip
+ELEMENT_BYTES = {"half": 2, "int8": 1, "bfloat16": 2}
+"""The tables count elements: a row of int8 takes as long as the row of half its count in half."""
+FITTED = tuple(f.name for f in fields(CollectiveConstants))
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Collectives of one device: which (a name of ``COLLECTIVES``, or ``direct``), ranks, bytes, seconds; (N,)."""
+
+    device: str
+    name: npt.NDArray[np.str_]
+    world: Array
+    size: Array
+    seconds: Array
+    dropped: int = 0
+
+    def half(self, odd: bool) -> Measured:
+        """Even rows (to fit on) or odd rows (to report)."""
+        pick = slice(1 if odd else 0, None, 2)
+        return Measured(
+            self.device, self.name[pick], self.world[pick], self.size[pick], self.seconds[pick], self.dropped
+        )
+
+
+def read_collectives(truth: Path, device: str) -> Measured:
+    """NCCL's rows, then the serving engine's own all-reduce.
+
+    Raises ``InputError`` when NCCL's are not under ``truth``.
+    """
+    folder = truth / "aiconfigurator" / FOLDERS.get(device, device) / "comm"
+    library, direct = sorted(folder.glob("nccl_*/nccl_perf.csv.gz")), sorted(folder.glob("vllm_*/custom_*.csv.gz"))
+    if not library:
+        raise InputError(f"{folder}: no nccl_*/nccl_perf.csv.gz there; --truth names the folder of measurements")
+    rows, dropped = [], 0
+    for path, own in [(library[-1], False)] + [(p, True) for p in direct[-1:]]:
+        with gzip.open(path, "rt", newline="") as file:
+            for row in csv.DictReader(file):
+                element = ELEMENT_BYTES.get(row["allreduce_dtype" if own else "nccl_dtype"])
+                size, seconds = int(row["message_size"]) * (element or 0), float(row["latency"]) / 1e3
+                name = "direct" if own else NAMES.get(row["op_name"])
+                left_out = own and (not row["backend"].endswith("_graph") or size >= DIRECT_LIMIT)
+                if left_out or not name or size <= 0 or seconds <= 0:
+                    dropped += 1
+                else:
+                    rows.append((name, int(row["num_gpus"]), size, seconds))
+    names, worlds, sizes, times = zip(*rows, strict=True)
+    return Measured(
+        device, np.array(names), np.array(worlds, float), np.array(sizes, float), np.array(times), dropped
+    )  # fmt: skip
+
+
+def predict(rows: Measured, constants: CollectiveConstants | None = None, shared: SharedConstants = SHARED) -> Array:
+    """Seconds of each row over the device's fastest link, with its file's constants unless given."""
+    device = load_device(rows.device)
+    link = fastest_link(device, 2)
+    c = constants or constants_of(device, link)
+    assert c is not None, "a measured card has constants"
+    out = np.empty(rows.size.size)
+    for name in np.unique(rows.name):
+        at = rows.name == name
+        size, world = rows.size[at], rows.world[at]
+        if name == "direct":
+            out[at] = direct_time(size, world, link.bandwidth.value, c, shared)
+        else:
+            out[at] = library_time(str(name), size, world, link.bandwidth.value, c, shared)
+    return out
+
+
+def fit(tables: dict[str, Measured]) -> tuple[SharedConstants, dict[str, CollectiveConstants]]:
+    """The common constants and each card's, on ``tables`` (pass the even halves), all at once.
+
+    Minimises a smoothed absolute log error.
+    """
+    starts = {d: constants_of(load_device(d), fastest_link(load_device(d), 2)) for d in tables}
+    free = [(d, f) for d, c in starts.items() if c for f in FITTED if getattr(c, f) is not None]
+    bounds = np.log([*(b[:2] for b in SHARED_BOUNDS.values()), *(BOUNDS[f][:2] for _, f in free)]).T
+
+    def unpack(x: Array) -> tuple[SharedConstants, dict[str, CollectiveConstants]]:
+        values = [float(v) for v in np.exp(x)]
+        cards = {d: c for d, c in starts.items() if c}
+        for (d, f), value in zip(free, values[len(SHARED_BOUNDS) :], strict=True):
+            cards[d] = replace(cards[d], **{f: value})
+        return SharedConstants(*values[: len(SHARED_BOUNDS)]), cards
+
+    def residuals(x: Array) -> Array:
+        shared, cards = unpack(x)
+        return np.concatenate([np.log(predict(t, cards[d], shared) / t.seconds) for d, t in tables.items()])
+
+    # Starts off the answer, so that a constant that does not move shows.
+    first = np.log([*astuple(SHARED), *(getattr(starts[d], f) for d, f in free)]) + 0.1
+    first = np.clip(first, bounds[0] + 1e-3, bounds[1] - 1e-3)
+    found = least_squares(residuals, first, bounds=bounds, loss="soft_l1", f_scale=0.05, diff_step=0.01)
+    return unpack(found.x)
+
+
+def interval(rows: Measured, predicted: Array) -> tuple[float, float]:
+    """5 % and 95 % quantile of measured over predicted time."""
+    low, high = np.quantile(rows.seconds / predicted, [0.05, 0.95])
+    return float(low), float(high)
+
+
+def _line(name: str, rows: Measured, predicted: Array) -> str:
+    error = np.abs(predicted / rows.seconds - 1)
+    bias = np.mean(np.log(predicted / rows.seconds))
+    return f"{name}: n={error.size} MAPE {error.mean():.2%}, bias {bias:+.1%}, p90 {np.quantile(error, 0.9):.1%}"
+
+
+def main() -> None:
+    """Print constants, errors, intervals and their coverage."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--truth", default=os.environ.get("TOKENFAB_TRUTH", "../shared/truth"))
+    truth = Path(parser.parse_args().truth)
+    tables = {device: read_collectives(truth, device) for device in FOLDERS}
+    shared, cards = fit({d: t.half(odd=False) for d, t in tables.items()})
+    print("shared: " + " ".join(f"{n}={v:.4g}" for n, v in zip(SHARED_BOUNDS, astuple(shared), strict=True)))
+    for device, card in cards.items():
+        values = zip(FITTED, astuple(card), strict=True)
+        print(f"{device}: " + " ".join(f"{n}={v:.4g}" for n, v in values if v is not None))
+    for device, table in tables.items():
+        even, odd = table.half(odd=False), table.half(odd=True)
+        predicted = predict(odd)
+        print(_line(f"{device}, odd rows", odd, predicted) + f" ({table.dropped} rows left out)")
+        for name in np.unique(odd.name):
+            at = odd.name == name
+            part = Measured(device, odd.name[at], odd.world[at], odd.size[at], odd.seconds[at])
+            print("  " + _line(str(name), part, predicted[at]))
+        low, high = interval(even, predict(even))
+        ratio = odd.seconds / predicted
+        covered = np.mean((ratio >= low) & (ratio <= high))
+        print(f"  interval of the even rows {low:.3f} to {high:.3f} covers {covered:.1%} of the odd rows")
+        for other in tables:
+            if other != device:
+                there = tables[other].half(odd=True)
+                ours = replace(cards[device], in_switch_share=cards[other].in_switch_share)
+                borrowed = predict(there, ours)
+                low, high = interval(there, borrowed)
+                print("  " + _line(f"its constants on {other}", there, borrowed) + f", {low:.3f} to {high:.3f}")
+
+
+if __name__ == "__main__":
+    main()
