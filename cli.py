@@ -289,6 +289,36 @@ def study(
     _answer(document, json_, quiet, lambda: terminal.study_summary(done.documents, document))
 
 
+@app.command()
+def validate(
+    run_: typer.Context,
+    suites: Annotated[list[str] | None, typer.Argument(metavar="[SUITE]...", help="All of them if none.")] = None,
+    truth: Annotated[Path, typer.Option(envvar="TOKENFAB_TRUTH", help="Folder of measurements.")] = Path(
+        "../shared/truth"
+    ),
+    save: Annotated[Path | None, typer.Option("-o", "--output", help="A PDF, one page per suite.")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Models against measurements; exit code 1 when an error or a coverage misses its bar.
+
+    Example: tokenfab validate gemm-bf16 --truth ../shared/truth
+    """
+    from .validation.suites import validate as compare
+
+    found, skipped = compare(truth, suites or [])
+    rows = [c.summary() for c in found]
+    document = {"suites": rows, "skipped": skipped, "command": run_.obj}
+    if save is not None:
+        from .reports.accuracy import accuracy_pdf
+
+        write_whole(save, accuracy_pdf(found, run_.obj))
+        document["file"] = str(save)
+    _answer(document, json_, quiet, lambda: terminal.validation_summary(document))
+    if any(row["met"] is False or row["coverage_met"] is False for row in rows):
+        raise typer.Exit(1)
+
+
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:

@@ -234,6 +234,28 @@ def study_summary(documents: list[Document], files: Document) -> None:
     )
 
 
+def validation_summary(document: Document) -> None:
+    """One row per suite, device and model; what misses its bar and what was skipped below."""
+    columns = ("suite", "device", "model", "mode", "n", "MAPE", "bias", "p90", "90 % covers", "bar")
+    rows, missed = [], []
+    for d in document["suites"]:
+        covers = "–" if d["coverage90"] is None else f"{d['coverage90']:.1%}"
+        bar = "–" if d["bar"] is None else f"{d['bar']:.0%} {'met' if d['met'] else 'MISSED'}"
+        errors = [f"{d['mape']:.1%}", f"{d['bias']:+.1%}", f"{d['p90']:.1%}"]
+        rows.append([d["suite"], d["device"], d["model"], d["mode"], f"{d['n']:,}", *errors, covers, bar])
+        where = f"{d['suite']} on {d['device']}, {d['model']}"
+        if d["met"] is False:
+            missed.append(f"missed: {where}: {d['mape']:.2%} is above {d['bar']:.0%}")
+        if d["coverage_met"] is False:
+            missed.append(f"missed: {where}: the 90 % interval covers {covers}, not 85 to 95 %")
+    say(table(columns, rows, right=columns[4:]))
+    dropped = sum(d["dropped"] for d in document["suites"])
+    say("", "odd rows of each table; constants and intervals are of the even ones", f"{dropped:,} rows left out")
+    say(*missed, *(f"skipped: {why}" for why in document["skipped"]))
+    if "file" in document:
+        say(document["file"])
+
+
 def written(files: Document) -> str:
     """Where a report was written."""
     return f"{files['report']}: {fmt.plural(files['pages'], 'page')}; the same as {files['html']}"

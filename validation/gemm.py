@@ -55,12 +55,13 @@ FP8_BOUNDS: dict[str, tuple[float, float]] = {"rate_share": (0.3, 1.0), "quantis
 
 @dataclass(frozen=True)
 class Measured:
-    """Measured GEMMs: sizes and seconds, (N,) each."""
+    """Measured GEMMs: sizes and seconds, (N,) each; rows that could not be true were ``dropped``."""
 
     m: Array
     n: Array
     k: Array
     seconds: Array
+    dropped: int = 0
 
     def rows(self, pick: slice | Mask) -> Measured:
         """Some of the rows."""
@@ -82,8 +83,9 @@ def read_gemm(truth: Path, device: str, dtype: str = "bfloat16") -> Measured:
             for r in csv.DictReader(file)
             if r["gemm_dtype"] == dtype
         ]
-    m, n, k, seconds = np.array([r for r in rows if min(r) > 0], float).reshape(-1, 4).T
-    return Measured(m, n, k, seconds)
+    possible = [r for r in rows if min(r) > 0]
+    m, n, k, seconds = np.array(possible, float).reshape(-1, 4).T
+    return Measured(m, n, k, seconds, len(rows) - len(possible))
 
 
 def predict(rows: Measured, card: Card, constants: GemmConstants, kernels: GemmKernels) -> Array:

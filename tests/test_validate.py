@@ -1,0 +1,149 @@
+"""``tokenfab validate``: its arithmetic by hand, its exit codes, and the figures on measured data."""
+
+from __future__ import annotations
+
+import csv
+import dataclasses
+import gzip
+import json
+
+import numpy as np
+import pytest
+
+from tokenfab.validation import collectives
+from tokenfab.validation.suites import BARS, SUITES, Comparison, intervals_by_size, validate
+
+KEYS = {
+    "suite", "device", "source", "n", "mape", "bias", "coverage90",  # the contract
+    "model", "mode", "p90", "dropped", "bar", "met", "coverage_met",
+}  # fmt: skip
+
+
+def comparison(**changes) -> Comparison:
+    """Ten rows: nine 10 % short of the measured second, one right; an interval that holds the nine."""
+    predicted = np.array([0.9] * 9 + [1.0])
+    ends = {"low": np.full(10, 1.05), "high": np.full(10, 1.2)}
+    ready = Comparison(
+        "gemm-bf16", "h100-sxm", "kernel", "calibrated", "by hand", np.ones(10), predicted, **ends, dropped=3
+    )  # fmt: skip
+    return dataclasses.replace(ready, **changes)
+
+
+def test_errors_by_hand() -> None:
+    found = comparison().summary()
+    assert set(found) == KEYS
+    assert found["mape"] == pytest.approx(0.09)
+    assert found["bias"] == pytest.approx(0.9 * np.log(0.9))
+    assert found["p90"] == pytest.approx(0.1)
+    assert found["coverage90"] == pytest.approx(0.9)
+    assert (found["n"], found["dropped"], found["bar"], found["met"], found["coverage_met"]) == (
+        10,
+        3,
+        0.06,
+        False,
+        True,
+    )
+
+
+def test_bars_and_coverage_are_met_or_missed() -> None:
+    right = comparison(predicted=np.ones(10)).summary()
+    assert (right["met"], right["coverage_met"], right["coverage90"]) == (True, False, 0)  # 1 is below 1.05
+    everything = comparison(low=np.zeros(10)).summary()
+    assert (everything["coverage90"], everything["coverage_met"]) == (1, False)
+    borrowed = comparison(mode="physics").summary()
+    assert (borrowed["coverage90"], borrowed["coverage_met"], borrowed["bar"]) == (None, None, 0.15)
+    assert comparison(model="roofline").summary()["met"] is None
+
+
+def test_intervals_are_quantiles_of_a_quarter() -> None:
+    """Four sizes of 100 rows each; measured over predicted is uniform from 1 to the size's own end."""
+    size = np.repeat([1.0, 2.0, 3.0, 4.0], 100)
+    ratio = 1 + np.tile(np.linspace(0, 1, 100), 4) * size
+    low, high = intervals_by_size((ratio * size, size), np.array([0.5, 4.0, 9.0]))
+    assert low == pytest.approx([1.05, 1.2, 1.2])
+    assert high == pytest.approx([1.95, 4.8, 4.8])
+
+
+# -- the command ------------------------------------------------------------------------------------
+def planted(folder, factors) -> None:
+    """NCCL's table of an A100 as the model has it, times ``factors`` in turn."""
+    sizes = np.repeat(2.0 ** np.arange(10, 30), 10)
+    n = np.full(sizes.size, 8.0)
+    rows = collectives.Measured("a100-80g-sxm", np.full(sizes.size, "all_gather"), n, sizes, np.ones(sizes.size))
+    seconds = collectives.predict(rows) * np.resize(factors, sizes.size)
+    path = folder / "aiconfigurator/a100_sxm/comm/nccl_1.0/nccl_perf.csv.gz"
+    path.parent.mkdir(parents=True)
+    with gzip.open(path, "wt", newline="") as file:
+        table = csv.writer(file)
+        table.writerow(["op_name", "nccl_dtype", "num_gpus", "message_size", "latency"])
+        table.writerows(["all_gather", "int8", 8, int(s), t * 1e3] for s, t in zip(sizes, seconds, strict=True))
+
+
+def test_a_table_within_its_bars_ends_with_zero_unless_the_interval_is_off(tokenfab, tmp_path) -> None:
+    """Odd rows: one in five right, the others 1.1 times as long; then nine in ten right, one 1.3 times as long."""
+    planted(tmp_path, [1, 1, 1, 1.1, 1, 1.1, 1, 1.1, 1, 1.1])
+    picture = tmp_path / "out.pdf"
+    done = tokenfab("validate", "all-reduce", "--truth", str(tmp_path), "--json", "-o", str(picture))
+    document = json.loads(done.out)
+    (row,) = document["suites"]
+    assert set(row) == KEYS
+    assert (row["suite"], row["device"], row["n"]) == ("all-reduce", "a100-80g-sxm", 100)
+    assert row["mape"] == pytest.approx(0.8 * (1 - 1 / 1.1), abs=1e-6)
+    assert row["bias"] == pytest.approx(-0.8 * np.log(1.1), abs=1e-6)
+    assert row["coverage90"] == 1
+    assert done.code == 1  # an interval that holds everything is no 90 % interval
+    assert picture.read_bytes().startswith(b"%PDF")
+    assert len(document["skipped"]) == 1
+    assert "h100" in document["skipped"][0]
+
+    other = tmp_path / "other"
+    planted(other, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1.3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
+    done = tokenfab("validate", "all-reduce", "--truth", str(other))
+    assert done.code == 0
+    assert "12% met" in done.out
+    assert "skipped: all-reduce on h100-sxm" in done.out
+
+
+def test_a_missed_bar_ends_with_one_and_is_named(tokenfab, tmp_path) -> None:
+    planted(tmp_path, [2])
+    done = tokenfab("validate", "all-reduce", "--truth", str(tmp_path))
+    assert done.code == 1
+    assert "missed: all-reduce on a100-80g-sxm, collectives: 50.00% is above 12%" in done.out
+
+
+def test_wrong_names_and_empty_folders_are_one_line(tokenfab, tmp_path) -> None:
+    for arguments, text in (
+        (["gemm-bf17"], "unknown suite 'gemm-bf17'; did you mean gemm-bf16"),
+        (["layers"], "no measurements of layers there; --truth names their folder"),
+    ):
+        done = tokenfab("validate", *arguments, "--truth", str(tmp_path))
+        assert done.code == 2
+        assert done.out == ""
+        assert text in done.err
+        assert done.err.count("\n") == 1
+
+
+def test_every_bar_is_of_a_suite_that_exists() -> None:
+    assert {suite for suite, *_ in BARS} <= set(SUITES)
+
+
+def test_measured_figures(truth) -> None:
+    """What docs/cli.md prints. Only the A100's GEMM misses its bar."""
+    found, skipped = validate(truth, [])
+    rows = {(c.suite, c.device, c.model, c.mode): c.summary() for c in found}
+    assert not skipped
+    assert [key for key, row in rows.items() if row["met"] is False] == [
+        ("gemm-bf16", "a100-80g-sxm", "kernel", "calibrated")
+    ]
+    assert all(row["coverage_met"] for row in rows.values() if row["mode"] == "calibrated")
+    for key, mape in {
+        ("gemm-bf16", "a100-80g-sxm", "kernel", "calibrated"): 0.0739,
+        ("gemm-bf16", "h100-sxm", "kernel", "calibrated"): 0.0570,
+        ("gemm-bf16", "a100-80g-sxm", "kernel", "physics"): 0.113,
+        ("gemm-bf16", "h100-sxm", "kernel", "physics"): 0.117,
+        ("gemm-fp8", "h100-sxm", "kernel", "calibrated"): 0.0985,
+        ("attention-prefill", "a100-80g-sxm", "kernel", "calibrated"): 0.050,
+        ("attention-decode", "h100-sxm", "kernel", "calibrated"): 0.081,
+        ("all-reduce", "h100-sxm", "collectives", "calibrated"): 0.070,
+    }.items():
+        assert rows[key]["mape"] == pytest.approx(mape, abs=0.0007), key
