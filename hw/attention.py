@@ -30,7 +30,8 @@ from dataclasses import dataclass
 import numpy as np
 import numpy.typing as npt
 
-from .card import Card
+from .card import Card, constants_of, library_of
+from .spec import Device
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -72,15 +73,6 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "split_s": (0.0, 1e-6, "one more partial result in the chain of the combine kernel"),
 }
 """Bounds in the constants' units, and meaning."""
-
-AMPERE = AttentionConstants(0.661, 3.3e-8, 8.60e-6, 3.28e-6, 4.54e-6, 2.30e-7)
-"""A100-80G, vLLM 0.14, FlashAttention 2, even rows. Only heads of 128 elements were measured, so the first
-number trades with ``SOFTMAX_SHARE``; two blocks per multiprocessor hide most of a tile's start and end."""
-HOPPER = AttentionConstants(0.977, 2.25e-6, 8.10e-6, 8.5e-7, 3.01e-6, 5.75e-8)
-"""H100, vLLM 0.24, FlashAttention 3, even rows."""
-HOPPER_8BIT = AttentionConstants(0.824, 2.70e-6, 9.40e-6, 1.23e-6, 4.86e-6, 9.55e-8)
-"""H100 with 8-bit keys and values. The share is of the *16-bit* rate: the products run in 8 bits, but
-values are transposed and sums promoted on the way, and the kernel gains nothing over 16 bits."""
 
 
 @dataclass(frozen=True)
@@ -130,6 +122,21 @@ FLASH3 = Kernel(
 (splits such that the blocks of keys, plus 10 %, are spread over the SMs; none beyond 992 sequences)."""
 
 
+LIBRARIES = {"flash-2": FLASH2, "flash-3": FLASH3}
+"""By the name that ``[kernels.attention] library`` of a device file gives."""
+
+
+def attention_kernels(device: Device, bits: float = 16) -> tuple[AttentionConstants, Kernel]:
+    """Constants and library of attention over a cache of ``bits`` per element on ``device``.
+
+    Narrow caches have constants of their own where the file has a ``[kernels.attention_8bit]``. Raises
+    ``InputError`` for what it lacks.
+    """
+    narrow = bits < 16 and "attention_8bit" in device.kernels
+    family = "attention_8bit" if narrow else "attention"
+    return constants_of(device, family, AttentionConstants), library_of(device, family, LIBRARIES)
+
+
 def prefill_time(
     batch: Size, query: Size, kv: Size, heads: Size, kv_heads: Size, head_dim: Size, value_dim: Size,
     card: Card, constants: AttentionConstants, kernel: Kernel = FLASH3,
@@ -142,9 +149,10 @@ def prefill_time(
     query; ``bits`` (16 or 8) per cached element, which is also the format of the products. ``warm``: the
     call is repeated on the same data, as benchmarks do, so that keys may still lie in L2.
     """
-    return _time(
-        batch, query, kv, kv, heads, kv_heads, head_dim, value_dim, card, constants, kernel, window, bits, warm
-    )
+    return attention_parts(
+        batch, query, kv, heads, kv_heads, head_dim, value_dim, card, constants, kernel,
+        window=window, bits=bits, warm=warm,
+    ).seconds  # fmt: skip
 
 
 def decode_time(
@@ -157,18 +165,48 @@ def decode_time(
     The longest sequence bounds the time from below however short the others are. Other arguments as
     in :func:`prefill_time`.
     """
-    longest = kv if kv_max is None else kv_max
-    return _time(
-        batch, 1.0, kv, longest, heads, kv_heads, head_dim, value_dim, card, constants, kernel, window, bits, warm
-    )
+    return attention_parts(
+        batch, 1.0, kv, heads, kv_heads, head_dim, value_dim, card, constants, kernel,
+        kv_max=kv_max, window=window, bits=bits, warm=warm,
+    ).seconds  # fmt: skip
 
 
-def _time(
-    batch: Size, query: Size, kv: Size, kv_max: Size, heads: Size, kv_heads: Size, head_dim: Size, value_dim: Size,
-    card: Card, constants: AttentionConstants, kernel: Kernel, window: Size | None, bits: int, warm: bool,
-) -> Array:  # fmt: skip
+@dataclass(frozen=True)
+class AttentionParts:
+    """Seconds of a call by part; they broadcast, and :attr:`seconds` adds them up."""
+
+    launch_s: float
+    write: Array
+    compute: Array
+    memory: Array
+    rest: Array
+    """Partial results combined, grouped heads gathered: further kernels."""
+
+    @property
+    def seconds(self) -> Array:
+        total: Array = self.launch_s + self.write + np.hypot(self.compute, self.memory) + self.rest
+        return total
+
+
+def write_time(tokens: Size, row_elements: Size, card: Card, c: AttentionConstants, bits: float = 16) -> Array:
+    """Seconds beyond its launch of writing ``tokens`` new cache rows of ``row_elements`` (keys and values)."""
+    written = np.asarray(tokens, dtype=float) * row_elements * (2 + bits / 8)  # 16-bit values read, elements written
+    blocks = np.asarray(tokens) * np.minimum(np.asarray(row_elements) / 2, WRITE_THREADS) / (THREADS_PER_SM * card.sms)
+    return np.maximum(written / (DRAM_SHARE * card.dram_bytes_s), blocks * c.token_s)
+
+
+def attention_parts(
+    batch: Size, query: Size, kv: Size, heads: Size, kv_heads: Size, head_dim: Size, value_dim: Size,
+    card: Card, constants: AttentionConstants, kernel: Kernel = FLASH3, *, kv_max: Size | None = None,
+    window: Size | None = None, bits: float = 16, warm: bool = False,
+) -> AttentionParts:  # fmt: skip
+    """Parts of a call of ``query`` new tokens per sequence: decoding where it is 1, else prefill.
+
+    Arguments as in :func:`prefill_time` and :func:`decode_time`.
+    """
     b, q, s, s_max, h, hk, d, dv = (
-        np.asarray(x, dtype=float) for x in (batch, query, kv, kv_max, heads, kv_heads, head_dim, value_dim)
+        np.asarray(x, dtype=float)
+        for x in (batch, query, kv, kv if kv_max is None else kv_max, heads, kv_heads, head_dim, value_dim)
     )
     c, width = constants, bits / 8
     group, head = h / hk, d + dv
@@ -201,27 +239,23 @@ def _time(
     missed = np.clip(kv_bytes / (L2_SHARE * card.l2_bytes) - 1, 0.0, 1.0) if warm and card.l2_bytes else 1.0
     memory = np.maximum((kv_bytes * missed + qo_bytes) / dram, (kv_bytes + qo_bytes) / card.l2_bytes_s)
 
-    written = b * q * hk * head * (2 + width)  # 16-bit keys and values read, cache elements written
-    blocks = b * q * np.minimum(hk * d, WRITE_THREADS) / (THREADS_PER_SM * card.sms)
-    write = np.maximum(written / dram, blocks * c.token_s)
     partial = 2 * 4 * splits * b * q * h * dv / dram  # 32-bit, written and read
     # Between one and two splits the real rules take one or the other; the mean of both is continuous.
     combine = np.minimum(splits - 1, 1.0) * (c.next_launch_s + c.split_s * splits + partial)
-    time: Array = c.launch_s + write + np.hypot(compute, memory) + combine
     if kernel.gather_kernels:
         gathered = (q == 1) & (h > hk) & (hk > 1) & (b > 1)
-        time = time + np.where(gathered, kernel.gather_kernels * (c.next_launch_s + qo_bytes / dram), 0.0)
-    return time
+        combine = combine + np.where(gathered, kernel.gather_kernels * (c.next_launch_s + qo_bytes / dram), 0.0)
+    return AttentionParts(c.launch_s, write_time(b * q, hk * head, card, c, bits), compute, memory, combine)
 
 
 def tiling(
-    kernel: Kernel, query: Array, group: Array, head_dim: Array, bits: int, cut: Mask | bool = False
+    kernel: Kernel, query: Array, group: Array, head_dim: Array, bits: float, cut: Mask | bool = False
 ) -> tuple[Array, Array, Mask]:
     """Rows and keys of a tile, and whether the ``group`` query heads of a KV head share tiles.
 
     ``cut``: a window hides keys. Measured: no small tiles then for heads up to 64 elements.
     """
-    large, small = (kernel.tiles, kernel.small) if bits == 16 else (kernel.narrow_tiles, kernel.narrow_small)
+    large, small = (kernel.tiles, kernel.small) if bits >= 16 else (kernel.narrow_tiles, kernel.narrow_small)
     rows, keys = _lookup(large, head_dim)
     pack = query == 1
     if kernel.packs_prefill:

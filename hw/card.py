@@ -2,11 +2,18 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from typing import Any, TypeVar
 
 import numpy as np
 
+from ..errors import InputError, unknown_name
 from .spec import Device
+from .units import Quantity
+
+Constants = TypeVar("Constants")
+Library = TypeVar("Library")
 
 
 @dataclass(frozen=True)
@@ -32,3 +39,26 @@ def card_of(device: Device) -> Card:
         l2_bytes=l2.capacity.value if l2 else 0.0,
         l2_bytes_s=l2.bandwidth.value if l2 and l2.bandwidth else np.inf,
     )
+
+
+def constants_of(device: Device, family: str, cls: type[Constants]) -> Constants:
+    """The numbers of ``[kernels.FAMILY]`` as ``cls``, whose fields may end in ``_s`` (seconds).
+
+    Raises ``InputError`` for one that neither the device file nor its architecture has.
+    """
+    held, values = device.kernels.get(family, {}), {}
+    for field in fields(cls):  # type: ignore[arg-type]
+        key = field.name.removesuffix("_s")
+        quantity = held.get(key)
+        if not isinstance(quantity, Quantity):
+            raise InputError(f"device {device.name}: kernels.{family}.{key} is missing")
+        values[field.name] = quantity.value
+    return cls(**values)
+
+
+def library_of(device: Device, family: str, libraries: Mapping[str, Library]) -> Library:
+    """The library that ``[kernels.FAMILY]`` names. Raises ``InputError`` where it names none that is known."""
+    name: Any = device.kernels.get(family, {}).get("library")
+    if name not in libraries:
+        raise unknown_name(f"kernels.{family}.library", str(name), libraries, f"device {device.name}")
+    return libraries[name]

@@ -38,27 +38,59 @@ class RowCosts:
     """Costs of one execution of each row at some points; all arrays are (rows, points).
 
     ``time_s`` = overlapped part + ``launch_s``; ``bound`` indexes the model's ``reasons`` by what
-    set the overlapped part; ``energy_j`` holds the dynamic energy by part.
+    set the overlapped part, ``regime`` its intervals; ``energy_j`` holds the dynamic energy by part.
     """
 
     time_s: Array
     launch_s: Array
     bound: npt.NDArray[np.intp]
+    regime: npt.NDArray[np.intp]
     energy_j: dict[str, Array]
+
+
+@dataclass(frozen=True)
+class Errors:
+    """How errors of rows go together: ``families`` names each row's, ``within`` is the correlation of two
+    rows of one family, ``across`` of rows of different ones; a row's repetitions are all off alike.
+
+    With half-widths h of the rows' 90 % intervals, the sum's is √(Σᵢ Σⱼ ρᵢⱼ hᵢ hⱼ), as for jointly normal errors.
+    """
+
+    families: tuple[str, ...]
+    within: float = 1.0
+    across: float = 1.0
+
+    def compose(self, half: Array) -> Array:
+        """Half-width of the sum of rows: (rows, points) → (points,)."""
+        total = self.across * half.sum(axis=0) ** 2
+        if self.within > self.across:
+            for name in sorted(set(self.families)):
+                here = [f == name for f in self.families]
+                total += (self.within - self.across) * half[here].sum(axis=0) ** 2
+        if self.within < 1:
+            total += (1 - self.within) * (half**2).sum(axis=0)
+        return np.asarray(np.sqrt(total))
 
 
 class OperatorModel(Protocol):
     """A device kind's view of one compiled trace.
 
-    ``low`` and ``high`` are (reasons, rows): measured over predicted time, 5 % and 95 % quantiles, of
-    a row that the reason binds.
+    ``low`` and ``high`` are (regimes, rows): measured over predicted time, 5 % and 95 % quantiles, of
+    a row in the regime.
     """
 
-    reasons: tuple[str, ...]
-    static_power_w: float
-    power_interval: tuple[float, float]
-    low: Array
-    high: Array
+    @property
+    def reasons(self) -> tuple[str, ...]: ...
+    @property
+    def static_power_w(self) -> float: ...
+    @property
+    def power_interval(self) -> tuple[float, float]: ...
+    @property
+    def low(self) -> Array: ...
+    @property
+    def high(self) -> Array: ...
+    @property
+    def errors(self) -> Errors: ...
 
     def rows(self, basis: Array) -> RowCosts:
         """Costs of every row at the points whose monomials are ``basis`` (monomials, points)."""
@@ -160,11 +192,13 @@ def _costs(compiled: CompiledTrace, model: OperatorModel, basis: Array, detail: 
     for i, reason in enumerate(model.reasons):
         bound[reason] = counts @ (overlapped * (rows.bound == i)) / latency
     bound["launch"] = launch / latency
-    here = rows.bound, np.arange(counts.size)[:, None]
+    here = rows.regime, np.arange(counts.size)[:, None]
     energy = {part: counts @ e for part, e in rows.energy_j.items()}
     dynamic = np.sum(list(energy.values()), axis=0)
     energy["static"] = model.static_power_w * latency
-    low, high = (counts @ (rows.time_s * side[here]) for side in (model.low, model.high))
+    once = counts[:, None] * rows.time_s
+    low = latency - model.errors.compose(once * (1 - model.low[here]))
+    high = latency + model.errors.compose(once * (model.high[here] - 1))
     return Costs(
         latency_s=latency,
         low_s=low,

@@ -28,7 +28,7 @@ MOST_STEPS = 65536
 """Decode steps costed one by one."""
 USD_PER_KWH = 0.10
 """Price of electricity (assumed: US industrial average, rounded)."""
-REASONS = ("compute", "dram", "dequantisation", "network", "launch")
+REASONS = ("compute", "dram", "l2", "dequantisation", "network", "launch")
 
 
 @dataclass(frozen=True)

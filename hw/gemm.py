@@ -31,7 +31,8 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from .card import Card
+from .card import Card, constants_of, library_of
+from .spec import Device
 
 Array = npt.NDArray[np.float64]
 Array32 = npt.NDArray[np.float32]
@@ -76,6 +77,13 @@ CUTLASS_FP8 = GemmKernels(
     ((16, 64), (32, 64), (64, 128), (128, 128)), (1,), multicast=2, quantised=True, up_to=(16, 64, 128, np.inf)
 )
 """vLLM's per-tensor 8-bit kernels on Hopper: the tile is chosen by m alone, and k is never split."""
+CUBLAS_BLACKWELL = GemmKernels((*TILES, (256, 256)), SPLITS, multicast=2, quantised=False)
+"""Two multiprocessors share a tile (NVIDIA, CUTLASS, blackwell_functionality.md: cta_group::2)."""
+LIBRARIES = {
+    "cublas-ampere": CUBLAS_AMPERE, "cublas-hopper": CUBLAS_HOPPER, "cublas-blackwell": CUBLAS_BLACKWELL,
+    "cutlass-hopper": CUTLASS_FP8,
+}  # fmt: skip
+"""By the name that ``[kernels.gemm] library`` of a device file gives."""
 
 
 @dataclass(frozen=True)
@@ -111,14 +119,30 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
 """Bounds in the constants' units, and meaning."""
 assert tuple(BOUNDS) == tuple(f.name for f in fields(GemmConstants))
 
-AMPERE = GemmConstants(4785, 0.7465, 1.595e-07, 0.5253, 0.4186, 1.108, 2.067e-06, 0.7853, 0.4501, 1, 0.1)
-"""A100-80G, cuBLAS of vLLM 0.14, even rows: 7.4 % on the odd ones, 5.9 % where n and k are at least 1024. Never
-held back by power, so that the last number is idle. On an H100: 11.7 %."""
-HOPPER = GemmConstants(4881, 0.8905, 5.001e-08, 0.5271, 0.4791, 0.9339, 2.63e-06, 1.265, 0.478, 0.8464, 0.0001982)
-"""H100, cuBLAS of vLLM 0.24, even rows: 5.7 % on the odd ones, 5.5 % where n and k are at least 1024. On an
-A100: 11.3 %."""
-HOPPER_FP8 = (0.7603, 6.274e-09)
-"""Share of the 8-bit rate that ``CUTLASS_FP8`` reaches, and seconds per row of :func:`quantise_time`. 9.9 %."""
+
+@dataclass(frozen=True)
+class EightBit:
+    """What 8-bit operands add; meaning and bounds in :data:`EIGHT_BIT_BOUNDS`."""
+
+    rate_share: float
+    quantise_row_s: float
+
+
+EIGHT_BIT_BOUNDS: dict[str, tuple[float, float, str]] = {
+    "rate_share": (0.3, 1.0, "share of the 8-bit rate that the kernels reach"),
+    "quantise_row_s": (1e-10, 2e-8, "rounding one row of activations, over all places of the card"),
+}
+"""Bounds in the constants' units, and meaning."""
+
+
+def gemm_kernels(device: Device) -> tuple[GemmConstants, GemmKernels]:
+    """Constants and library of 16-bit GEMMs on ``device``. Raises ``InputError`` for what its file lacks."""
+    return constants_of(device, "gemm", GemmConstants), library_of(device, "gemm", LIBRARIES)
+
+
+def gemm_kernels_8bit(device: Device) -> tuple[EightBit, GemmKernels]:
+    """What differs for operands of 8 bits. Raises ``InputError`` for what the file lacks."""
+    return constants_of(device, "gemm_8bit", EightBit), library_of(device, "gemm_8bit", LIBRARIES)
 
 
 def gemm_time(
@@ -211,7 +235,7 @@ def _chunk(
     wide = np.clip(np.sqrt(together * (bm / bn)), f(1), columns)
     high = np.clip(together / wide, f(1), rows)
     waves_read = blocks / (high * wide) * (high * (bm * f(widths[0])) + wide * (bn * f(widths[1]))) * k32
-    fits = np.minimum(m * widths[0], n * widths[1]) * k <= PANEL_SHARE * card.l2_bytes
+    fits = np.minimum(m * widths[0], n * widths[1]) * k <= (PANEL_SHARE * card.l2_bytes or np.inf)
     read = np.maximum(np.where(fits, f(0), waves_read), from_dram.astype(f)) * one
 
     depth = np.ceil(k32 / split * f(1 / K_STEP)) * f(K_STEP)

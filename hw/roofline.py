@@ -1,4 +1,4 @@
-"""Roofline cost model of GPUs, TPUs and CPUs.
+"""Roofline cost model of TPUs and CPUs, and what the GPU model (:mod:`.gpu`) builds on.
 
 Per operator execution (Williams et al., CACM 52(4), 2009, with launch time added):
 
@@ -28,18 +28,21 @@ from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import InputError
 from ..workloads.compiled import CompiledTrace, Row
 from ..workloads.expr_functions import Array
+from ..workloads.trace import Operator
 from .collective import collective_time
-from .cost import RowCosts
+from .cost import Errors, RowCosts
 from .spec import Device, Interval
 
-KINDS = ("gpu", "tpu", "cpu")
+KINDS = ("tpu", "cpu")
 MATRIX_KINDS = frozenset({"matmul", "attention", "experts", "router"})
 DEQUANTISATION_FLOPS = 2
 """Operations per narrow weight: one multiply by the scale, one add of the zero point."""
+Index = npt.NDArray[np.intp]
 RESOURCES = ("compute", "dram", "dequantisation", "network")
 
 
@@ -61,6 +64,7 @@ class RooflineModel:
     power_interval: tuple[float, float]
     low: Array
     high: Array
+    errors: Errors
     matrix: Array
     collectives: tuple[Collective, ...]
     launch: Array
@@ -69,19 +73,25 @@ class RooflineModel:
 
     def rows(self, basis: Array) -> RowCosts:
         """See :class:`.cost.OperatorModel`."""
-        count, points = self.launch.size, basis.shape[1]
-        times = (self.matrix @ basis).reshape(len(self.reasons), count, points)
-        for c in self.collectives:
-            times[self.reasons.index("network"), c.row] = c.time_s(c.size @ basis)
-        bound = np.argmax(times, axis=0)
-        overlapped = np.max(times, axis=0)
+        overlapped, bound = self.resources(basis)
         launch = np.broadcast_to(self.launch[:, None], overlapped.shape)
         time = overlapped + launch
+        return RowCosts(time, launch, bound, bound, self.energies(basis, time))
+
+    def resources(self, basis: Array) -> tuple[Array, Index]:
+        """Seconds beyond the launch, and index into ``reasons`` of what bound them: (rows, points) each."""
+        times = (self.matrix @ basis).reshape(len(self.reasons), self.launch.size, basis.shape[1])
+        for c in self.collectives:
+            times[self.reasons.index("network"), c.row] = c.time_s(c.size @ basis)
+        return np.max(times, axis=0), np.argmax(times, axis=0)
+
+    def energies(self, basis: Array, time: Array) -> dict[str, Array]:
+        """Joules by part of rows that take ``time`` seconds: power beyond the rated one is not drawn."""
         energy = {part: m @ basis for part, m in self.energy.items()}
         drawn = np.sum(list(energy.values()), axis=0)
         limit = self.dynamic_limit_w * time
         within = np.divide(limit, drawn, out=np.ones_like(drawn), where=drawn > limit)
-        return RowCosts(time, launch, bound, {part: e * within for part, e in energy.items()})
+        return {part: e * within for part, e in energy.items()}
 
 
 def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
@@ -120,8 +130,9 @@ def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
         reasons=reasons,
         static_power_w=static_w,
         power_interval=_power_interval(device),
-        low=np.array([[_interval(row, reason, device).low.value for row in rows] for reason in reasons]),
-        high=np.array([[_interval(row, reason, device).high.value for row in rows] for reason in reasons]),
+        low=np.array([[interval(row.operator, r, device).low.value for row in rows] for r in reasons]),
+        high=np.array([[interval(row.operator, r, device).high.value for row in rows] for r in reasons]),
+        errors=errors_of(compiled, device),
         matrix=np.concatenate([times[r] for r in reasons]),
         collectives=tuple(collectives),
         launch=launch,
@@ -150,16 +161,35 @@ def _shares(row: Row, device: Device) -> tuple[float, float, float]:
     return compute.value, m.memory_efficiency.value, m.launch.value
 
 
-def _interval(row: Row, reason: str, device: Device) -> Interval:
-    """Interval of a row bound by ``reason``: by operator kind for matmuls and attention."""
-    kind = row.operator.kind
-    family = "attention" if kind == "attention" else "matmul" if kind in MATRIX_KINDS else "vector"
-    regime = f"{family}_{'compute' if reason == 'compute' else 'dram'}" if family != "vector" else "vector"
-    if kind == "collective":
-        regime = "network"
-    if regime not in device.intervals:
-        raise InputError(f"device {device.name}: intervals.{regime} is missing; no estimate without an interval")
-    return device.intervals[regime]
+def family(op: Operator) -> str:
+    """Operators whose errors go together: matmul, attention, latent, experts, network or vector."""
+    if op.kind == "attention":
+        return "latent" if "latent_dim" in op.dims else "attention"
+    if op.kind in MATRIX_KINDS:
+        return "experts" if op.kind == "experts" else "matmul"
+    return "network" if op.kind == "collective" else "vector"
+
+
+def interval(op: Operator, reason: str, device: Device) -> Interval:
+    """Interval of ``op`` where ``reason`` (or its start: ``small``) binds it.
+
+    Raises ``InputError`` where the device has none.
+    """
+    group = family(op)
+    whole = {"latent": "attention", "experts": "matmul"}.get(group, group)
+    regimes = [f"{group}_{reason}", group, f"{whole}_{'compute' if reason == 'compute' else 'dram'}"]
+    for regime in regimes:
+        if regime in device.intervals:
+            return device.intervals[regime]
+    missing = regimes[-1] if whole in ("attention", "matmul") else group
+    raise InputError(f"device {device.name}: intervals.{missing} is missing; no estimate without an interval")
+
+
+def errors_of(compiled: CompiledTrace, device: Device) -> Errors:
+    """How the errors of the rows go together on ``device``."""
+    within, across = device.model.correlation, device.model.correlation_across
+    rho = within.value if within else 1.0
+    return Errors(tuple(family(row.operator) for row in compiled.rows), rho, min(across.value, rho) if across else rho)
 
 
 def _power(device: Device) -> tuple[float, float]:

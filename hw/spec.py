@@ -128,7 +128,8 @@ class Model(_Data):
     run, whatever they do; ``transport_energy`` (J/bit) is what a bit from DRAM costs on its way through
     the chip and in the arithmetic of a memory-bound kernel, beyond the DRAM's own energy.
     ``collective_*`` and ``direct_*`` are constants of :mod:`.collective`, all of them (but
-    ``collective_in_switch``) or none."""
+    ``collective_in_switch``) or none. ``correlation`` is that of the errors of different kernels of one
+    family, ``correlation_across`` of different families (both 1 where a file does not say)."""
 
     matmul_efficiency: Quantity
     attention_efficiency: Quantity
@@ -146,6 +147,8 @@ class Model(_Data):
     direct_barrier: Quantity | None = None
     static_share: Quantity | None = None
     transport_energy: Quantity | None = None
+    correlation: Quantity | None = None
+    correlation_across: Quantity | None = None
 
 
 class Interval(_Data):
@@ -172,6 +175,7 @@ class Device(_Data):
     die: Die | None = None
     price: Price = Price()
     model: Model
+    kernels: dict[str, dict[str, Quantity | str]] = {}
     intervals: dict[str, Interval] = {}
     parameters: dict[str, Quantity] = {}
     digest: str
@@ -266,7 +270,7 @@ def parse_device(data: bytes, file: str, architecture: Callable[[str], Architect
     """
     raw = _document(data, file)
     name = raw.get("architecture")
-    inherited: dict[str, Quantity] = {}
+    inherited: dict[str, Quantity | str] = {}
     digest = hashlib.sha256(data)
     if architecture is not None:
         for parent in (DEFAULT, *([name] if isinstance(name, str) else [])):
@@ -278,7 +282,8 @@ def parse_device(data: bytes, file: str, architecture: Callable[[str], Architect
             digest.update(parent_data)
     fields = _Reader(file, raw, KEYS, inherited).read()
     fields.pop("sources", None)
-    fields["intervals"] = {regime: sides for regime, sides in fields["intervals"].items() if sides}
+    for section in ("intervals", "kernels"):
+        fields[section] = {name: entries for name, entries in fields[section].items() if entries}
     levels = {name: (Dram if name == "dram" else Memory, level) for name, level in fields["memory"].items()}
     fields["memory"] = {n: _checked(cls, level, file, f"memory.{n}") for n, (cls, level) in levels.items()}
     fields["power"] = _checked(Power, fields["power"], file, "power")
@@ -286,12 +291,16 @@ def parse_device(data: bytes, file: str, architecture: Callable[[str], Architect
     return device
 
 
-def parse_architecture(data: bytes, file: str, name: str) -> dict[str, Quantity]:
-    """The numbers of an architecture file by dotted key, their sources marked ``architecture NAME:``."""
+def parse_architecture(data: bytes, file: str, name: str) -> dict[str, Quantity | str]:
+    """Numbers and kernel libraries of an architecture file by dotted key, sources marked ``architecture NAME:``."""
     fields = _Reader(file, _document(data, file), ARCHITECTURE_KEYS, {}).read()
+    libraries = {f"kernels.{family}.library": kernels.get("library") for family, kernels in fields["kernels"].items()}
     return {
-        key: quantity.model_copy(update={"source": f"architecture {name}: {quantity.source}"})
-        for key, quantity in _quantities(fields, "")
+        **{key: library for key, library in libraries.items() if library},
+        **{
+            key: quantity.model_copy(update={"source": f"architecture {name}: {quantity.source}"})
+            for key, quantity in _quantities(fields, "")
+        },
     }
 
 
@@ -322,7 +331,7 @@ class _Reader:
     """One pass over a parsed file, guided by a table of keys."""
 
     def __init__(
-        self, file: str, raw: dict[str, Any], keys: Mapping[str, Key], inherited: Mapping[str, Quantity]
+        self, file: str, raw: dict[str, Any], keys: Mapping[str, Key], inherited: Mapping[str, Quantity | str]
     ) -> None:
         self.file = file
         self.raw = raw

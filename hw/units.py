@@ -137,8 +137,36 @@ _MEMORY_TIME = Key("time", "1 ps", "1 s", "560 ns", required=False)
 _BIT_ENERGY = Key("energy per bit", "0.1 fJ/bit", "100 nJ/bit", "3.97 pJ/bit", required=False)
 _EFFICIENCY = Key("fraction", "0.0001", "1", "0.85")
 
-REGIMES: Final = ("matmul_compute", "matmul_dram", "attention_compute", "attention_dram", "vector", "network", "power")
-"""Classes of kernels whose errors differ, operator family and what bounds it; and the power drawn."""
+REGIMES: Final = (
+    "matmul_compute", "matmul_dram", "matmul_small", "attention_compute", "attention_dram", "attention_small",
+    "experts", "latent", "vector", "network", "power",
+)  # fmt: skip
+"""Classes of kernels whose errors differ, operator family and what bounds it (``small``: mostly the start of a
+kernel; files without it take ``dram``; ``latent``: attention in latent space); and the power drawn."""
+
+_LIBRARY = Key("name", example="cublas-ampere", required=False)
+_SHARE = Key("number", "0.01", "10", "0.8", False)
+_SHORT = Key("time", "1 ps", "100 ms", "2 us", False)
+_ATTENTION = {
+    "library": _LIBRARY._replace(example="flash-2"), "matrix_share": _SHARE, "tile": _SHORT, "launch": _SHORT,
+    "next_launch": _SHORT, "token": _SHORT, "split": _SHORT,
+}  # fmt: skip
+KERNEL_KEYS: Final[Mapping[str, Mapping[str, Key]]] = {
+    "gemm": {
+        "library": _LIBRARY, "launch_clocks": Key("number", "1", "1000000", "4800", False), "dram_share": _SHARE,
+        "dram_tail": _SHORT, "load_share": _SHARE, "l2_share": _SHARE, "writeback": _SHARE, "split": _SHORT,
+        "split_share": _SHARE, "cache_share": _SHARE, "sustained": _SHARE,
+        "throttle": Key("time", "1 ns", "100 s", "1 ms", False),
+    },
+    "gemm_8bit": {"library": _LIBRARY, "rate_share": _SHARE, "quantise_row": _SHORT},
+    "attention": _ATTENTION,
+    "attention_8bit": _ATTENTION,
+    "elementwise": {
+        "launch": _SHORT, "row": _SHORT, "row_bytes_per_clock": _SHARE._replace(high="10000"), "stream_share": _SHARE,
+        "row_share": _SHARE, "rotate_share": _SHARE,
+    },
+}  # fmt: skip
+"""Constants of GPU kernels by family; their meaning is in :mod:`.gemm`, :mod:`.attention`, :mod:`.elementwise`."""
 
 KEYS: Final[Mapping[str, Key]] = {
     "name": Key("name", example="a100-80g-sxm"),
@@ -189,6 +217,9 @@ KEYS: Final[Mapping[str, Key]] = {
     "model.direct_barrier": Key("time", "1 ps", "1 s", "4 us", required=False),
     "model.static_share": _EFFICIENCY.optional,
     "model.transport_energy": _BIT_ENERGY,
+    "model.correlation": _EFFICIENCY.optional,
+    "model.correlation_across": _EFFICIENCY.optional,
+    **{f"kernels.{family}.{name}": key for family, keys in KERNEL_KEYS.items() for name, key in keys.items()},
     **{
         f"intervals.{regime}.{side}": key
         for regime in REGIMES
@@ -211,7 +242,7 @@ ARCHITECTURE_KEYS: Final[Mapping[str, Key]] = {
     "sources.*": KEYS["sources.*"],
     "memory.dram.energy": KEYS["memory.dram.energy"],
     "power.idle": KEYS["power.idle"].optional,
-    **{name: key.optional for name, key in KEYS.items() if name.startswith(("model.", "intervals."))},
+    **{name: key.optional for name, key in KEYS.items() if name.startswith(("model.", "kernels.", "intervals."))},
 }
 """What an architecture file may hold: constants that its devices share."""
 

@@ -86,7 +86,7 @@ def _error(axes: Axes, c: Comparison) -> None:
     axes.fill_between(middle, low, high, color=POINT, alpha=0.2, lw=0, label="90 % of the rows")
     axes.plot(middle, median, color=POINT, lw=1.2, label="median")
     axes.axhline(1, color=GREY, lw=0.6)
-    if c.mode != "physics":
+    if c.low is not None and c.high is not None:
         for k, side in enumerate((c.low, c.high)):
             given = [float(np.median(side[place == b])) for b in bins]
             axes.plot(middle, given, color=INK, lw=0.8, ls=":", label="interval given" if k == 0 else None)

@@ -11,18 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenfab.hw.attention import (
-    AMPERE,
     BOUNDS,
     DRAM_SHARE,
     EXPONENTIALS_PER_CLOCK,
     FLASH2,
     FLASH3,
-    HOPPER,
-    HOPPER_8BIT,
     LOAD_BYTES_PER_CLOCK,
     SOFTMAX_SHARE,
     AttentionConstants,
     Kernel,
+    attention_kernels,
     causal_steps,
     decode_time,
     prefill_time,
@@ -36,6 +34,8 @@ from tokenfab.workloads.formulas import attention_flops
 CARD = Card(sms=100, clock_hz=1e9, matrix_flops=1e14, dram_bytes_s=1e12, l2_bytes=4e7, l2_bytes_s=4e12)
 FREE = AttentionConstants(1.0, 0.0, 0.0, 0.0, 0.0, 0.0)
 """No overhead at all: what remains is arithmetic and movement."""
+AMPERE, HOPPER = (attention_kernels(load_device(name))[0] for name in ("a100-80g-sxm", "h100-sxm"))
+HOPPER_8BIT = attention_kernels(load_device("h100-sxm"), bits=8)[0]
 PAIRS = [(FLASH2, AMPERE), (FLASH3, HOPPER)]
 
 shapes = st.fixed_dictionaries({
@@ -245,7 +245,8 @@ REACHED = {
 
 @pytest.mark.parametrize(("case", "phase"), list(REACHED))
 def test_error_on_rows_that_were_not_fitted(truth: Path, case: str, phase: str):
-    device, bits, kernel, constants = CASES[case]
+    device, bits = CASES[case]
+    constants, kernel = attention_kernels(load_device(device), bits)
     calls = read_calls(truth, device, phase, bits=bits).half(odd=True)
     assert errors(calls, card_of(load_device(device)), constants, kernel)[0] < REACHED[case, phase]
 
@@ -259,7 +260,8 @@ def test_error_with_windows(truth: Path, phase: str):
 @pytest.mark.parametrize("phase", ["prefill", "decode"])
 def test_error_with_the_other_cards_constants(truth: Path, phase: str):
     for case, borrowed in (("A100 16-bit", HOPPER), ("H100 16-bit", AMPERE)):
-        device, bits, kernel, _ = CASES[case]
+        device, bits = CASES[case]
+        kernel = attention_kernels(load_device(device), bits)[1]
         calls = read_calls(truth, device, phase, bits=bits)
         assert errors(calls, card_of(load_device(device)), borrowed, kernel)[0] < 0.195
 

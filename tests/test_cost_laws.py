@@ -22,7 +22,7 @@ from tokenfab.workloads.trace import Trace
 TEMPLATE = """
 name = "round"
 description = "a device with round numbers"
-kind = "gpu"
+kind = "{kind}"
 vendor = "nobody"
 year = 2026
 [engines.matrix]
@@ -52,10 +52,10 @@ memory_efficiency = {{ value = 1, source = "assumed: test" }}
 launch = {{ value = "{launch} us", source = "assumed: test" }}
 link_efficiency = {{ value = 1, source = "assumed: test" }}
 """
-ROUND = {"rate": 100.0, "vector": 10.0, "bandwidth": 1000.0, "link": 100.0, "hop": 1.0, "launch": 5.0, "tdp": 400.0}
+ROUND = {"rate": 100.0, "vector": 10.0, "bandwidth": 1000.0, "link": 100.0, "hop": 1.0, "launch": 5.0, "tdp": 400.0, "kind": "tpu"}
 
 
-def device(**changes: float) -> Device:
+def device(**changes: object) -> Device:
     return parse_device(TEMPLATE.format(**(ROUND | changes)).encode(), "round.toml", find_architecture)
 
 
@@ -182,9 +182,9 @@ SIZES = st.fixed_dictionaries(
 )  # fmt: skip
 
 
-def _powered(sizes: dict[str, float]) -> Device:
+def _powered(sizes: dict[str, float], kind: str = "tpu") -> Device:
     """Rated power high enough for any random bandwidth."""
-    text = TEMPLATE.format(**{k: round(v, 6) for k, v in sizes.items()}, tdp=900)
+    text = TEMPLATE.format(**{k: round(v, 6) for k, v in sizes.items()}, tdp=900, kind=kind)
     return parse_device(text.encode(), "random.toml", find_architecture)
 
 

@@ -13,19 +13,29 @@ from hypothesis import strategies as st
 from tokenfab.errors import InputError
 from tokenfab.hw.card import Card
 from tokenfab.hw.gemm import (
-    AMPERE,
     BOUNDS,
     CUBLAS_AMPERE,
     CUBLAS_HOPPER,
-    HOPPER,
-    HOPPER_FP8,
     LIMITS,
     GemmConstants,
     GemmKernels,
     gemm_time,
     quantise_time,
 )
-from tokenfab.validation.gemm import CARDS, KERNELS, fit, large, mape, predict, predict_fp8, read_gemm
+from tokenfab.validation.gemm import (
+    CARDS,
+    CONSTANTS,
+    EIGHT_BIT,
+    KERNELS,
+    fit,
+    large,
+    mape,
+    predict,
+    predict_fp8,
+    read_gemm,
+)
+
+AMPERE, HOPPER = CONSTANTS["a100-80g-sxm"], CONSTANTS["h100-sxm"]
 
 A100, H100 = CARDS["a100-80g-sxm"], CARDS["h100-sxm"]
 CARD = Card(sms=100, clock_hz=1e9, matrix_flops=1e14, dram_bytes_s=1e12, l2_bytes=4e7, l2_bytes_s=4e12)
@@ -153,7 +163,7 @@ def test_odd_rows(truth: Path, device: str, constants: GemmConstants, all_rows: 
 
 def test_odd_rows_fp8(truth: Path) -> None:
     odd = read_gemm(truth, "h100-sxm", "fp8").rows(slice(1, None, 2))
-    assert mape(predict_fp8(odd, H100, HOPPER, HOPPER_FP8), odd) < 0.105
+    assert mape(predict_fp8(odd, H100, HOPPER, EIGHT_BIT), odd) < 0.105
 
 
 @pytest.mark.parametrize(("constants", "device"), [(AMPERE, "h100-sxm"), (HOPPER, "a100-80g-sxm")])

@@ -24,29 +24,25 @@ from scipy.optimize import minimize
 
 from ..errors import InputError
 from ..hw.attention import (
-    AMPERE,
     BOUNDS,
-    FLASH2,
-    FLASH3,
-    HOPPER,
-    HOPPER_8BIT,
     Array,
     AttentionConstants,
     Kernel,
     Mask,
+    attention_kernels,
     decode_time,
     prefill_time,
 )
 from ..hw.card import Card, card_of
 from ..hw.devices import load_device
-from .kernels import FOLDERS
+from .kernels import folder_of
 
-CASES: dict[str, tuple[str, int, Kernel, AttentionConstants]] = {
-    "A100 16-bit": ("a100-80g-sxm", 16, FLASH2, AMPERE),
-    "H100 16-bit": ("h100-sxm", 16, FLASH3, HOPPER),
-    "H100 8-bit": ("h100-sxm", 8, FLASH3, HOPPER_8BIT),
+CASES: dict[str, tuple[str, int]] = {
+    "A100 16-bit": ("a100-80g-sxm", 16),
+    "H100 16-bit": ("h100-sxm", 16),
+    "H100 8-bit": ("h100-sxm", 8),
 }
-"""What is fitted: device, bits per cached element, the kernel vLLM runs there, where the fit starts."""
+"""What is fitted: device, bits per cached element."""
 FILES = {"prefill": "context_attention_perf.csv.gz", "decode": "generation_attention_perf.csv.gz"}
 FITTED_ROWS = 1500
 """Of each phase; more changes nothing in the second digit."""
@@ -105,7 +101,7 @@ def read_calls(
     ``windows``: only those with a sliding window, else only those without. Left out: kernels other
     than the one a card's :class:`Kernel` describes. Raises ``InputError`` when there are none.
     """
-    folder = truth / "aiconfigurator" / FOLDERS.get(device, device) / "attention"
+    folder = truth / "aiconfigurator" / folder_of(device) / "attention"
     paths = sorted(folder.glob(f"{framework}_*/{FILES[phase]}"))
     if not paths:
         raise InputError(f"{folder}: no {framework}_*/{FILES[phase]} there; --truth or TOKENFAB_TRUTH names its root")
@@ -171,7 +167,8 @@ def main() -> None:
     parser.add_argument("--truth", default=os.environ.get("TOKENFAB_TRUTH", "../shared/truth"))
     truth = Path(parser.parse_args().truth)
     fitted = {}
-    for case, (device, bits, kernel, start) in CASES.items():
+    for case, (device, bits) in CASES.items():
+        start, kernel = attention_kernels(load_device(device), bits)
         suites = [read_calls(truth, device, phase, bits=bits) for phase in FILES]
         card = card_of(load_device(device))
         fitted[case] = fit([calls.half(odd=False) for calls in suites], card, kernel, start)
@@ -191,7 +188,8 @@ def main() -> None:
     ]  # fmt: skip
     print("not fitted, odd rows:")
     for case, source, framework, windows in others:
-        device, bits, kernel, _ = CASES[case]
+        device, bits = CASES[case]
+        _, kernel = attention_kernels(load_device(device), bits)
         for phase in FILES:
             calls = read_calls(truth, device, phase, bits=bits, windows=windows, framework=framework).half(odd=True)
             label = f"{case}, {phase}, {framework}{', window' if windows else ''}, constants of {source}"

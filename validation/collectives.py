@@ -37,7 +37,7 @@ from ..hw.collective import (
     library_time,
 )
 from ..hw.devices import load_device
-from .kernels import FOLDERS
+from .kernels import FOLDERS, folder_of
 
 Array = npt.NDArray[np.float64]
 
@@ -72,7 +72,7 @@ def read_collectives(truth: Path, device: str) -> Measured:
 
     Raises ``InputError`` when NCCL's are not under ``truth``.
     """
-    folder = truth / "aiconfigurator" / FOLDERS.get(device, device) / "comm"
+    folder = truth / "aiconfigurator" / folder_of(device) / "comm"
     library, direct = sorted(folder.glob("nccl_*/nccl_perf.csv.gz")), sorted(folder.glob("vllm_*/custom_*.csv.gz"))
     if not library:
         raise InputError(f"{folder}: no nccl_*/nccl_perf.csv.gz there; --truth names the folder of measurements")

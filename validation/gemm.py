@@ -14,7 +14,6 @@ import argparse
 import csv
 import gzip
 import os
-from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
@@ -27,16 +26,17 @@ from ..hw.card import Card, card_of
 from ..hw.devices import load_device
 from ..hw.gemm import (
     BOUNDS,
-    CUBLAS_AMPERE,
-    CUBLAS_HOPPER,
-    CUTLASS_FP8,
+    EIGHT_BIT_BOUNDS,
     LIMITS,
+    EightBit,
     GemmConstants,
     GemmKernels,
+    gemm_kernels,
+    gemm_kernels_8bit,
     gemm_time,
     quantise_time,
 )
-from .kernels import FOLDERS
+from .kernels import FOLDERS, folder_of
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -47,10 +47,10 @@ FIT_ROWS = 1500
 """Even rows that the fit looks at, evenly spaced; more change the errors by less than 0.1 points."""
 NAMES = tuple(f.name for f in fields(GemmConstants))
 CARDS = {device: card_of(load_device(device)) for device in FOLDERS}
-KERNELS = {"a100-80g-sxm": CUBLAS_AMPERE, "h100-sxm": CUBLAS_HOPPER}
+CONSTANTS = {device: gemm_kernels(load_device(device))[0] for device in FOLDERS}
+KERNELS = {device: gemm_kernels(load_device(device))[1] for device in FOLDERS}
+EIGHT_BIT, KERNELS_8BIT = gemm_kernels_8bit(load_device("h100-sxm"))
 START = GemmConstants(4.7e3, 0.8, 1e-7, 0.5, 0.45, 1.0, 2.5e-6, 0.9, 0.5, 0.9, 3e-4)
-FP8_BOUNDS: dict[str, tuple[float, float]] = {"rate_share": (0.3, 1.0), "quantise_row_s": (1e-10, 2e-8)}
-"""What 8 bits add: share of the 8-bit rate that the kernels reach, and the rounding of a row of activations."""
 
 
 @dataclass(frozen=True)
@@ -73,7 +73,7 @@ def read_gemm(truth: Path, device: str, dtype: str = "bfloat16") -> Measured:
 
     Raises ``InputError`` when the table is not under ``truth``.
     """
-    folder = truth / "aiconfigurator" / FOLDERS.get(device, device) / "gemm"
+    folder = truth / "aiconfigurator" / folder_of(device) / "gemm"
     paths = sorted(folder.glob("vllm_*/gemm_perf.csv.gz"))
     if not paths:
         raise InputError(f"{folder}: no vllm_*/gemm_perf.csv.gz there; --truth names the folder of measurements")
@@ -93,12 +93,13 @@ def predict(rows: Measured, card: Card, constants: GemmConstants, kernels: GemmK
     return gemm_time(rows.m, rows.n, rows.k, card, constants, kernels, copies=COPIES)[0]
 
 
-def predict_fp8(rows: Measured, card: Card, constants: GemmConstants, extra: Sequence[float]) -> Array:
-    """Seconds of 8-bit GEMMs: the activations are rounded, then multiplied; ``extra`` as in ``FP8_BOUNDS``."""
-    rate_share, row_s = extra
-    rate = 2 * card.matrix_flops * rate_share
-    seconds, _ = gemm_time(rows.m, rows.n, rows.k, card, constants, CUTLASS_FP8, rate=rate, bits=8, copies=COPIES)
-    return seconds + quantise_time(rows.m, rows.k, card, constants, row_s=row_s)
+def predict_fp8(
+    rows: Measured, card: Card, constants: GemmConstants, eight: EightBit, kernels: GemmKernels = KERNELS_8BIT
+) -> Array:
+    """Seconds of 8-bit GEMMs: the activations are rounded, then multiplied."""
+    rate = 2 * card.matrix_flops * eight.rate_share
+    seconds, _ = gemm_time(rows.m, rows.n, rows.k, card, constants, kernels, rate=rate, bits=8, copies=COPIES)
+    return seconds + quantise_time(rows.m, rows.k, card, constants, row_s=eight.quantise_row_s)
 
 
 def fit(rows: Measured, card: Card, kernels: GemmKernels, start: GemmConstants = START) -> GemmConstants:
@@ -117,19 +118,19 @@ def fit(rows: Measured, card: Card, kernels: GemmKernels, start: GemmConstants =
     return GemmConstants(*(float(v) for v in np.exp(result.x)))
 
 
-def fit_fp8(rows: Measured, card: Card, constants: GemmConstants) -> list[float]:
+def fit_fp8(rows: Measured, card: Card, constants: GemmConstants) -> EightBit:
     """The 8-bit constants on ``rows`` (pass the even half), everything else as for 16 bits."""
     rows = rows.rows(slice(None, None, max(1, rows.m.size // FIT_ROWS)))
 
     def residuals(x: Array) -> Array:
-        return np.asarray(np.log(predict_fp8(rows, card, constants, list(np.exp(x))) / rows.seconds))
+        return np.asarray(np.log(predict_fp8(rows, card, constants, EightBit(*np.exp(x))) / rows.seconds))
 
-    low, high = (np.log([b[i] for b in FP8_BOUNDS.values()]) for i in (0, 1))
+    low, high = (np.log([b[i] for b in EIGHT_BIT_BOUNDS.values()]) for i in (0, 1))
     first = np.log([0.7, 5e-9])
     result = least_squares(
         residuals, first, bounds=(low, high), loss="soft_l1", f_scale=0.03, diff_step=0.01, max_nfev=30
     )
-    return [float(v) for v in np.exp(result.x)]
+    return EightBit(*(float(v) for v in np.exp(result.x)))
 
 
 def mape(predicted: Array, rows: Measured) -> float:
@@ -179,7 +180,7 @@ def main() -> None:
     card, c = CARDS["h100-sxm"], fitted["h100-sxm"]
     rows = read_gemm(truth, "h100-sxm", "fp8")
     extra = fit_fp8(rows.rows(slice(0, None, 2)), card, c)
-    print("h100-sxm fp8: " + " ".join(f"{n}={v:.4g}" for n, v in zip(FP8_BOUNDS, extra, strict=True)))
+    print("h100-sxm fp8: " + " ".join(f"{n}={v:.4g}" for n, v in zip(EIGHT_BIT_BOUNDS, astuple(extra), strict=True)))
     odd = rows.rows(slice(1, None, 2))
     print(_line("  odd rows", predict_fp8(odd, card, c, extra), odd))
 

@@ -16,11 +16,27 @@ from pathlib import Path
 import numpy as np
 
 from ..errors import InputError
+from ..hw.devices import device_names
 from ..workloads.expr_functions import Array
 from ..workloads.formulas import attention_flops, matmul_flops
 
 FOLDERS = {"a100-80g-sxm": "a100_sxm", "h100-sxm": "h100_sxm"}
+"""Cards whose tables the catalogue's constants are fitted on, and their folder."""
+OTHER_FOLDERS = {"b200": "b200_sxm"}
+"""Further cards whose folder is not their name with ``_`` for ``-``."""
 BYTES = {"bfloat16": 2, "float16": 2, "fp8": 1}
+
+
+def folder_of(device: str) -> str:
+    """The folder under ``aiconfigurator/`` of a device's tables."""
+    return (FOLDERS | OTHER_FOLDERS).get(device, device.replace("-", "_"))
+
+
+def devices_in(truth: Path) -> list[str]:
+    """Devices of the catalogue that have tables under ``truth``: those of :data:`FOLDERS` first."""
+    there = {path.name for path in (truth / "aiconfigurator").glob("*") if path.is_dir()}
+    others = [d for d in device_names() if d not in FOLDERS and {folder_of(d), d} & there]
+    return [*FOLDERS, *others]
 
 
 @dataclass(frozen=True)
@@ -61,7 +77,7 @@ def read_kernels(truth: Path, device: str, suite: str) -> Kernels:
     Raises ``InputError`` when the tables of that device are not under ``truth``.
     """
     operation, file, sizes = SUITES[suite]
-    folder = truth / "aiconfigurator" / FOLDERS.get(device, device) / operation
+    folder = truth / "aiconfigurator" / folder_of(device) / operation
     paths = sorted(folder.glob(f"vllm_*/{file}"), key=lambda path: _version(path.parent.name))
     if not paths:
         raise InputError(

@@ -1,0 +1,237 @@
+"""GPUs: matmuls and attention by what their kernels must do, element-wise kernels by rows, collectives by step.
+
+The roofline (:mod:`.roofline`) supplies the sizes, energies and whatever has no kernel model: experts, scans,
+attention in latent space. Over it:
+
+    matmul, router       :mod:`.gemm`: best of a library's tiles and splits
+    attention, kv_append :mod:`.attention`: the cache write is the append's, everything else attention's
+    everything else      :mod:`.elementwise`
+
+Weights narrower than the arithmetic are moved as stored and cost their dequantisation on the vector units,
+which overlaps. Their kernels (of a third library) are taken to be as good as the 16-bit ones.
+Left out: overlap between operators, programmatic launches, and kernels that fuse neighbours.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import numpy as np
+import numpy.typing as npt
+
+from ..workloads.compiled import CompiledTrace, Row
+from ..workloads.expr import Expr, expr
+from ..workloads.expr_functions import Array
+from ..workloads.trace import Operator, Tensor
+from . import elementwise, roofline
+from .attention import attention_kernels, attention_parts, write_time
+from .card import card_of
+from .cost import Errors, RowCosts
+from .gemm import LIMITS, gemm_kernels, gemm_kernels_8bit, gemm_time
+from .gemm_table import gemm_table
+from .roofline import interval
+from .spec import Device
+from .units import number_format
+
+KINDS = ("gpu",)
+ROOFLINE_KINDS = frozenset({"collective", "experts", "scan", "attention"})
+"""Operators without a kernel model of their own (attention: in latent space)."""
+REASONS = ("compute", "dram", "l2", "dequantisation", "network")
+ONE = expr(1)
+SMALL = 0.25
+"""Share of its start in a kernel's time from which its errors are those of small kernels."""
+_BOUND = {"compute": "compute", "power": "compute", "load": "l2"}
+_BY_LIMIT = np.array([REASONS.index(_BOUND.get(limit, "dram")) for limit in LIMITS])
+
+Index = npt.NDArray[np.intp]
+Answer = tuple[Array, Index | int]
+"""Seconds beyond the launch, and index into :data:`REASONS` of what bound them."""
+
+
+@dataclass(frozen=True)
+class Kernel:
+    """A row with a kernel model: what it takes at the points of a basis, (monomials, points) → (points,)."""
+
+    row: int
+    launch_s: float
+    time: Callable[[Array], Answer]
+
+
+@dataclass(frozen=True)
+class GpuModel:
+    """See :class:`.cost.OperatorModel`; built by :func:`prepare`."""
+
+    base: roofline.RooflineModel
+    kernels: tuple[Kernel, ...]
+    launch: Array
+    low: Array
+    high: Array
+    reasons: tuple[str, ...] = REASONS
+
+    @property
+    def static_power_w(self) -> float:
+        return self.base.static_power_w
+
+    @property
+    def power_interval(self) -> tuple[float, float]:
+        return self.base.power_interval
+
+    @property
+    def errors(self) -> Errors:
+        return self.base.errors
+
+    def rows(self, basis: Array) -> RowCosts:
+        """See :class:`.cost.OperatorModel`."""
+        overlapped, of_base = self.base.resources(basis)
+        bound = np.array([REASONS.index(r) for r in self.base.reasons])[of_base]
+        for kernel in self.kernels:
+            seconds, reason = kernel.time(basis)
+            # What the roofline still charges (dequantisation, flat streams) overlaps with the kernel.
+            slower = seconds >= overlapped[kernel.row]
+            bound[kernel.row] = np.where(slower, reason, bound[kernel.row])
+            overlapped[kernel.row] = np.where(slower, seconds, overlapped[kernel.row])
+        launch = np.broadcast_to(self.launch[:, None], overlapped.shape)
+        time = overlapped + launch
+        regime = np.where(launch > SMALL * time, len(REASONS), bound)
+        return RowCosts(time, launch, bound, regime, self.base.energies(basis, time))
+
+
+def prepare(compiled: CompiledTrace, device: Device) -> GpuModel:
+    """Kernel models of every row on ``device``. Raises ``InputError`` for what the device lacks."""
+    base = roofline.prepare(compiled, device)
+    maker = _Maker(compiled, device)
+    times, launch, kernels = (
+        base.matrix.reshape(len(base.reasons), len(compiled.rows), -1).copy(),
+        base.launch.copy(),
+        [],
+    )
+    compute, dram = base.reasons.index("compute"), base.reasons.index("dram")
+    for i, row in enumerate(compiled.rows):
+        kernel = maker.kernel(i, row)
+        if kernel is not None:
+            times[[compute, dram], i] = 0.0
+            launch[i] = kernel.launch_s
+            kernels.append(kernel)
+        elif row.operator.kind not in ROOFLINE_KINDS:
+            times[dram, i] = maker.moved(i) / elementwise.bandwidth(row.operator.kind, maker.card, maker.flat)
+            launch[i] = maker.flat.launch_s
+            if row.operator.kind in elementwise.SHARES:
+                kernels.append(maker.by_rows(i, row))
+    regimes = (*REASONS, "small")
+    sides = [[interval(row.operator, regime, device) for row in compiled.rows] for regime in regimes]
+    low, high = (np.array([[getattr(x, side).value for x in line] for line in sides]) for side in ("low", "high"))
+    return GpuModel(replace(base, matrix=times.reshape(base.matrix.shape)), tuple(kernels), launch, low, high)
+
+
+class _Maker:
+    """Kernels of one trace on one device."""
+
+    def __init__(self, compiled: CompiledTrace, device: Device) -> None:
+        self.compiled, self.device = compiled, device
+        self.card, self.flat = card_of(device), elementwise.elementwise_constants(device)
+
+    def moved(self, i: int) -> Array:
+        """Coefficients of the bytes that row ``i`` moves."""
+        c = self.compiled.coefficients
+        moved: Array = c["weight_bytes"][i] + c["kv_bytes"][i] + c["activation_bytes"][i]
+        return moved
+
+    def kernel(self, i: int, row: Row) -> Kernel | None:
+        """The kernel of a row that has a model of its own."""
+        op = row.operator
+        if op.kind in ("matmul", "router"):
+            return self.gemm(i, op)
+        if op.kind == "attention" and "latent_dim" not in op.dims:
+            return self.attention(i, op)
+        return self.append(i, op) if op.kind == "kv_append" else None
+
+    def size(self, expression: Expr) -> Callable[[Array], Array]:
+        """``expression`` as a function of the basis."""
+        coefficients = self.compiled.vector(expression)
+        return lambda basis: coefficients @ basis
+
+    def gemm(self, i: int, op: Operator) -> Kernel:
+        """A linear layer: its table by m; any other product, shape by shape."""
+        constants, kernels = gemm_kernels(self.device)
+        rate, bits = self.device.rate(op.format)[1].value, _bits(op.reads, "activation")
+        if number_format(op.format).bits <= 8:
+            eight, kernels = gemm_kernels_8bit(self.device)
+            rate *= eight.rate_share
+        weight_bits, out_bits = _bits(op.weights, "weight", bits), _bits(op.writes, "activation")
+        launch_s = constants.launch_clocks / self.card.clock_hz
+        sizes = [op.dims.get(name, ONE) for name in ("m", "n", "k", "batch")]
+        rows, *others = (self.size(x) for x in sizes)
+        n, k, batch = (x.constant for x in sizes[1:])
+        if n is not None and k is not None and batch is not None:
+            table = gemm_table(
+                n, k, self.card, constants, kernels,
+                rate=rate, bits=bits, weight_bits=weight_bits, out_bits=out_bits, batch=batch,
+            )  # fmt: skip
+
+            def of_weights(basis: Array) -> Answer:
+                seconds, limit = table(rows(basis))
+                return seconds - launch_s, reason_of_limit(limit)
+
+            return Kernel(i, launch_s, of_weights)
+
+        def of_shapes(basis: Array) -> Answer:
+            shapes = np.stack([np.broadcast_to(size(basis), basis.shape[1]) for size in (rows, *others)])
+            unique, back = np.unique(shapes, axis=1, return_inverse=True)
+            seconds, limit = gemm_time(
+                unique[0], unique[1], unique[2], self.card, constants, kernels,
+                rate=rate, bits=bits, weight_bits=weight_bits, out_bits=out_bits, batch=unique[3],
+            )  # fmt: skip
+            return seconds[back] - launch_s, reason_of_limit(limit[back])
+
+        return Kernel(i, launch_s, of_shapes)
+
+    def attention(self, i: int, op: Operator) -> Kernel:
+        d, bits = op.dims, _bits(op.reads, "kv")
+        constants, kernel = attention_kernels(self.device, bits)
+        batch, query, kv = (self.size(d[name]) for name in ("batch", "query", "kv"))
+        heads, kv_heads, head_dim, value_dim = (
+            d[x].constant or 1 for x in ("heads", "kv_heads", "head_dim", "value_dim")
+        )
+        window = d["window"].constant if "window" in d else None
+
+        def time(basis: Array) -> Answer:
+            parts = attention_parts(
+                batch(basis), query(basis), kv(basis), heads, kv_heads, head_dim, value_dim,
+                self.card, constants, kernel, window=window, bits=bits,
+            )  # fmt: skip
+            return np.hypot(parts.compute, parts.memory) + parts.rest, np.where(parts.compute > parts.memory, 0, 1)
+
+        return Kernel(i, constants.launch_s, time)
+
+    def append(self, i: int, op: Operator) -> Kernel:
+        """The cache write: its launch is in attention's."""
+        bits = _bits(op.writes, "kv")
+        constants, _ = attention_kernels(self.device, bits)
+        tokens, elements = self.size(op.dims["batch"] * op.dims["tokens"]), op.dims["row_elements"].constant or 1
+
+        def time(basis: Array) -> Answer:
+            return write_time(tokens(basis), elements, self.card, constants, bits), REASONS.index("dram")
+
+        return Kernel(i, 0.0, time)
+
+    def by_rows(self, i: int, row: Row) -> Kernel:
+        """A kernel with a block of threads per token: the elements of a token are the factor of its size."""
+        kind, elements, moved = row.operator.kind, self.compiled.vector(row.operator.dims["elements"]), self.moved(i)
+        width = float(np.abs(elements).max())
+
+        def time(basis: Array) -> Answer:
+            rows = elements @ basis / width
+            return elementwise.row_time(kind, rows, moved @ basis / rows, self.card, self.flat), REASONS.index("dram")
+
+        return Kernel(i, self.flat.launch_s, time)
+
+
+def reason_of_limit(limit: Index) -> Index:
+    """Index into :data:`REASONS` of a GEMM's limit; its fixed times go with DRAM."""
+    return np.asarray(_BY_LIMIT[limit])
+
+
+def _bits(tensors: tuple[Tensor, ...], role: str, otherwise: float = 16.0) -> float:
+    """Stored bits per element of the first tensor of ``role``."""
+    return next((float(t.bits) for t in tensors if t.role == role), otherwise)
