@@ -27,11 +27,12 @@ DEVICES = (
     "#332288", "#2F9E92", "#CC79A7", "#4D4D4D",
 )  # fmt: skip
 REASONS = {
-    "compute": "#4477AA", "dram": "#DDAA33", "l2": "#EE7733", "dequantisation": "#AA3377", "network": "#228833", "launch": "#BBBBBB",
+    "compute": "#4477AA", "dram": "#DDAA33", "l2": "#EE7733",
+    "dequantisation": "#AA3377", "network": "#228833", "launch": "#BBBBBB",
 }  # fmt: skip
 MEMORY = {"weights": "#4477AA", "KV cache": "#EE8866", "activations": "#BBBBBB"}
 ENERGY = {
-    "compute": "#4477AA", "dram": "#DDAA33", "l2": "#EE7733", "transport": "#44AA99", "static": "#BBBBBB", "waiting devices": "#8C8C8C",
+    "compute": "#4477AA", "dram": "#DDAA33", "transport": "#44AA99", "static": "#BBBBBB", "waiting devices": "#8C8C8C",
 }  # fmt: skip
 OTHERS = ("#77AADD", "#EE8866", "#999933", "#882255", "#555555")
 """For parts that a later version may add."""

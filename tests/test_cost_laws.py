@@ -52,7 +52,16 @@ memory_efficiency = {{ value = 1, source = "assumed: test" }}
 launch = {{ value = "{launch} us", source = "assumed: test" }}
 link_efficiency = {{ value = 1, source = "assumed: test" }}
 """
-ROUND = {"rate": 100.0, "vector": 10.0, "bandwidth": 1000.0, "link": 100.0, "hop": 1.0, "launch": 5.0, "tdp": 400.0, "kind": "tpu"}
+ROUND = {
+    "rate": 100.0,
+    "vector": 10.0,
+    "bandwidth": 1000.0,
+    "link": 100.0,
+    "hop": 1.0,
+    "launch": 5.0,
+    "tdp": 400.0,
+    "kind": "tpu",
+}
 
 
 def device(**changes: object) -> Device:
@@ -178,13 +187,14 @@ SIZES = st.fixed_dictionaries(
     {
         "rate": st.floats(1, 5000), "vector": st.floats(0.5, 200), "bandwidth": st.floats(20, 9000),
         "link": st.floats(1, 1000), "hop": st.floats(0.1, 20), "launch": st.floats(0.1, 50),
+        "kind": st.sampled_from(["tpu", "gpu"]),
     }
 )  # fmt: skip
 
 
-def _powered(sizes: dict[str, float], kind: str = "tpu") -> Device:
+def _powered(sizes: dict[str, float | str]) -> Device:
     """Rated power high enough for any random bandwidth."""
-    text = TEMPLATE.format(**{k: round(v, 6) for k, v in sizes.items()}, tdp=900, kind=kind)
+    text = TEMPLATE.format(**{k: v if isinstance(v, str) else round(v, 6) for k, v in sizes.items()}, tdp=900)
     return parse_device(text.encode(), "random.toml", find_architecture)
 
 

@@ -6,8 +6,9 @@ A regime is an operator family and what binds the kernel (``compute``, ``dram`` 
 ``small``: its start is more than a quarter of its time). Constants are those of the device files; quantiles, 5 %
 and 95 % of measured over predicted time, are of the even rows, and the coverage printed beside them is of the
 odd ones. The A100's GEMMs are pooled with the linear layers of a second A100, which throttled (:mod:`.layers`):
-whether a card will is not known beforehand. A card nobody measured takes what the constants of one card leave on the other, the wider of both
-directions. The correlation is that of log errors of GEMMs with the same m and another n or k.
+whether a card will is not known beforehand. A card nobody measured takes what the constants of one card leave
+on the other, the wider of both directions. The correlation is that of log errors of GEMMs with the same m and
+another n or k.
 """
 
 from __future__ import annotations
@@ -139,8 +140,10 @@ def both(truth: Path, device: str, constants_of: str) -> dict[str, Errors]:
     return {
         "matmul": gemm_errors(truth, device, constants_of),
         "attention": Errors(
-            np.concatenate([p.ratio for p in phases]), np.concatenate([p.regime for p in phases]),
-            np.concatenate([p.seconds for p in phases]), np.concatenate([p.group for p in phases]),
+            np.concatenate([p.ratio for p in phases]),
+            np.concatenate([p.regime for p in phases]),
+            np.concatenate([p.seconds for p in phases]),
+            np.concatenate([p.group for p in phases]),
         ),
     }
 

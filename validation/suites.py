@@ -147,7 +147,7 @@ def _gemm(truth: Path, device: str) -> Iterator[Comparison]:
 def _fp8(truth: Path, device: str) -> Iterator[Comparison]:
     rows = gemm.read_gemm(truth, device, "fp8")
     if not rows.seconds.size:
-        raise InputError(f"no fp8 GEMMs in the tables of {device}")
+        return
     held = load_device(device)
     eight, kernels = gemm_kernels_8bit(held)
     seconds = gemm.predict_fp8(rows, card_of(held), gemm_kernels(held)[0], eight, kernels)
@@ -201,7 +201,7 @@ def _collectives(truth: Path, device: str) -> Iterator[Comparison]:
 def _layers(truth: Path, device: str) -> Iterator[Comparison]:
     """Each kernel of Vidur's layers, and whole layers with their composed interval."""
     if device != layers.DEVICE:
-        raise InputError(f"no tables of layers on {device}")
+        return
     rows, held = layers.read_layers(truth), load_device(device)
     sustained, odd = layers.fit_sustained(rows.half(odd=False)), rows.half(odd=True)
     source = "Vidur, kernels of Llama layers"
