@@ -20,6 +20,11 @@ from ..workloads.expr_functions import Array
 from ..workloads.formulas import attention_flops, matmul_flops
 
 FOLDERS = {"a100-80g-sxm": "a100_sxm", "h100-sxm": "h100_sxm"}
+"""Folders of devices that have another name in the catalogue; any other device is its folder's name."""
+FRAMEWORKS = ("vllm", "torch")
+"""Whose table is read when nobody says: vLLM's where there is one, else that of ``tokenfab measure``."""
+COPIES = 6
+"""Weights that a GEMM benchmark cycles through (aiconfigurator, collector/vllm/collect_gemm.py)."""
 BYTES = {"bfloat16": 2, "float16": 2, "fp8": 1}
 
 
@@ -61,14 +66,9 @@ def read_kernels(truth: Path, device: str, suite: str) -> Kernels:
     Raises ``InputError`` when the tables of that device are not under ``truth``.
     """
     operation, file, sizes = SUITES[suite]
-    folder = truth / "aiconfigurator" / FOLDERS.get(device, device) / operation
-    paths = sorted(folder.glob(f"vllm_*/{file}"), key=lambda path: _version(path.parent.name))
-    if not paths:
-        raise InputError(
-            f"{folder}: no vllm_*/{file} there; --truth or TOKENFAB_TRUTH names the folder of measurements"
-        )
+    path = table_path(truth, device, operation, file)
     rows, dropped = [], 0
-    for row in _table(paths[-1]):
+    for row in _table(path):
         work = sizes(row)
         if work is None:
             continue
@@ -78,13 +78,29 @@ def read_kernels(truth: Path, device: str, suite: str) -> Kernels:
             rows.append((flops, moved, seconds))
         else:
             dropped += 1
-    flops, moved, seconds = np.array(rows).T
-    return Kernels(suite, device, f"{paths[-1].parent.name}/{file}", flops, moved, seconds, dropped)
+    flops, moved, seconds = np.array(rows, float).reshape(-1, 3).T
+    return Kernels(suite, device, f"{path.parent.name}/{file}", flops, moved, seconds, dropped)
+
+
+def table_path(
+    truth: Path, device: str, operation: str, file: str, frameworks: tuple[str, ...] = FRAMEWORKS
+) -> Path:
+    """The table ``file`` of ``device`` by the first of ``frameworks`` that has one, of its newest version.
+
+    ``device``: a name of :data:`FOLDERS` or a folder's. Raises ``InputError`` when there is no such table.
+    """
+    folder = truth / "aiconfigurator" / FOLDERS.get(device, device) / operation
+    for framework in frameworks:
+        paths = sorted(folder.glob(f"{framework}_*/{file}"), key=lambda path: _version(path.parent.name))
+        if paths:
+            return paths[-1]
+    wanted = " or ".join(f"{framework}_*/{file}" for framework in frameworks)
+    raise InputError(f"{folder}: no {wanted} there; --truth or TOKENFAB_TRUTH names the folder of measurements")
 
 
 def _version(folder: str) -> list[int]:
-    """``vllm_0.14.0`` as [0, 14, 0], so that 0.9 comes before 0.14."""
-    return [int(part) for part in folder.partition("_")[2].split(".") if part.isdecimal()]
+    """``vllm_0.14.0`` as [0, 14, 0], so that 0.9 comes before 0.14; what a build adds (``+cu126``) is left out."""
+    return [int(part) for part in folder.partition("_")[2].partition("+")[0].split(".") if part.isdecimal()]
 
 
 def _table(path: Path) -> Iterator[Row]:
