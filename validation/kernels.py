@@ -82,9 +82,7 @@ def read_kernels(truth: Path, device: str, suite: str) -> Kernels:
     return Kernels(suite, device, f"{path.parent.name}/{file}", flops, moved, seconds, dropped)
 
 
-def table_path(
-    truth: Path, device: str, operation: str, file: str, frameworks: tuple[str, ...] = FRAMEWORKS
-) -> Path:
+def table_path(truth: Path, device: str, operation: str, file: str, frameworks: tuple[str, ...] = FRAMEWORKS) -> Path:
     """The table ``file`` of ``device`` by the first of ``frameworks`` that has one, of its newest version.
 
     ``device``: a name of :data:`FOLDERS` or a folder's. Raises ``InputError`` when there is no such table.

@@ -1,0 +1,474 @@
+"""Kernels measured on the machine this runs on, as tables that the readers of :mod:`tokenfab.validation` take.
+
+What ``tokenfab measure`` does: GEMM and attention as PyTorch runs them, on CUDA where there is a device, else
+on the CPU, written like aiconfigurator's tables: ``DIR/aiconfigurator/<name>/<suite>/torch_<version>/*.csv.gz``,
+latency in milliseconds. GEMMs cycle through six weights and attention repeats each call on the same data, as
+those tables do.
+"""
+
+from __future__ import annotations
+
+import csv
+import datetime
+import gzip
+import io
+import math
+import os
+import platform
+import random
+import re
+import time
+import warnings
+from collections import Counter
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, nullcontext
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..errors import InputError, unknown_name
+from ..files import write_whole
+from ..workloads.formulas import attention_flops, matmul_flops
+from .kernels import COPIES, FOLDERS
+from .timing import CPU_REPEATS, CUDA_REPEATS, MINIMUM_S, Call, Timer, cpu_timer, cuda_timer
+
+if TYPE_CHECKING:
+    import torch
+
+Document = dict[str, Any]
+BYTES = {"bfloat16": 2, "float32": 4}
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
+COMMON = ("framework", "version", "device", "op_name", "kernel_source")
+HEADS = ("num_heads", "num_key_value_heads", "head_dim", "beam_width", "attn_dtype", "kv_cache_dtype")
+ATTENTION_COLUMNS = (*COMMON, "batch_size", "isl", *HEADS, "step", "window_size", "latency")
+COLUMNS = {
+    "gemm": (*COMMON, "gemm_dtype", "m", "n", "k", "latency"),
+    "context_attention": ATTENTION_COLUMNS,
+    "generation_attention": ATTENTION_COLUMNS,
+}
+"""Tables and their columns, as in the newest of aiconfigurator's."""
+SUITES = {"gemm": ("gemm",), "attention": ("context_attention", "generation_attention")}
+"""What ``--suite`` names, and its tables."""
+BLOCK = 1 << 20
+"""Random numbers drawn; larger operands repeat them, which takes a memory copy and no generator."""
+SHARE = {"cuda": 0.8, "cpu": 0.5}
+"""Of the memory (on CUDA: that is free), what one kernel's operands may take."""
+BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
+"""PyTorch's attention kernels in the order in which they are tried; the first that runs measures all rows."""
+
+
+# -- what is measured ------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Gemm:
+    """y (m, n) = x (m, k) times a weight (n, k) transposed."""
+
+    dtype: str
+    m: int
+    n: int
+    k: int
+    table: ClassVar[str] = "gemm"
+    copies: ClassVar[int] = COPIES
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of one call."""
+        return matmul_flops(self.m, self.n, self.k).constant or 0.0
+
+    @property
+    def moved(self) -> float:
+        """Bytes of operands and result, each once."""
+        return float(BYTES[self.dtype] * (self.m * self.k + self.n * self.k + self.m * self.n))
+
+    @property
+    def held(self) -> float:
+        """Bytes that measuring it takes."""
+        return self.moved + float(BYTES[self.dtype] * (self.copies - 1) * self.n * self.k)
+
+    def row(self) -> Document:
+        """Its columns of the table."""
+        return {"gemm_dtype": self.dtype, "m": self.m, "n": self.n, "k": self.k}
+
+    def call(self, fill: Callable[..., torch.Tensor]) -> Call:
+        """The kernel on operands that ``fill(dtype, *shape)`` makes."""
+        from torch.nn.functional import linear
+
+        x, weights = fill(self.dtype, self.m, self.k), fill(self.dtype, self.copies, self.n, self.k).unbind()
+        return lambda number: linear(x, weights[number])
+
+
+@dataclass(frozen=True)
+class Attention:
+    """``query`` new tokens per sequence on ``kv`` keys, which include them; causal when there is more than one."""
+
+    dtype: str
+    batch: int
+    query: int
+    kv: int
+    heads: int
+    kv_heads: int
+    head_dim: int = 128
+    copies: ClassVar[int] = 1
+
+    @property
+    def table(self) -> str:
+        """Which table it belongs to."""
+        return "context_attention" if self.query > 1 else "generation_attention"
+
+    @property
+    def flops(self) -> float:
+        """Floating-point operations of one call, half of the square for a causal one."""
+        d = self.head_dim
+        return attention_flops(self.batch, self.heads, self.query, self.kv, d, d).constant or 0.0
+
+    @property
+    def moved(self) -> float:
+        """Bytes of queries, keys, values and result, each once."""
+        tokens = 2 * self.heads * self.query + 2 * self.kv_heads * self.kv
+        return float(BYTES[self.dtype] * self.batch * self.head_dim * tokens)
+
+    @property
+    def held(self) -> float:
+        """Bytes that measuring it takes."""
+        return self.moved
+
+    def row(self) -> Document:
+        """Its columns of the table: of a decoding row, isl 1 and step are the keys, as in aiconfigurator's."""
+        return {
+            "batch_size": self.batch, "isl": self.query, "num_heads": self.heads,
+            "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim, "beam_width": 1,
+            "attn_dtype": self.dtype, "kv_cache_dtype": self.dtype, "step": self.kv - self.query, "window_size": 0,
+        }  # fmt: skip
+
+    def call(self, fill: Callable[..., torch.Tensor]) -> Call:
+        """The kernel on operands that ``fill(dtype, *shape)`` makes."""
+        from torch.nn.functional import scaled_dot_product_attention
+
+        q = fill(self.dtype, self.batch, self.heads, self.query, self.head_dim)
+        k, v = fill(self.dtype, 2, self.batch, self.kv_heads, self.kv, self.head_dim).unbind()
+        causal, grouped = self.query > 1, {"enable_gqa": True} if self.heads != self.kv_heads else {}
+        return lambda number: scaled_dot_product_attention(q, k, v, is_causal=causal, **grouped)
+
+
+Shape = Gemm | Attention
+
+
+def shapes(kind: str, suites: Sequence[str], dtypes: Sequence[str], quick: bool = False) -> list[Shape]:
+    """What is measured on ``kind`` (``cuda``, ``cpu``), in the order of the tables' rows.
+
+    m and keys are powers of two; n and k those of layers, from OPT-125M's on a CPU, to Llama-2-70B's on CUDA.
+    """
+    found: list[Shape] = []
+    for dtype in dtypes:
+        if "gemm" in suites:
+            found += [Gemm(dtype, m, n, k) for n, k in LAYERS[kind][: 2 if quick else None] for m in _rows(kind, quick)]
+        if "attention" in suites:
+            found += _prefill(kind, dtype, quick)
+            found += _decode(kind, dtype, quick)
+    return found
+
+
+LAYERS = {
+    "cuda": [
+        (4096, 4096), (6144, 4096), (1024, 4096), (12288, 4096), (22016, 4096), (4096, 11008), (28672, 4096),
+        (4096, 14336), (2048, 2048), (8192, 2048), (2048, 8192), (10240, 8192), (8192, 8192), (57344, 8192),
+        (8192, 28672), (7168, 5120), (5120, 13824),
+    ],
+    "cpu": [(2048, 2048), (768, 768), (2304, 768), (3072, 768), (768, 3072), (3072, 2048), (8192, 2048), (2048, 8192)],
+}  # fmt: skip
+"""(n, k) of layers; ``--quick`` takes the first two."""
+
+
+def _rows(kind: str, quick: bool) -> list[int]:
+    last = {"cuda": 13, "cpu": 8}[kind]
+    return [1 << p for p in range(0, last + 1, 4 if quick else 1)]
+
+
+def _prefill(kind: str, dtype: str, quick: bool) -> list[Shape]:
+    heads, most = ([(32, 32), (32, 8), (64, 8)], 1 << 16) if kind == "cuda" else ([(16, 16), (16, 4)], 1 << 11)
+    batches, lengths = ([1, 2, 4, 8], range(6, 15)) if kind == "cuda" else ([1, 4], range(5, 11))
+    if quick:
+        heads, batches, lengths = heads[1:2], batches[:1], lengths[1:3]
+    return [
+        Attention(dtype, b, 1 << p, 1 << p, h, hk)
+        for h, hk in heads for b in batches for p in lengths if b << p <= most
+    ]  # fmt: skip
+
+
+def _decode(kind: str, dtype: str, quick: bool) -> list[Shape]:
+    heads, most = ([(32, 32), (32, 8), (64, 8)], 1 << 20) if kind == "cuda" else ([(16, 16), (16, 4)], 1 << 14)
+    batches = [1, 4, 16, 64, 256] if kind == "cuda" else [1, 4, 16]
+    lengths = range(6, 17) if kind == "cuda" else range(6, 13)
+    if quick:
+        heads, batches, lengths = heads[1:2], batches[:2], lengths[1:3]
+    return [
+        Attention(dtype, b, 1, 1 << p, h, hk)
+        for h, hk in heads for b in batches for p in lengths if b << p <= most
+    ]  # fmt: skip
+
+
+# -- on what ---------------------------------------------------------------------------------------
+@dataclass(frozen=True)
+class Machine:
+    """What measures: ``kind`` is ``cuda`` or ``cpu``; ``memory`` its bytes; ``facts`` for the notes."""
+
+    kind: str
+    device: str
+    torch: str
+    dtypes: tuple[str, ...]
+    memory: float
+    facts: tuple[str, ...]
+
+
+def this_machine() -> Machine:
+    """The CUDA device that PyTorch would use, else the CPU."""
+    import torch
+
+    build = f"PyTorch {torch.__version__}"
+    if torch.cuda.is_available():
+        major, minor = torch.cuda.get_device_capability()
+        facts = (build, f"CUDA {torch.version.cuda or torch.version.hip}, compute capability {major}.{minor}")
+        if major < 8:
+            facts = (*facts, "this card has no bfloat16 arithmetic: its times are of an emulation")
+        free = torch.cuda.mem_get_info()[0]
+        return Machine("cuda", torch.cuda.get_device_name(), torch.__version__, ("bfloat16",), float(free), facts)
+    names = getattr(os, "sysconf_names", {})
+    known = "SC_PHYS_PAGES" in names and "SC_PAGE_SIZE" in names
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else math.inf
+    dtypes = [d for d in ("bfloat16", "float32") if _runs(d)]
+    facts = (build, f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
+    return Machine("cpu", _cpu_name(), torch.__version__, tuple(dtypes), float(memory), facts)
+
+
+def _runs(dtype: str) -> bool:
+    import torch
+
+    x = torch.ones(4, 4, dtype=getattr(torch, dtype))
+    try:
+        torch.nn.functional.linear(x, x)
+    except RuntimeError:
+        return False
+    return True
+
+
+def _cpu_name() -> str:
+    """The model's name; ``platform`` knows it on some systems, Linux writes it into a file."""
+    try:
+        found = re.search(r"^model name\s*:\s*(.+)$", Path("/proc/cpuinfo").read_text("utf-8", "replace"), re.MULTILINE)
+    except OSError:
+        found = None
+    return (found[1].strip() if found else "") or platform.processor() or platform.machine() or "cpu"
+
+
+def slug(device: str) -> str:
+    """A device's name as a folder's: ``NVIDIA GeForce RTX 4090`` is ``nvidia-geforce-rtx-4090``."""
+    plain = re.sub(r"\((?:r|tm)\)", " ", device.lower())
+    return re.sub("[^a-z0-9]+", "-", plain).strip("-")[:80].strip("-") or "device"
+
+
+# -- measuring -------------------------------------------------------------------------------------
+def measure(
+    out: Path,
+    *,
+    name: str | None = None,
+    suites: Sequence[str] = (),
+    quick: bool = False,
+    seconds: float | None = None,
+    force: bool = False,
+    command: str | None = None,
+    step: Callable[[str], None] = lambda text: None,
+    machine: Machine | None = None,
+    timer: Timer | None = None,
+    clock: Callable[[], float] = time.monotonic,
+) -> Document:
+    """Measure ``suites`` (all if empty) and write tables and notes into ``out``; returns what was done.
+
+    ``name``: the folder under ``aiconfigurator``, or a device whose folder :data:`FOLDERS` knows. ``seconds``:
+    no shape is begun after so many; one is measured in any case. Shapes come in a shuffled order, so that a run
+    that stops early has a sample of all tables, and a machine that grows warm does so for all sizes alike; rows
+    are written in the order of :func:`shapes`.
+
+    Raises ``InputError``, before anything is measured, for a wrong name, suite or number, and for a table that
+    is there already, unless ``force``; afterwards, when no shape ran at all.
+    """
+    started, stamp = clock(), datetime.datetime.now(datetime.UTC)
+    for suite in suites:
+        if suite not in SUITES:
+            raise unknown_name("suite", suite, SUITES)
+    if seconds is not None and not seconds > 0:
+        raise InputError(f"--seconds {seconds:g}: accepted: a number above 0")
+    if name is not None and not NAME.fullmatch(name):
+        raise InputError(
+            f"--device-name {name[:80]!r}: accepted: at most 80 of letters, digits and . _ -, a letter or digit first"
+        )
+    _check_folder(out)
+    machine = machine or this_machine()
+    chosen = [s for s in SUITES if s in suites] or list(SUITES)
+    folder = FOLDERS.get(name or "", name) or slug(machine.device)
+    files = {
+        table: out / "aiconfigurator" / folder / suite / f"torch_{machine.torch}" / f"{table}_perf.csv.gz"
+        for suite in chosen for table in SUITES[suite]
+    }  # fmt: skip
+    there = [path for path in files.values() if path.exists()]
+    if there and not force:
+        raise InputError(f"{there[0]}: there already; --force replaces it, --device-name names another folder")
+
+    planned = shapes(machine.kind, chosen, machine.dtypes, quick)
+    times, source, left = _time_all(planned, machine, seconds, step, timer, clock)
+    if not times:
+        raise InputError(f"nothing could be measured on {machine.device}: {next(iter(left), 'no shapes')}")
+    rows: dict[str, list[Document]] = {table: [] for table in files}
+    for shape, latency in ((s, times[s]) for s in planned if s in times):
+        kernel = source if isinstance(shape, Attention) else "torch.nn.functional.linear"
+        given = ("TORCH", machine.torch, machine.device, shape.table, kernel)
+        rows[shape.table].append(dict(zip(COMMON, given, strict=True)) | shape.row() | {"latency": latency * 1e3})
+    wrote = {table: path for table, path in files.items() if rows[table]}
+    stopped = len(planned) - len(times) - sum(left.values())
+    document = {
+        "name": folder, "device": machine.device, "kind": machine.kind, "torch": machine.torch,
+        "files": [str(path) for path in wrote.values()], "notes": str(out / "NOTES.md"),
+        "tables": [_summary(t, d, times) for t in wrote for d in machine.dtypes],
+        "measured": len(times), "not_reached": stopped, "left_out": dict(left),
+        "utc": stamp.isoformat(timespec="seconds"), "wall_s": clock() - started, "command": command,
+    }  # fmt: skip
+    notes = _notes(out / "NOTES.md", document, machine, source)
+    for table, path in wrote.items():
+        write_whole(path, _csv(COLUMNS[table], rows[table]))
+    write_whole(out / "NOTES.md", notes)
+    return document
+
+
+def _check_folder(out: Path) -> None:
+    """That tables can be written there is asked before they are measured."""
+    nearest = next(p for p in (out.absolute(), *out.absolute().parents) if p.exists())
+    if not nearest.is_dir():
+        raise InputError(f"{out}: cannot be written: {nearest} is a file; accepted: a folder, made where there is none")
+    if not os.access(nearest, os.W_OK | os.X_OK):
+        raise InputError(f"{out}: cannot be written: no permission in {nearest}")
+
+
+def _time_all(
+    planned: list[Shape], machine: Machine, seconds: float | None, step: Callable[[str], None], timer: Timer | None,
+    clock: Callable[[], float],
+) -> tuple[dict[Shape, float], str, Counter[str]]:  # fmt: skip
+    """Seconds of one call by shape, the attention kernel's name, and how many were left out by reason."""
+    import torch
+
+    fill, timer = _filler(machine.kind), timer or (cuda_timer if machine.kind == "cuda" else cpu_timer)
+    times: dict[Shape, float] = {}
+    left: Counter[str] = Counter()
+    order = random.Random(0).sample(planned, len(planned))
+    limit = SHARE[machine.kind] * machine.memory
+    attends = any(isinstance(shape, Attention) for shape in planned)
+    with torch.inference_mode(), _attention_kernel(fill, machine) if attends else nullcontext("") as source:
+        start = clock()
+        for number, shape in enumerate(order, 1):
+            if times and seconds is not None and clock() - start >= seconds:
+                break
+            step(f"{number} of {len(order)}: {shape.table}, {shape.dtype}")
+            if shape.held > limit:
+                left[f"needs more than {SHARE[machine.kind]:.0%} of the memory"] += 1
+                continue
+            try:
+                times[shape] = timer(shape.call(fill), shape.copies)
+            except torch.cuda.OutOfMemoryError:  # its text has the sizes, one reason for each
+                left["out of memory"] += 1
+            except RuntimeError as error:  # what this device has no kernel for
+                left[str(error).strip().partition("\n")[0][:200] or type(error).__name__] += 1
+            if machine.kind == "cuda":
+                torch.cuda.empty_cache()  # a graph's memory is given back only so
+    return times, source, left
+
+
+def _filler(kind: str) -> Callable[..., torch.Tensor]:
+    """A function that makes operands: ``fill("bfloat16", 4, 8)`` is a random matrix of that type."""
+    import torch
+
+    block = torch.randn(BLOCK, generator=torch.Generator().manual_seed(0)).to(kind)
+    typed: dict[str, torch.Tensor] = {}
+
+    def fill(dtype: str, *shape: int) -> torch.Tensor:
+        if dtype not in typed:
+            typed[dtype] = block.to(getattr(torch, dtype))
+        made = torch.empty(math.prod(shape), dtype=typed[dtype].dtype, device=kind)
+        whole = made.numel() // BLOCK * BLOCK
+        made[:whole].view(-1, BLOCK).copy_(typed[dtype])
+        made[whole:].copy_(typed[dtype][: made.numel() - whole])
+        return made.view(shape)
+
+    return fill
+
+
+@contextmanager
+def _attention_kernel(fill: Callable[..., torch.Tensor], machine: Machine) -> Iterator[str]:
+    """Attention runs by the first kernel of ``BACKENDS`` that this device has; gives its name for the tables.
+
+    PyTorch would choose anew for each call, and a table of several kernels has no one to say it of.
+    """
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+
+    for backend in BACKENDS:
+        if not hasattr(SDPBackend, backend):
+            continue
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # PyTorch warns of every reason why a kernel is not to be had
+            try:
+                with sdpa_kernel(getattr(SDPBackend, backend)):
+                    for dtype in machine.dtypes:
+                        Attention(dtype, 1, 16, 16, 4, 2).call(fill)(0)
+            except (RuntimeError, TypeError):  # TypeError: a PyTorch that knows no grouped queries
+                continue
+        with sdpa_kernel(getattr(SDPBackend, backend)):
+            yield f"torch_sdpa_{backend.lower()}"
+        return
+    raise InputError(f"{machine.device}: PyTorch {machine.torch} has no attention kernel for it (before 2.5: none)")
+
+
+# -- what is written -------------------------------------------------------------------------------
+def _csv(columns: Sequence[str], rows: list[Document]) -> bytes:
+    text = io.StringIO(newline="")
+    table = csv.DictWriter(text, columns, lineterminator="\n")
+    table.writeheader()
+    table.writerows(rows)
+    return gzip.compress(text.getvalue().encode("utf-8"), mtime=0)
+
+
+def _summary(table: str, dtype: str, times: dict[Shape, float]) -> Document:
+    """Rows of a table in one type: the shortest and longest seconds, the most FLOP/s and bytes/s of any."""
+    found = [(shape, t) for shape, t in times.items() if shape.table == table and shape.dtype == dtype]
+    return {
+        "table": table, "dtype": dtype, "rows": len(found),
+        "shortest_s": min((t for _, t in found), default=None), "longest_s": max((t for _, t in found), default=None),
+        "most_flops_s": max((s.flops / t for s, t in found), default=None),
+        "most_bytes_s": max((s.moved / t for s, t in found), default=None),
+    }  # fmt: skip
+
+
+def _notes(path: Path, document: Document, machine: Machine, source: str) -> str:
+    """The notes that are there, and a section of this run below them."""
+    try:
+        text = path.read_text(encoding="utf-8") if path.exists() else "# Kernels measured by tokenfab measure\n"
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: cannot be read: {error}") from None
+    how = (
+        f"by CUDA events around replays of a CUDA graph of whole cycles, median of {CUDA_REPEATS} repeats"
+        if machine.kind == "cuda"
+        else f"by the clock (time.perf_counter) around calls from Python, median of {CPU_REPEATS} repeats"
+    )
+    tables = [f"{t['rows']} × {t['table']} {t['dtype']}" for t in document["tables"]]
+    left = [f"{count} shapes left out: {reason}" for reason, count in document["left_out"].items()]
+    if document["not_reached"]:
+        left.append(f"{document['not_reached']} shapes not reached in the time given")
+    lines = [
+        f"device: {machine.device} ({machine.kind})", *machine.facts,
+        f"rows: {', '.join(tables)}; latency in MILLISECONDS",
+        f"timed {how} of at least {MINIMUM_S * 1e3:g} ms each, after a warm-up; shapes in a shuffled order",
+        f"gemm: torch.nn.functional.linear, cycling through {COPIES} weights; random normal operands",
+    ]  # fmt: skip
+    if source:
+        lines += [
+            f"attention: scaled_dot_product_attention by {source}, causal prefill, one query decoding; isl + step keys",
+            "attention repeats each call on the same data, so keys that fit a cache stay there, as in aiconfigurator's",
+        ]
+    lines += [*([f"command: {document['command']}"] if document["command"] else []), *left]
+    section = f"\n## {document['name']}, torch_{machine.torch}, {document['utc']}\n\n"
+    return text.rstrip("\n") + "\n" + section + "".join(f"- {' '.join(line.split())}\n" for line in lines)
