@@ -63,7 +63,7 @@ Row = dict[str, str]
 def read_kernels(truth: Path, device: str, suite: str) -> Kernels:
     """``suite`` (``gemm-bf16``, ``attention-prefill``, ``attention-decode``) as measured on ``device``.
 
-    Raises ``InputError`` when the tables of that device are not under ``truth``.
+    Raises ``InputError`` when the tables of that device are not under ``truth``, or without a row of the suite.
     """
     operation, file, sizes = SUITES[suite]
     path = table_path(truth, device, operation, file)
@@ -78,7 +78,9 @@ def read_kernels(truth: Path, device: str, suite: str) -> Kernels:
             rows.append((flops, moved, seconds))
         else:
             dropped += 1
-    flops, moved, seconds = np.array(rows, float).reshape(-1, 3).T
+    if not rows:
+        raise InputError(f"{path}: no rows of {suite}")
+    flops, moved, seconds = np.array(rows).T
     return Kernels(suite, device, f"{path.parent.name}/{file}", flops, moved, seconds, dropped)
 
 

@@ -24,19 +24,18 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, unknown_name
 from ..files import write_whole
-from ..workloads.formulas import attention_flops, matmul_flops
 from .kernels import COPIES, FOLDERS
-from .timing import CPU_REPEATS, CUDA_REPEATS, MINIMUM_S, Call, Timer, cpu_timer, cuda_timer
+from .shapes import Attention, Shape, shapes
+from .timing import CPU_REPEATS, CUDA_REPEATS, MINIMUM_S, Timer, cpu_timer, cuda_timer
 
 if TYPE_CHECKING:
     import torch
 
 Document = dict[str, Any]
-BYTES = {"bfloat16": 2, "float32": 4}
 NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 COMMON = ("framework", "version", "device", "op_name", "kernel_source")
 HEADS = ("num_heads", "num_key_value_heads", "head_dim", "beam_width", "attn_dtype", "kv_cache_dtype")
@@ -55,155 +54,6 @@ SHARE = {"cuda": 0.8, "cpu": 0.5}
 """Of the memory (on CUDA: that is free), what one kernel's operands may take."""
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 """PyTorch's attention kernels in the order in which they are tried; the first that runs measures all rows."""
-
-
-# -- what is measured ------------------------------------------------------------------------------
-@dataclass(frozen=True)
-class Gemm:
-    """y (m, n) = x (m, k) times a weight (n, k) transposed."""
-
-    dtype: str
-    m: int
-    n: int
-    k: int
-    table: ClassVar[str] = "gemm"
-    copies: ClassVar[int] = COPIES
-
-    @property
-    def flops(self) -> float:
-        """Floating-point operations of one call."""
-        return matmul_flops(self.m, self.n, self.k).constant or 0.0
-
-    @property
-    def moved(self) -> float:
-        """Bytes of operands and result, each once."""
-        return float(BYTES[self.dtype] * (self.m * self.k + self.n * self.k + self.m * self.n))
-
-    @property
-    def held(self) -> float:
-        """Bytes that measuring it takes."""
-        return self.moved + float(BYTES[self.dtype] * (self.copies - 1) * self.n * self.k)
-
-    def row(self) -> Document:
-        """Its columns of the table."""
-        return {"gemm_dtype": self.dtype, "m": self.m, "n": self.n, "k": self.k}
-
-    def call(self, fill: Callable[..., torch.Tensor]) -> Call:
-        """The kernel on operands that ``fill(dtype, *shape)`` makes."""
-        from torch.nn.functional import linear
-
-        x, weights = fill(self.dtype, self.m, self.k), fill(self.dtype, self.copies, self.n, self.k).unbind()
-        return lambda number: linear(x, weights[number])
-
-
-@dataclass(frozen=True)
-class Attention:
-    """``query`` new tokens per sequence on ``kv`` keys, which include them; causal when there is more than one."""
-
-    dtype: str
-    batch: int
-    query: int
-    kv: int
-    heads: int
-    kv_heads: int
-    head_dim: int = 128
-    copies: ClassVar[int] = 1
-
-    @property
-    def table(self) -> str:
-        """Which table it belongs to."""
-        return "context_attention" if self.query > 1 else "generation_attention"
-
-    @property
-    def flops(self) -> float:
-        """Floating-point operations of one call, half of the square for a causal one."""
-        d = self.head_dim
-        return attention_flops(self.batch, self.heads, self.query, self.kv, d, d).constant or 0.0
-
-    @property
-    def moved(self) -> float:
-        """Bytes of queries, keys, values and result, each once."""
-        tokens = 2 * self.heads * self.query + 2 * self.kv_heads * self.kv
-        return float(BYTES[self.dtype] * self.batch * self.head_dim * tokens)
-
-    @property
-    def held(self) -> float:
-        """Bytes that measuring it takes."""
-        return self.moved
-
-    def row(self) -> Document:
-        """Its columns of the table: of a decoding row, isl 1 and step are the keys, as in aiconfigurator's."""
-        return {
-            "batch_size": self.batch, "isl": self.query, "num_heads": self.heads,
-            "num_key_value_heads": self.kv_heads, "head_dim": self.head_dim, "beam_width": 1,
-            "attn_dtype": self.dtype, "kv_cache_dtype": self.dtype, "step": self.kv - self.query, "window_size": 0,
-        }  # fmt: skip
-
-    def call(self, fill: Callable[..., torch.Tensor]) -> Call:
-        """The kernel on operands that ``fill(dtype, *shape)`` makes."""
-        from torch.nn.functional import scaled_dot_product_attention
-
-        q = fill(self.dtype, self.batch, self.heads, self.query, self.head_dim)
-        k, v = fill(self.dtype, 2, self.batch, self.kv_heads, self.kv, self.head_dim).unbind()
-        causal, grouped = self.query > 1, {"enable_gqa": True} if self.heads != self.kv_heads else {}
-        return lambda number: scaled_dot_product_attention(q, k, v, is_causal=causal, **grouped)
-
-
-Shape = Gemm | Attention
-
-
-def shapes(kind: str, suites: Sequence[str], dtypes: Sequence[str], quick: bool = False) -> list[Shape]:
-    """What is measured on ``kind`` (``cuda``, ``cpu``), in the order of the tables' rows.
-
-    m and keys are powers of two; n and k those of layers, from OPT-125M's on a CPU, to Llama-2-70B's on CUDA.
-    """
-    found: list[Shape] = []
-    for dtype in dtypes:
-        if "gemm" in suites:
-            found += [Gemm(dtype, m, n, k) for n, k in LAYERS[kind][: 2 if quick else None] for m in _rows(kind, quick)]
-        if "attention" in suites:
-            found += _prefill(kind, dtype, quick)
-            found += _decode(kind, dtype, quick)
-    return found
-
-
-LAYERS = {
-    "cuda": [
-        (4096, 4096), (6144, 4096), (1024, 4096), (12288, 4096), (22016, 4096), (4096, 11008), (28672, 4096),
-        (4096, 14336), (2048, 2048), (8192, 2048), (2048, 8192), (10240, 8192), (8192, 8192), (57344, 8192),
-        (8192, 28672), (7168, 5120), (5120, 13824),
-    ],
-    "cpu": [(2048, 2048), (768, 768), (2304, 768), (3072, 768), (768, 3072), (3072, 2048), (8192, 2048), (2048, 8192)],
-}  # fmt: skip
-"""(n, k) of layers; ``--quick`` takes the first two."""
-
-
-def _rows(kind: str, quick: bool) -> list[int]:
-    last = {"cuda": 13, "cpu": 8}[kind]
-    return [1 << p for p in range(0, last + 1, 4 if quick else 1)]
-
-
-def _prefill(kind: str, dtype: str, quick: bool) -> list[Shape]:
-    heads, most = ([(32, 32), (32, 8), (64, 8)], 1 << 16) if kind == "cuda" else ([(16, 16), (16, 4)], 1 << 11)
-    batches, lengths = ([1, 2, 4, 8], range(6, 15)) if kind == "cuda" else ([1, 4], range(5, 11))
-    if quick:
-        heads, batches, lengths = heads[1:2], batches[:1], lengths[1:3]
-    return [
-        Attention(dtype, b, 1 << p, 1 << p, h, hk)
-        for h, hk in heads for b in batches for p in lengths if b << p <= most
-    ]  # fmt: skip
-
-
-def _decode(kind: str, dtype: str, quick: bool) -> list[Shape]:
-    heads, most = ([(32, 32), (32, 8), (64, 8)], 1 << 20) if kind == "cuda" else ([(16, 16), (16, 4)], 1 << 14)
-    batches = [1, 4, 16, 64, 256] if kind == "cuda" else [1, 4, 16]
-    lengths = range(6, 17) if kind == "cuda" else range(6, 13)
-    if quick:
-        heads, batches, lengths = heads[1:2], batches[:2], lengths[1:3]
-    return [
-        Attention(dtype, b, 1, 1 << p, h, hk)
-        for h, hk in heads for b in batches for p in lengths if b << p <= most
-    ]  # fmt: skip
 
 
 # -- on what ---------------------------------------------------------------------------------------
@@ -226,17 +76,19 @@ def this_machine() -> Machine:
     build = f"PyTorch {torch.__version__}"
     if torch.cuda.is_available():
         major, minor = torch.cuda.get_device_capability()
-        facts = (build, f"CUDA {torch.version.cuda or torch.version.hip}, compute capability {major}.{minor}")
+        facts = [build, f"CUDA {torch.version.cuda or torch.version.hip}, compute capability {major}.{minor}"]
         if major < 8:
-            facts = (*facts, "this card has no bfloat16 arithmetic: its times are of an emulation")
+            facts.append("this card has no bfloat16 arithmetic: its times are of an emulation")
         free = torch.cuda.mem_get_info()[0]
-        return Machine("cuda", torch.cuda.get_device_name(), torch.__version__, ("bfloat16",), float(free), facts)
+        return Machine(
+            "cuda", torch.cuda.get_device_name(), torch.__version__, ("bfloat16",), float(free), tuple(facts)
+        )
     names = getattr(os, "sysconf_names", {})
     known = "SC_PHYS_PAGES" in names and "SC_PAGE_SIZE" in names
     memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE") if known else math.inf
     dtypes = [d for d in ("bfloat16", "float32") if _runs(d)]
-    facts = (build, f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}")
-    return Machine("cpu", _cpu_name(), torch.__version__, tuple(dtypes), float(memory), facts)
+    facts = [build, f"{torch.get_num_threads()} threads, {torch.backends.cpu.get_cpu_capability()}"]
+    return Machine("cpu", _cpu_name(), torch.__version__, tuple(dtypes), float(memory), tuple(facts))
 
 
 def _runs(dtype: str) -> bool:
@@ -301,6 +153,7 @@ def measure(
             f"--device-name {name[:80]!r}: accepted: at most 80 of letters, digits and . _ -, a letter or digit first"
         )
     _check_folder(out)
+    notes = _old_notes(out / "NOTES.md")
     machine = machine or this_machine()
     chosen = [s for s in SUITES if s in suites] or list(SUITES)
     folder = FOLDERS.get(name or "", name) or slug(machine.device)
@@ -330,10 +183,9 @@ def measure(
         "measured": len(times), "not_reached": stopped, "left_out": dict(left),
         "utc": stamp.isoformat(timespec="seconds"), "wall_s": clock() - started, "command": command,
     }  # fmt: skip
-    notes = _notes(out / "NOTES.md", document, machine, source)
     for table, path in wrote.items():
         write_whole(path, _csv(COLUMNS[table], rows[table]))
-    write_whole(out / "NOTES.md", notes)
+    write_whole(out / "NOTES.md", notes + _section(document, machine, source))
     return document
 
 
@@ -443,12 +295,17 @@ def _summary(table: str, dtype: str, times: dict[Shape, float]) -> Document:
     }  # fmt: skip
 
 
-def _notes(path: Path, document: Document, machine: Machine, source: str) -> str:
-    """The notes that are there, and a section of this run below them."""
+def _old_notes(path: Path) -> str:
+    """The notes that are there, to write below them, or a heading."""
     try:
-        text = path.read_text(encoding="utf-8") if path.exists() else "# Kernels measured by tokenfab measure\n"
+        text = path.read_text(encoding="utf-8") if path.exists() else "# Kernels measured by tokenfab measure"
     except (OSError, UnicodeDecodeError) as error:
         raise InputError(f"{path}: cannot be read: {error}") from None
+    return text.rstrip("\n") + "\n"
+
+
+def _section(document: Document, machine: Machine, source: str) -> str:
+    """What the notes say of this run."""
     how = (
         f"by CUDA events around replays of a CUDA graph of whole cycles, median of {CUDA_REPEATS} repeats"
         if machine.kind == "cuda"
@@ -471,4 +328,4 @@ def _notes(path: Path, document: Document, machine: Machine, source: str) -> str
         ]
     lines += [*([f"command: {document['command']}"] if document["command"] else []), *left]
     section = f"\n## {document['name']}, torch_{machine.torch}, {document['utc']}\n\n"
-    return text.rstrip("\n") + "\n" + section + "".join(f"- {' '.join(line.split())}\n" for line in lines)
+    return section + "".join(f"- {' '.join(line.split())}\n" for line in lines)
