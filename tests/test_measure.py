@@ -1,8 +1,7 @@
-"""``tokenfab measure``: its timers by fake clocks, its tables through the readers of validation/, its refusals."""
+"""``tokenfab measure``: its tables through the readers of validation/, its refusals."""
 
 from __future__ import annotations
 
-import contextlib
 import csv
 import gzip
 import itertools
@@ -15,7 +14,6 @@ import pytest
 
 from tokenfab.errors import InputError
 from tokenfab.validation import measure as module
-from tokenfab.validation import timing
 from tokenfab.validation.attention import read_calls
 from tokenfab.validation.gemm import read_gemm
 from tokenfab.validation.kernels import COPIES, read_kernels, table_path
@@ -28,6 +26,16 @@ TABLES = {
     "generation_attention": "attention/torch_9.8.7+test/generation_attention_perf.csv.gz",
 }
 CPU = Machine("cpu", 'Some "fast", CPU', "9.8.7+test", ("bfloat16", "float32"), 1e9, ("two threads",))
+
+
+class Clock:
+    """Time that passes only when something says so."""
+
+    def __init__(self) -> None:
+        self.now = 100.0
+
+    def __call__(self) -> float:
+        return self.now
 
 
 def by_size(call, copies) -> float:
@@ -43,118 +51,6 @@ def table(path: Path) -> list[dict[str, str]]:
 
 def quick(out: Path, **changes):
     return measure(out, **{"name": "my_card", "quick": True, "machine": CPU, "timer": by_size} | changes)
-
-
-# -- timers ----------------------------------------------------------------------------------------
-class Clock:
-    """Time that passes only when something says so."""
-
-    def __init__(self) -> None:
-        self.now = 100.0
-
-    def __call__(self) -> float:
-        return self.now
-
-
-@pytest.mark.parametrize("cost", [2e-6, 3e-4, 0.004, 0.5])
-def test_a_call_costs_what_the_clock_says(cost):
-    clock, calls = Clock(), []
-
-    def call(number: int) -> None:
-        calls.append(number)
-        clock.now += cost
-
-    assert timing.cpu_timer(call, 6, clock) == pytest.approx(cost, rel=1e-6)
-    assert calls[:13] == [i % 6 for i in range(len(calls))][:13]
-    assert calls == [i % 6 for i in range(len(calls))]  # no repeat begins with the weights of the last
-    assert len(calls) < 2 + 20 * max(1, timing.MINIMUM_S / cost)
-
-
-def test_a_launch_is_the_median_of_repeats_that_are_long_enough():
-    taken = []
-
-    def run(count: int) -> float:
-        taken.append(count)
-        slow = {0: 1, 1: 5, 2: 1, 3: 1}[sum(c * 0.001 >= 0.01 for c in taken[:-1])]  # one repeat is disturbed
-        return 0.001 * count * slow
-
-    assert timing.per_launch(run, 4, minimum_s=0.01) == pytest.approx(0.001)
-    long = [count for count in taken if count * 0.001 >= 0.01]
-    assert len(long) == 4
-    assert len(set(long)) == 1
-    assert timing.per_launch(lambda count: {1: 0.5}[count], 3) == 0.5  # one launch is enough
-
-
-def test_a_clock_that_stands_still_ends():
-    assert timing.per_launch(lambda count: 0.0, 3) == 0
-
-
-class Cuda:
-    """Stands for ``torch.cuda``: a kernel takes 20 µs, starting a graph 5 µs; what a capture holds is replayed."""
-
-    def __init__(self, clock: Clock, kernel_s: float) -> None:
-        self.clock, self.kernel_s = clock, kernel_s
-        self.streams, self.capturing, self.captured, self.synchronised = 0, None, [], 0
-        cuda = self
-
-        class Graph:
-            calls: list[int]
-
-            def replay(self) -> None:
-                assert cuda.capturing is None
-                cuda.clock.now += 5e-6 + cuda.kernel_s * len(self.calls)
-
-        class Event:
-            def __init__(self, enable_timing: bool) -> None:
-                assert enable_timing
-
-            def record(self) -> None:
-                self.at = cuda.clock.now
-
-            def elapsed_time(self, end) -> float:
-                return (end.at - self.at) * 1e3
-
-        self.CUDAGraph, self.Event = Graph, Event
-
-    def call(self, number: int) -> None:
-        assert self.streams  # what comes first comes on a side stream
-        if self.capturing is None:
-            self.clock.now += self.kernel_s
-        else:
-            self.capturing.append(number)
-
-    def Stream(self):  # noqa: N802
-        self.streams += 1
-        return self
-
-    def wait_stream(self, other) -> None: ...
-
-    def current_stream(self):
-        return self
-
-    @contextlib.contextmanager
-    def stream(self, stream):
-        yield
-
-    @contextlib.contextmanager
-    def graph(self, graph):
-        self.capturing = []
-        yield
-        self.captured, graph.calls, self.capturing = self.capturing, self.capturing, None
-
-    def synchronize(self) -> None:
-        assert self.capturing is None  # CUDA forbids it
-        self.synchronised += 1
-
-
-@pytest.mark.parametrize(("kernel_s", "cycles"), [(20e-6, 10), (0.004, 1)])
-def test_a_cuda_graph_holds_whole_cycles_through_the_weights(kernel_s, cycles):
-    clock = Clock()
-    cuda = Cuda(clock, kernel_s)
-    found = timing.cuda_timer(cuda.call, 6, cuda, clock)
-    assert cuda.captured == list(range(6)) * cycles
-    assert found == pytest.approx(kernel_s + 5e-6 / (6 * cycles), rel=1e-6)
-    assert cuda.synchronised >= 2 + timing.CUDA_REPEATS
 
 
 # -- what is measured ------------------------------------------------------------------------------
@@ -306,6 +202,33 @@ def test_a_small_card_leaves_out_what_it_has_no_room_for(tmp_path, monkeypatch):
     notes = (tmp_path / "NOTES.md").read_text(encoding="utf-8")
     assert "CUDA graph" in notes
     assert "shapes left out: needs more than 80% of the memory" in notes
+
+
+def test_validate_holds_the_tables_of_a_known_card_against_its_models(tokenfab, tmp_path, monkeypatch):
+    """All shapes of CUDA, on operands without memory, in 1.5 times what an A100's peaks allow, and a launch."""
+    import torch
+
+    order = []  # what a shape's kernel is asked for, its times know
+    monkeypatch.setattr(module, "_filler", lambda kind: lambda dtype, *shape: torch.empty(shape, device="meta"))
+    for kind in (Gemm, Attention):
+        call = kind.call
+        monkeypatch.setattr(kind, "call", lambda self, fill, call=call: order.append(self) or call(self, fill))
+    card = Machine("cuda", "NVIDIA A100-SXM4-80GB", "9.8.7+test", ("bfloat16",), 8e10, ())
+
+    def timer(call, copies):
+        return 5e-6 + 1.5 * max(order[-1].flops / 312e12, order[-1].moved / 2e12)
+
+    document = measure(tmp_path, name="a100-80g-sxm", machine=card, timer=timer)
+    assert document["name"] == "a100_sxm"
+    suites = ["gemm-bf16", "attention-prefill", "attention-decode"]
+    answer = tokenfab("validate", *suites, "--truth", tmp_path, "--json")
+    assert answer.code == 1  # no card is like this; what counts is that each model was held against all rows
+    rows = {(s["suite"], s["model"], s["mode"]): s for s in answer.json["suites"]}
+    for suite, table_name in zip(suites, COLUMNS, strict=True):
+        of = [t["rows"] for t in document["tables"] if t["table"] == table_name]
+        assert rows[suite, "roofline", "calibrated"]["n"] == of[0] // 2
+        assert rows[suite, "kernel", "calibrated"]["mape"] < 1  # seconds for milliseconds would be 0.999 or 1000
+        assert abs(rows[suite, "roofline", "calibrated"]["bias"]) < 1
 
 
 def test_a_kernel_that_fails_is_left_out_and_named_and_none_at_all_is_one_line(tmp_path):
@@ -487,8 +410,11 @@ def test_where_nothing_can_be_written_nothing_is_measured(tokenfab, tmp_path, mo
     assert "no permission" in answer.err
 
 
-def test_notes_that_cannot_be_read_are_told_and_no_table_is_written(tmp_path):
+def test_notes_that_cannot_be_read_are_told_before_anything_is_measured(tmp_path):
+    def timer(call, copies):
+        raise AssertionError("measured before reading")
+
     (tmp_path / "NOTES.md").write_bytes(b"\xff\xfe")
     with pytest.raises(InputError, match=r"NOTES.md: cannot be read"):
-        quick(tmp_path, timer=None, machine=None)  # before anything is measured
+        quick(tmp_path, timer=timer)
     assert [p.name for p in tmp_path.iterdir()] == ["NOTES.md"]
