@@ -290,6 +290,7 @@ def test_a_budget_stops_between_shapes_and_writes_what_there_is(tmp_path):
     rows = [row for file in document["files"] for row in table(Path(file))]
     assert len(rows) == 7
     assert len(document["files"]) > 1  # a sample of the tables, not the first one's rows
+    assert {row.get("gemm_dtype") or row["attn_dtype"] for row in rows} == {"bfloat16", "float32"}
     assert f"{total - 7} shapes not reached" in (tmp_path / "NOTES.md").read_text(encoding="utf-8")
     assert quick(tmp_path / "least", timer=timer, clock=clock, seconds=1e-9)["measured"] == 1
     assert quick(tmp_path / "all", timer=timer, clock=clock)["not_reached"] == 0
