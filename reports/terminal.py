@@ -265,7 +265,8 @@ def measure_summary(document: Document) -> None:
         figures = ["–" if d[key] is None else si(d[key], unit) for key, unit in keys.items()]
         rows.append([d["table"], d["dtype"], f"{d['rows']:,}", *figures])
     on = f"{document['device']} ({document['kind']}), PyTorch {document['torch']}"
-    missing = [f"{count} shapes left out: {why}" for why, count in document["left_out"].items()]
+    missing = [document["disturbed"]] if document["disturbed"] else []
+    missing += [f"{count} shapes left out: {why}" for why, count in document["left_out"].items()]
     if document["not_reached"]:
         missing.append(f"{document['not_reached']} shapes not reached in the time given")
     say(on, "", table(columns, rows, right=columns[2:]), "", *missing)

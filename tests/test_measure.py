@@ -276,6 +276,18 @@ def test_a_devices_name_becomes_a_folders(device, folder):
     assert module.NAME.fullmatch(folder)
 
 
+@pytest.mark.parametrize(("load", "said"), [(0.9, False), (1.1, True)])
+def test_other_work_on_the_cpu_is_said(tokenfab, tmp_path, monkeypatch, load, said):
+    monkeypatch.setattr(module, "this_machine", lambda: CPU)
+    monkeypatch.setattr(module, "cpu_timer", by_size)
+    monkeypatch.setattr(os, "getloadavg", lambda: (load, 9.0, 9.0))
+    monkeypatch.setattr(os, "cpu_count", lambda: 4)
+    answer = tokenfab("measure", "--out", tmp_path, "--quick", "--suite", "gemm")
+    line = f"load average {load} on 4 processors before the run: other work ran"
+    assert (line in answer.out) is said
+    assert (line in (tmp_path / "NOTES.md").read_text(encoding="utf-8")) is said
+
+
 # -- budget ----------------------------------------------------------------------------------------
 def test_a_budget_stops_between_shapes_and_writes_what_there_is(tmp_path):
     clock = Clock()

@@ -52,6 +52,9 @@ BLOCK = 1 << 20
 """Random numbers drawn; larger operands repeat them, which takes a memory copy and no generator."""
 SHARE = {"cuda": 0.8, "cpu": 0.5}
 """Of the memory (on CUDA: that is free), what one kernel's operands may take."""
+BUSY = 0.25
+"""Load per processor from which a CPU's times are said to be disturbed: two threads that wait for each other
+took 50 times as long for the smallest GEMM on two cores with a load of 2.5."""
 BACKENDS = ("FLASH_ATTENTION", "CUDNN_ATTENTION", "EFFICIENT_ATTENTION", "MATH")
 """PyTorch's attention kernels in the order in which they are tried; the first that runs measures all rows."""
 
@@ -165,6 +168,7 @@ def measure(
     if there and not force:
         raise InputError(f"{there[0]}: there already; --force replaces it, --device-name names another folder")
 
+    busy = _busy() if machine.kind == "cpu" else None
     planned = shapes(machine.kind, chosen, machine.dtypes, quick)
     times, source, left = _time_all(planned, machine, seconds, step, timer, clock)
     if not times:
@@ -180,7 +184,7 @@ def measure(
         "name": folder, "device": machine.device, "kind": machine.kind, "torch": machine.torch,
         "files": [str(path) for path in wrote.values()], "notes": str(out / "NOTES.md"),
         "tables": [_summary(t, d, times) for t in wrote for d in machine.dtypes],
-        "measured": len(times), "not_reached": stopped, "left_out": dict(left),
+        "measured": len(times), "not_reached": stopped, "left_out": dict(left), "disturbed": busy,
         "utc": stamp.isoformat(timespec="seconds"), "wall_s": clock() - started, "command": command,
     }  # fmt: skip
     for table, path in wrote.items():
@@ -196,6 +200,14 @@ def _check_folder(out: Path) -> None:
         raise InputError(f"{out}: cannot be written: {nearest} is a file; accepted: a folder, made where there is none")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"{out}: cannot be written: no permission in {nearest}")
+
+
+def _busy() -> str | None:
+    """What to say when other work ran on this CPU in the minute before; ``None`` where it did not, or nobody knows."""
+    load, processors = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    if load < BUSY * processors:
+        return None
+    return f"load average {load:.1f} on {processors} processors before the run: other work ran, times may be too long"
 
 
 def _time_all(
@@ -312,7 +324,8 @@ def _section(document: Document, machine: Machine, source: str) -> str:
         else f"by the clock (time.perf_counter) around calls from Python, median of {CPU_REPEATS} repeats"
     )
     tables = [f"{t['rows']} × {t['table']} {t['dtype']}" for t in document["tables"]]
-    left = [f"{count} shapes left out: {reason}" for reason, count in document["left_out"].items()]
+    left = [document["disturbed"]] if document["disturbed"] else []
+    left += [f"{count} shapes left out: {reason}" for reason, count in document["left_out"].items()]
     if document["not_reached"]:
         left.append(f"{document['not_reached']} shapes not reached in the time given")
     lines = [
