@@ -319,6 +319,34 @@ def validate(
         raise typer.Exit(1)
 
 
+@app.command()
+def measure(
+    run_: typer.Context,
+    out: Annotated[Path, typer.Option("-o", "--out", help="Folder for tables and notes.")],
+    device_name: Annotated[str | None, typer.Option(help="Name of its folder. Default: what the device says.")] = None,
+    suite: Annotated[list[str] | None, typer.Option(help="gemm or attention. Repeatable. Default: both.")] = None,
+    seconds: Annotated[
+        float | None, typer.Option(help="Begin nothing after so many; what there is is written.")
+    ] = None,
+    quick: Annotated[bool, typer.Option(help="A few small shapes.")] = False,
+    force: Annotated[bool, typer.Option(help="Replace tables that are there.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Time kernels on this machine, as tables that can be held against the models.
+
+    Example: tokenfab measure --out measured --seconds 60
+    """
+    from .validation.measure import measure as run_kernels
+
+    with terminal.progress(quiet or json_) as step:
+        document = run_kernels(
+            out, name=device_name, suites=suite or [], quick=quick, seconds=seconds, force=force,
+            command=run_.obj, step=step,
+        )  # fmt: skip
+    _answer(document, json_, quiet, lambda: terminal.measure_summary(document))
+
+
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:

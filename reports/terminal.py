@@ -256,6 +256,23 @@ def validation_summary(document: Document) -> None:
         say(document["file"])
 
 
+def measure_summary(document: Document) -> None:
+    """One row per table and type; what was not measured and where it all is below."""
+    columns = ("table", "dtype", "rows", "shortest", "longest", "most FLOP/s", "most B/s")
+    rows = []
+    for d in document["tables"]:
+        keys = {"shortest_s": "s", "longest_s": "s", "most_flops_s": "FLOP/s", "most_bytes_s": "B/s"}
+        figures = ["–" if d[key] is None else si(d[key], unit) for key, unit in keys.items()]
+        rows.append([d["table"], d["dtype"], f"{d['rows']:,}", *figures])
+    on = f"{document['device']} ({document['kind']}), PyTorch {document['torch']}"
+    missing = [document["disturbed"]] if document["disturbed"] else []
+    missing += [f"{count} shapes left out: {why}" for why, count in document["left_out"].items()]
+    if document["not_reached"]:
+        missing.append(f"{document['not_reached']} shapes not reached in the time given")
+    say(on, "", table(columns, rows, right=columns[2:]), "", *missing)
+    say(*document["files"], f"{document['notes']}; {document['wall_s']:.1f} s")
+
+
 def written(files: Document) -> str:
     """Where a report was written."""
     return f"{files['report']}: {fmt.plural(files['pages'], 'page')}; the same as {files['html']}"

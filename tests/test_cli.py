@@ -14,7 +14,7 @@ import pytest
 
 from tokenfab import __version__
 
-COMMANDS = ("models", "devices", "techniques", "trace", "estimate", "report", "study")
+COMMANDS = ("models", "devices", "techniques", "trace", "estimate", "report", "study", "validate", "measure")
 REASONS = {"compute", "dram", "dequantisation", "network", "launch"}
 PROGRAM = [sys.executable, "-c", "from tokenfab.cli import main; main()"]
 

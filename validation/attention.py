@@ -34,8 +34,8 @@ from ..hw.attention import (
     prefill_time,
 )
 from ..hw.card import Card, card_of
-from ..hw.devices import load_device
-from .kernels import folder_of
+from ..hw.devices import device_names, load_device
+from .kernels import FRAMEWORKS, table_path
 
 CASES: dict[str, tuple[str, int]] = {
     "A100 16-bit": ("a100-80g-sxm", 16),
@@ -94,20 +94,19 @@ class Calls:
 
 
 def read_calls(
-    truth: Path, device: str, phase: str, *, bits: int = 16, windows: bool = False, framework: str = "vllm"
+    truth: Path, device: str, phase: str, *, bits: int = 16, windows: bool = False, framework: str | None = None
 ) -> Calls:
     """Calls of ``phase`` (``prefill``, ``decode``) on ``device`` with ``bits`` per cached element.
 
-    ``windows``: only those with a sliding window, else only those without. Left out: kernels other
-    than the one a card's :class:`Kernel` describes. Raises ``InputError`` when there are none.
+    ``windows``: only those with a sliding window, else only those without. ``framework``: whose table, else
+    the first of ``FRAMEWORKS``. Left out: kernels other than the one a card's :class:`Kernel` describes, and
+    rows that cannot be true, which takes a device of the catalogue to know; of another, all rows are kept
+    that have a size and a time. Raises ``InputError`` when there are none.
     """
-    folder = truth / "aiconfigurator" / folder_of(device) / "attention"
-    paths = sorted(folder.glob(f"{framework}_*/{FILES[phase]}"))
-    if not paths:
-        raise InputError(f"{folder}: no {framework}_*/{FILES[phase]} there; --truth or TOKENFAB_TRUTH names its root")
+    path = table_path(truth, device, "attention", FILES[phase], (framework,) if framework else FRAMEWORKS)
     cache = {16: "bfloat16", 8: "fp8"}[bits]
     columns = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size", "latency")
-    with gzip.open(paths[-1], "rt", newline="") as file:
+    with gzip.open(path, "rt", newline="") as file:
         rows = [
             [float(row.get(c) or 0) for c in columns]
             for row in csv.DictReader(file)
@@ -115,25 +114,22 @@ def read_calls(
             and not row["kernel_source"].endswith("fa4")
         ]  # fmt: skip
     if not rows:
-        raise InputError(f"{paths[-1]}: no rows with {cache} keys and values {'with' if windows else 'without'} window")
+        raise InputError(f"{path}: no rows with {cache} keys and values {'with' if windows else 'without'} window")
     batch, query, step, heads, kv_heads, dim, window, ms = np.array(rows).T
     calls = Calls(phase, batch, query, query + step, heads, kv_heads, dim, window, bits, ms / 1e3)
-    possible = _possible(calls, card_of(load_device(device)))
+    sized = np.asarray(np.minimum(np.minimum(batch, query), ms) > 0)
+    possible = sized & _possible(calls, card_of(load_device(device))) if device in device_names() else sized
     return Calls(**{**calls.pick(possible).__dict__, "dropped": int((~possible).sum())})
 
 
 def _possible(calls: Calls, card: Card) -> Mask:
-    """Rows that are neither empty nor faster than the matrix rate, or than DRAM with all of L2 full."""
+    """Rows that are not faster than the matrix rate, or than DRAM with all of L2 full."""
     seen = calls.kv if not calls.window.any() else np.minimum(calls.kv, calls.window + calls.query - 1)
     pairs = calls.query * (calls.kv - (calls.query - 1) / 2) if not calls.window.any() else calls.query
     rate = card.matrix_flops * 16 / calls.bits
     compute = 4 * calls.batch * calls.heads * calls.head_dim * pairs / rate
     moved = 2 * calls.batch * seen * calls.kv_heads * calls.head_dim * calls.bits / 8
-    possible: Mask = (
-        (np.minimum(calls.batch, calls.query) > 0)
-        & (calls.seconds > np.maximum(compute, (moved - card.l2_bytes) / card.dram_bytes_s))
-    )  # fmt: skip
-    return possible
+    return np.asarray(calls.seconds > np.maximum(compute, (moved - card.l2_bytes) / card.dram_bytes_s))
 
 
 def fit(parts: list[Calls], card: Card, kernel: Kernel, start: AttentionConstants) -> AttentionConstants:

@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import least_squares
 
-from ..errors import InputError
 from ..hw.card import Card, card_of
 from ..hw.devices import load_device
 from ..hw.gemm import (
@@ -36,13 +35,11 @@ from ..hw.gemm import (
     gemm_time,
     quantise_time,
 )
-from .kernels import FOLDERS, folder_of
+from .kernels import COPIES, FOLDERS, table_path
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
-COPIES = 6
-"""Weights that the benchmark cycles through (aiconfigurator, collector/vllm/collect_gemm.py)."""
 FIT_ROWS = 1500
 """Even rows that the fit looks at, evenly spaced; more change the errors by less than 0.1 points."""
 NAMES = tuple(f.name for f in fields(GemmConstants))
@@ -73,11 +70,7 @@ def read_gemm(truth: Path, device: str, dtype: str = "bfloat16") -> Measured:
 
     Raises ``InputError`` when the table is not under ``truth``.
     """
-    folder = truth / "aiconfigurator" / folder_of(device) / "gemm"
-    paths = sorted(folder.glob("vllm_*/gemm_perf.csv.gz"))
-    if not paths:
-        raise InputError(f"{folder}: no vllm_*/gemm_perf.csv.gz there; --truth names the folder of measurements")
-    with gzip.open(paths[-1], "rt", newline="") as file:
+    with gzip.open(table_path(truth, device, "gemm", "gemm_perf.csv.gz"), "rt", newline="") as file:
         rows = [
             (int(r["m"]), int(r["n"]), int(r["k"]), float(r["latency"]) / 1e3)
             for r in csv.DictReader(file)

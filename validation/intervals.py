@@ -27,7 +27,7 @@ from ..hw.devices import load_device
 from ..hw.gemm import gemm_kernels, gemm_time
 from ..hw.gpu import REASONS, SMALL, reason_of_limit
 from . import attention, gemm, layers
-from .kernels import FOLDERS
+from .kernels import COPIES, FOLDERS
 
 Array = npt.NDArray[np.float64]
 Words = npt.NDArray[np.str_]
@@ -79,10 +79,10 @@ def gemm_errors(truth: Path, device: str, constants_of: str, dtype: str = "bfloa
     """16-bit GEMMs on ``device`` with the constants of the device ``constants_of``, layer-like ones grouped by m."""
     rows, held = gemm.read_gemm(truth, device, dtype), load_device(device)
     constants, kernels, card = gemm_kernels(load_device(constants_of))[0], gemm_kernels(held)[1], card_of(held)
-    seconds, limit = gemm_time(rows.m, rows.n, rows.k, card, constants, kernels, copies=gemm.COPIES)
+    seconds, limit = gemm_time(rows.m, rows.n, rows.k, card, constants, kernels, copies=COPIES)
     regime = regimes(reason_of_limit(limit), constants.launch_clocks / card.clock_hz, seconds)
     layer_like = (rows.n >= LAYER_LIKE) & (rows.k >= LAYER_LIKE)
-    return Errors(rows.seconds / seconds, regime, rows.seconds, np.where(layer_like, rows.m, 0))
+    return Errors(rows.seconds / seconds, regime, rows.seconds, np.where(layer_like, rows.m, 0), rows.dropped)
 
 
 def attention_errors(truth: Path, device: str, constants_of: str, phase: str) -> Errors:

@@ -22,21 +22,27 @@ from ..workloads.formulas import attention_flops, matmul_flops
 
 FOLDERS = {"a100-80g-sxm": "a100_sxm", "h100-sxm": "h100_sxm"}
 """Cards whose tables the catalogue's constants are fitted on, and their folder."""
-OTHER_FOLDERS = {"b200": "b200_sxm"}
-"""Further cards whose folder is not their name with ``_`` for ``-``."""
+FRAMEWORKS = ("vllm", "torch", "trtllm", "sglang")
+"""Whose table is read when nobody says: vLLM's where there is one, else that of ``tokenfab measure``, else others'."""
+COPIES = 6
+"""Weights that a GEMM benchmark cycles through (aiconfigurator, collector/vllm/collect_gemm.py)."""
 BYTES = {"bfloat16": 2, "float16": 2, "fp8": 1}
 
 
-def folder_of(device: str) -> str:
-    """The folder under ``aiconfigurator/`` of a device's tables."""
-    return (FOLDERS | OTHER_FOLDERS).get(device, device.replace("-", "_"))
+def folder_of(truth: Path, device: str) -> Path:
+    """The folder of a device's tables: its name, as it is, with ``_`` for ``-`` or with the form factor too."""
+    root, name = truth / "aiconfigurator", device.replace("-", "_")
+    places = [root / x for x in (FOLDERS.get(device, device), device, name, f"{name}_sxm")]
+    return next((place for place in places if place.is_dir()), places[0])
 
 
-def devices_in(truth: Path) -> list[str]:
-    """Devices of the catalogue that have tables under ``truth``: those of :data:`FOLDERS` first."""
+def devices_in(truth: Path) -> tuple[list[str], list[str]]:
+    """Devices of the catalogue that have tables under ``truth``, those of :data:`FOLDERS` first and in any case;
+    and folders of devices that the catalogue does not have."""
     there = {path.name for path in (truth / "aiconfigurator").glob("*") if path.is_dir()}
-    others = [d for d in device_names() if d not in FOLDERS and {folder_of(d), d} & there]
-    return [*FOLDERS, *others]
+    places = {device: folder_of(truth, device).name for device in device_names()}
+    others = [d for d in device_names() if d not in FOLDERS and places[d] in there - set(FOLDERS.values())]
+    return [*FOLDERS, *others], sorted(there - {places[d] for d in (*FOLDERS, *others)})
 
 
 @dataclass(frozen=True)
@@ -74,17 +80,12 @@ Row = dict[str, str]
 def read_kernels(truth: Path, device: str, suite: str) -> Kernels:
     """``suite`` (``gemm-bf16``, ``attention-prefill``, ``attention-decode``) as measured on ``device``.
 
-    Raises ``InputError`` when the tables of that device are not under ``truth``.
+    Raises ``InputError`` when the tables of that device are not under ``truth``, or without a row of the suite.
     """
     operation, file, sizes = SUITES[suite]
-    folder = truth / "aiconfigurator" / folder_of(device) / operation
-    paths = sorted(folder.glob(f"vllm_*/{file}"), key=lambda path: _version(path.parent.name))
-    if not paths:
-        raise InputError(
-            f"{folder}: no vllm_*/{file} there; --truth or TOKENFAB_TRUTH names the folder of measurements"
-        )
+    path = table_path(truth, device, operation, file)
     rows, dropped = [], 0
-    for row in _table(paths[-1]):
+    for row in _table(path):
         work = sizes(row)
         if work is None:
             continue
@@ -94,13 +95,29 @@ def read_kernels(truth: Path, device: str, suite: str) -> Kernels:
             rows.append((flops, moved, seconds))
         else:
             dropped += 1
+    if not rows:
+        raise InputError(f"{path}: no rows of {suite}")
     flops, moved, seconds = np.array(rows).T
-    return Kernels(suite, device, f"{paths[-1].parent.name}/{file}", flops, moved, seconds, dropped)
+    return Kernels(suite, device, f"{path.parent.name}/{file}", flops, moved, seconds, dropped)
+
+
+def table_path(truth: Path, device: str, operation: str, file: str, frameworks: tuple[str, ...] = FRAMEWORKS) -> Path:
+    """The table ``file`` of ``device`` by the first of ``frameworks`` that has one, of its newest version.
+
+    ``device``: a name of :data:`FOLDERS` or a folder's. Raises ``InputError`` when there is no such table.
+    """
+    folder = folder_of(truth, device) / operation
+    for framework in frameworks:
+        paths = sorted(folder.glob(f"{framework}_*/{file}"), key=lambda path: _version(path.parent.name))
+        if paths:
+            return paths[-1]
+    wanted = " or ".join(f"{framework}_*/{file}" for framework in frameworks)
+    raise InputError(f"{folder}: no {wanted} there; --truth or TOKENFAB_TRUTH names the folder of measurements")
 
 
 def _version(folder: str) -> list[int]:
-    """``vllm_0.14.0`` as [0, 14, 0], so that 0.9 comes before 0.14."""
-    return [int(part) for part in folder.partition("_")[2].split(".") if part.isdecimal()]
+    """``vllm_0.14.0`` as [0, 14, 0], so that 0.9 comes before 0.14; what a build adds (``+cu126``) is left out."""
+    return [int(part) for part in folder.partition("_")[2].partition("+")[0].split(".") if part.isdecimal()]
 
 
 def _table(path: Path) -> Iterator[Row]:

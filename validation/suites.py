@@ -26,9 +26,9 @@ from ..hw.devices import find_architecture, load_device
 from ..hw.gemm import gemm_kernels, gemm_kernels_8bit
 from ..hw.spec import Interval, parse_architecture
 from ..workloads.expr_functions import Array
-from . import collectives, gemm, layers, roofline
+from . import attention, collectives, gemm, layers, roofline
 from .intervals import Errors, attention_errors, gemm_errors, regimes
-from .kernels import FOLDERS, devices_in, read_kernels
+from .kernels import FOLDERS, devices_in, read_kernels, table_path
 
 Document = dict[str, Any]
 QUARTERS = 4
@@ -129,18 +129,22 @@ def factors(held: dict[str, Interval], regime: list[str]) -> tuple[Array, Array]
     return low, high
 
 
-def _errors(suite: str, device: str, mode: str, source: str, family: str, errors: Errors, dropped: int) -> Comparison:
+def _source(table: Path) -> str:
+    return f"aiconfigurator, {table.parent.name}/{table.name}"
+
+
+def _errors(suite: str, device: str, mode: str, source: str, family: str, errors: Errors) -> Comparison:
     odd = errors.half(odd=True)
     low, high = factors(intervals_of(device, mode), [f"{family}_{name}" for name in odd.regime])
     predicted = odd.seconds / odd.ratio
-    return Comparison(suite, device, "kernel", mode, source, odd.seconds, predicted, low, high, dropped)
+    return Comparison(suite, device, "kernel", mode, source, odd.seconds, predicted, low, high, errors.dropped)
 
 
 def _gemm(truth: Path, device: str) -> Iterator[Comparison]:
-    dropped = gemm.read_gemm(truth, device).dropped
+    source = _source(table_path(truth, device, "gemm", "gemm_perf.csv.gz"))
     for mode, whose in modes(device):
         errors = gemm_errors(truth, device, whose)
-        yield _errors("gemm-bf16", device, mode, "aiconfigurator, cuBLAS of vLLM", "matmul", errors, dropped)
+        yield _errors("gemm-bf16", device, mode, source, "matmul", errors)
     yield _roofline("gemm-bf16", truth, device)
 
 
@@ -148,7 +152,7 @@ def _fp8(truth: Path, device: str) -> Iterator[Comparison]:
     rows = gemm.read_gemm(truth, device, "fp8")
     if not rows.seconds.size:
         return
-    held = load_device(device)
+    held, source = load_device(device), _source(table_path(truth, device, "gemm", "gemm_perf.csv.gz"))
     eight, kernels = gemm_kernels_8bit(held)
     seconds = gemm.predict_fp8(rows, card_of(held), gemm_kernels(held)[0], eight, kernels)
     even, odd = slice(0, None, 2), slice(1, None, 2)
@@ -156,17 +160,18 @@ def _fp8(truth: Path, device: str) -> Iterator[Comparison]:
     mode = "calibrated" if device in FOLDERS else "physics"
     sides = (low, high) if mode == "calibrated" else (None, None)
     yield Comparison(
-        "gemm-fp8", device, "kernel", mode, "aiconfigurator, CUTLASS of vLLM", rows.seconds[odd], seconds[odd],
+        "gemm-fp8", device, "kernel", mode, source, rows.seconds[odd], seconds[odd],
         sides[0], sides[1], rows.dropped,
     )  # fmt: skip
 
 
 def _attention(phase: str) -> Callable[[Path, str], Iterator[Comparison]]:
     def compare(truth: Path, device: str) -> Iterator[Comparison]:
-        source, suite = "aiconfigurator, FlashAttention of vLLM", f"attention-{phase}"
+        suite = f"attention-{phase}"
+        source = _source(table_path(truth, device, "attention", attention.FILES[phase]))
         for mode, whose in modes(device):
             errors = attention_errors(truth, device, whose, phase)
-            yield _errors(suite, device, mode, source, "attention", errors, errors.dropped)
+            yield _errors(suite, device, mode, source, "attention", errors)
         yield _roofline(suite, truth, device)
 
     return compare
@@ -253,8 +258,10 @@ def validate(truth: Path, names: list[str]) -> tuple[list[Comparison], list[str]
             raise unknown_name("suite", name, SUITES)
     found: list[Comparison] = []
     skipped: list[str] = []
+    devices, unknown = devices_in(truth)
+    skipped += [f"aiconfigurator/{folder}: no device of that name in the catalogue" for folder in unknown]
     for name in names or SUITES:
-        for device in devices_in(truth):
+        for device in devices:
             try:
                 found.extend(SUITES[name](truth, device))
             except InputError as error:
