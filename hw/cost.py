@@ -190,15 +190,16 @@ def _costs(compiled: CompiledTrace, model: OperatorModel, basis: Array, detail: 
     overlapped = rows.time_s - rows.launch_s
     bound = {}
     for i, reason in enumerate(model.reasons):
-        bound[reason] = counts @ (overlapped * (rows.bound == i)) / latency
+        here = rows.bound == i
+        bound[reason] = counts @ (overlapped * here) / latency if here.any() else np.zeros_like(latency)
     bound["launch"] = launch / latency
-    here = rows.regime, np.arange(counts.size)[:, None]
+    regime = rows.regime * counts.size + np.arange(counts.size)[:, None]
     energy = {part: counts @ e for part, e in rows.energy_j.items()}
     dynamic = np.sum(list(energy.values()), axis=0)
     energy["static"] = model.static_power_w * latency
     once = counts[:, None] * rows.time_s
-    low = latency - model.errors.compose(once * (1 - model.low[here]))
-    high = latency + model.errors.compose(once * (model.high[here] - 1))
+    low = latency - model.errors.compose(once * (1 - model.low.take(regime)))
+    high = latency + model.errors.compose(once * (model.high.take(regime) - 1))
     return Costs(
         latency_s=latency,
         low_s=low,

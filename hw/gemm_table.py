@@ -23,6 +23,24 @@ OCTAVES = 60
 """Beyond EXACT·2^60 rows, time goes on in proportion."""
 
 
+_BEYOND = EXACT * 2.0 ** (np.arange(1, PER_OCTAVE * OCTAVES + 1) / PER_OCTAVE)
+NODES = np.concatenate([np.arange(1.0, EXACT + 1), np.round(_BEYOND)])
+"""Sizes that have an entry."""
+
+Place = tuple[npt.NDArray[np.intp], Array | None]
+"""Index into :data:`NODES` of sizes, and how far they are on to the next node; ``None``: none is between nodes."""
+
+
+def place(m: Array) -> Place:
+    """Where each m ≥ 1 is among the nodes."""
+    if not m.size or m.max() <= EXACT:
+        return np.ceil(m).astype(np.intp) - 1, None
+    above = EXACT - 1 + np.floor(PER_OCTAVE * np.log2(np.maximum(m, EXACT) / EXACT))
+    index = np.minimum(np.where(m <= EXACT, np.ceil(m) - 1, above).astype(np.intp), NODES.size - 2)
+    left, right = NODES[index], NODES[index + 1]
+    return index, np.where(m > EXACT, (m - left) / (right - left), 0.0)
+
+
 class GemmTable:
     """Seconds and limit by m for one (n, k) on one card; safe to share between threads."""
 
@@ -32,33 +50,30 @@ class GemmTable:
     ) -> None:  # fmt: skip
         self._arguments = (n, k, card, constants, kernels)
         self._options = {"rate": rate, "bits": bits, "weight_bits": weight_bits, "out_bits": out_bits, "batch": batch}
-        beyond = EXACT * 2.0 ** (np.arange(1, PER_OCTAVE * OCTAVES + 1) / PER_OCTAVE)
-        self._nodes = np.concatenate([np.arange(1.0, EXACT + 1), np.round(beyond)])
-        self._seconds = np.full(self._nodes.size, np.nan)
-        self._limit = np.zeros(self._nodes.size, np.intp)
+        self._seconds = np.full(NODES.size, np.nan)
+        self._limit = np.zeros(NODES.size, np.intp)
 
     def __call__(self, m: Array) -> tuple[Array, Index]:
         """Seconds and index into :data:`.gemm.LIMITS` of each m ≥ 1, a fraction of a row being a row."""
-        index = np.ceil(m).astype(np.intp) - 1 if m.size and m.max() <= EXACT else None
-        if index is None:
-            with np.errstate(divide="ignore"):
-                above = EXACT - 1 + np.floor(PER_OCTAVE * np.log2(np.maximum(m, EXACT) / EXACT))
-            index = np.where(m <= EXACT, np.ceil(m) - 1, above).astype(np.intp)
-            index = np.minimum(index, self._nodes.size - 2)
-            self._fill(np.where(m > EXACT, index + 1, index))
+        return self.at(place(m))
+
+    def at(self, where: Place) -> tuple[Array, Index]:
+        """The same of sizes that were looked up before; tables of all weights share their places."""
+        index, beyond = where
         self._fill(index)
         seconds = self._seconds[index]
-        if m.size and m.max() > EXACT:
-            left, right = self._nodes[index], self._nodes[index + 1]
-            slope = (self._seconds[index + 1] - seconds) / (right - left)
-            seconds = np.where(m > EXACT, seconds + slope * (m - left), seconds)
+        if beyond is not None:
+            self._fill(index + (beyond > 0))
+            # Where nothing is beyond the left node its right one may not be filled in.
+            right = np.where(beyond > 0, self._seconds[index + 1], seconds)
+            seconds = seconds + (right - seconds) * beyond
         return seconds, self._limit[index]
 
     def _fill(self, index: npt.NDArray[np.intp]) -> None:
         new = np.unique(index[np.isnan(self._seconds[index])])
         if new.size:
             # The limit first: whoever sees the time filled in may read it.
-            seconds, self._limit[new] = gemm_time(self._nodes[new], *self._arguments, **self._options)  # type: ignore[arg-type]
+            seconds, self._limit[new] = gemm_time(NODES[new], *self._arguments, **self._options)  # type: ignore[arg-type]
             self._seconds[new] = seconds
 
 

@@ -29,7 +29,7 @@ from .attention import attention_kernels, attention_parts, write_time
 from .card import card_of
 from .cost import Errors, RowCosts
 from .gemm import LIMITS, gemm_kernels, gemm_kernels_8bit, gemm_time
-from .gemm_table import gemm_table
+from .gemm_table import Place, gemm_table, place
 from .roofline import interval
 from .spec import Device
 from .units import number_format
@@ -49,19 +49,45 @@ Answer = tuple[Array, Index | int]
 """Seconds beyond the launch, and index into :data:`REASONS` of what bound them."""
 
 
+class Points:
+    """Points of a trace, (monomials, points), and sizes at them, each worked out once."""
+
+    def __init__(self, compiled: CompiledTrace, basis: Array) -> None:
+        self._compiled, self._basis = compiled, basis
+        self._sizes: dict[Expr, Array] = {}
+        self._places: dict[Expr, Place] = {}
+
+    def __call__(self, size: Expr) -> Array:
+        """``size`` at every point, (points,)."""
+        if size not in self._sizes:
+            self._sizes[size] = self._compiled.vector(size) @ self._basis
+        return self._sizes[size]
+
+    def place(self, size: Expr) -> Place:
+        """Where ``size`` is in the tables of GEMMs."""
+        if size not in self._places:
+            self._places[size] = place(self(size))
+        return self._places[size]
+
+    def of(self, coefficients: Array) -> Array:
+        """A quantity by its coefficients over the basis."""
+        return np.asarray(coefficients @ self._basis)
+
+
 @dataclass(frozen=True)
 class Kernel:
-    """A row with a kernel model: what it takes at the points of a basis, (monomials, points) → (points,)."""
+    """A row with a kernel model: what it takes at points, (points,)."""
 
     row: int
     launch_s: float
-    time: Callable[[Array], Answer]
+    time: Callable[[Points], Answer]
 
 
 @dataclass(frozen=True)
 class GpuModel:
     """See :class:`.cost.OperatorModel`; built by :func:`prepare`."""
 
+    compiled: CompiledTrace
     base: roofline.RooflineModel
     kernels: tuple[Kernel, ...]
     launch: Array
@@ -85,8 +111,9 @@ class GpuModel:
         """See :class:`.cost.OperatorModel`."""
         overlapped, of_base = self.base.resources(basis)
         bound = np.array([REASONS.index(r) for r in self.base.reasons])[of_base]
+        at = Points(self.compiled, basis)
         for kernel in self.kernels:
-            seconds, reason = kernel.time(basis)
+            seconds, reason = kernel.time(at)
             # What the roofline still charges (dequantisation, flat streams) overlaps with the kernel.
             slower = seconds >= overlapped[kernel.row]
             bound[kernel.row] = np.where(slower, reason, bound[kernel.row])
@@ -121,7 +148,7 @@ def prepare(compiled: CompiledTrace, device: Device) -> GpuModel:
     regimes = (*REASONS, "small")
     sides = [[interval(row.operator, regime, device) for row in compiled.rows] for regime in regimes]
     low, high = (np.array([[getattr(x, side).value for x in line] for line in sides]) for side in ("low", "high"))
-    return GpuModel(replace(base, matrix=times.reshape(base.matrix.shape)), tuple(kernels), launch, low, high)
+    return GpuModel(compiled, replace(base, matrix=times.reshape(base.matrix.shape)), tuple(kernels), launch, low, high)
 
 
 class _Maker:
@@ -146,11 +173,6 @@ class _Maker:
             return self.attention(i, op)
         return self.append(i, op) if op.kind == "kv_append" else None
 
-    def size(self, expression: Expr) -> Callable[[Array], Array]:
-        """``expression`` as a function of the basis."""
-        coefficients = self.compiled.vector(expression)
-        return lambda basis: coefficients @ basis
-
     def gemm(self, i: int, op: Operator) -> Kernel:
         """A linear layer: its table by m; any other product, shape by shape."""
         constants, kernels = gemm_kernels(self.device)
@@ -161,7 +183,6 @@ class _Maker:
         weight_bits, out_bits = _bits(op.weights, "weight", bits), _bits(op.writes, "activation")
         launch_s = constants.launch_clocks / self.card.clock_hz
         sizes = [op.dims.get(name, ONE) for name in ("m", "n", "k", "batch")]
-        rows, *others = (self.size(x) for x in sizes)
         n, k, batch = (x.constant for x in sizes[1:])
         if n is not None and k is not None and batch is not None:
             table = gemm_table(
@@ -169,14 +190,14 @@ class _Maker:
                 rate=rate, bits=bits, weight_bits=weight_bits, out_bits=out_bits, batch=batch,
             )  # fmt: skip
 
-            def of_weights(basis: Array) -> Answer:
-                seconds, limit = table(rows(basis))
+            def of_weights(at: Points) -> Answer:
+                seconds, limit = table.at(at.place(sizes[0]))
                 return seconds - launch_s, reason_of_limit(limit)
 
             return Kernel(i, launch_s, of_weights)
 
-        def of_shapes(basis: Array) -> Answer:
-            shapes = np.stack([np.broadcast_to(size(basis), basis.shape[1]) for size in (rows, *others)])
+        def of_shapes(at: Points) -> Answer:
+            shapes = np.stack([at(size) for size in sizes])
             unique, back = np.unique(shapes, axis=1, return_inverse=True)
             seconds, limit = gemm_time(
                 unique[0], unique[1], unique[2], self.card, constants, kernels,
@@ -189,15 +210,14 @@ class _Maker:
     def attention(self, i: int, op: Operator) -> Kernel:
         d, bits = op.dims, _bits(op.reads, "kv")
         constants, kernel = attention_kernels(self.device, bits)
-        batch, query, kv = (self.size(d[name]) for name in ("batch", "query", "kv"))
         heads, kv_heads, head_dim, value_dim = (
             d[x].constant or 1 for x in ("heads", "kv_heads", "head_dim", "value_dim")
         )
         window = d["window"].constant if "window" in d else None
 
-        def time(basis: Array) -> Answer:
+        def time(at: Points) -> Answer:
             parts = attention_parts(
-                batch(basis), query(basis), kv(basis), heads, kv_heads, head_dim, value_dim,
+                at(d["batch"]), at(d["query"]), at(d["kv"]), heads, kv_heads, head_dim, value_dim,
                 self.card, constants, kernel, window=window, bits=bits,
             )  # fmt: skip
             return np.hypot(parts.compute, parts.memory) + parts.rest, np.where(parts.compute > parts.memory, 0, 1)
@@ -208,21 +228,23 @@ class _Maker:
         """The cache write: its launch is in attention's."""
         bits = _bits(op.writes, "kv")
         constants, _ = attention_kernels(self.device, bits)
-        tokens, elements = self.size(op.dims["batch"] * op.dims["tokens"]), op.dims["row_elements"].constant or 1
+        d, elements = op.dims, op.dims["row_elements"].constant or 1
 
-        def time(basis: Array) -> Answer:
-            return write_time(tokens(basis), elements, self.card, constants, bits), REASONS.index("dram")
+        def time(at: Points) -> Answer:
+            return write_time(at(d["batch"]) * at(d["tokens"]), elements, self.card, constants, bits), REASONS.index(
+                "dram"
+            )
 
         return Kernel(i, 0.0, time)
 
     def by_rows(self, i: int, row: Row) -> Kernel:
         """A kernel with a block of threads per token: the elements of a token are the factor of its size."""
-        kind, elements, moved = row.operator.kind, self.compiled.vector(row.operator.dims["elements"]), self.moved(i)
-        width = float(np.abs(elements).max())
+        kind, elements, moved = row.operator.kind, row.operator.dims["elements"], self.moved(i)
+        width = float(np.abs(self.compiled.vector(elements)).max())
 
-        def time(basis: Array) -> Answer:
-            rows = elements @ basis / width
-            return elementwise.row_time(kind, rows, moved @ basis / rows, self.card, self.flat), REASONS.index("dram")
+        def time(at: Points) -> Answer:
+            rows = at(elements) / width
+            return elementwise.row_time(kind, rows, at.of(moved) / rows, self.card, self.flat), REASONS.index("dram")
 
         return Kernel(i, self.flat.launch_s, time)
 

@@ -83,6 +83,8 @@ class RooflineModel:
         times = (self.matrix @ basis).reshape(len(self.reasons), self.launch.size, basis.shape[1])
         for c in self.collectives:
             times[self.reasons.index("network"), c.row] = c.time_s(c.size @ basis)
+        if len(self.reasons) == 2:  # comparing is five times as fast as searching
+            return np.maximum(times[0], times[1]), (times[1] > times[0]).astype(np.intp)
         return np.max(times, axis=0), np.argmax(times, axis=0)
 
     def energies(self, basis: Array, time: Array) -> dict[str, Array]:
@@ -90,6 +92,8 @@ class RooflineModel:
         energy = {part: m @ basis for part, m in self.energy.items()}
         drawn = np.sum(list(energy.values()), axis=0)
         limit = self.dynamic_limit_w * time
+        if (drawn <= limit).all():
+            return energy
         within = np.divide(limit, drawn, out=np.ones_like(drawn), where=drawn > limit)
         return {part: e * within for part, e in energy.items()}
 
