@@ -29,15 +29,16 @@ class MoeKernels:
     that are on other devices.
     """
 
-    tiles: tuple[tuple[int, int, int], ...]
+    tiles: tuple[tuple[int, int, int, int], ...]
     up_to: tuple[float, ...]
     per_expert: bool = False
     pairs: bool = False
     naive: float = 4
+    tuned: tuple[tuple[int,int,int,int],...] = ((16,64,128,1),(32,128,128,1),(64,128,64,16),(64,256,64,16),(128,128,64,16),(128,256,64,16))
 
 
-TRITON_0_14 = MoeKernels(((16, 32, 1), (64, 64, 8)), (1, np.inf), per_expert=True)
-TRITON_0_24 = MoeKernels(((16, 64, 1), (32, 64, 1), (32, 128, 1), (64, 128, 1), (128, 128, 16)), (32, 64, 96, 512, np.inf))
+TRITON_0_14 = MoeKernels(((16, 32, 64, 1), (64, 64, 32, 8)), (1, np.inf), per_expert=True)
+TRITON_0_24 = MoeKernels(((16, 64,128, 1), (32, 64,128, 1), (32, 128,64, 1), (64, 128,64, 1), (128, 128,64, 16)), (32, 64, 96, 512, np.inf))
 
 
 @dataclass(frozen=True)
@@ -49,7 +50,7 @@ class MoeConstants:
     rate_share: float
     stream_share: float
     load_share: float
-    step_s: float
+    row_s: float
 
 
 BOUNDS: dict[str, tuple[float, float, str]] = {
@@ -58,7 +59,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "rate_share": (0.05, 1.0, "share of matrix rate"),
     "stream_share": (0.05, 1.0, "share of DRAM bandwidth"),
     "load_share": (0.05, 1.0, "share of port"),
-    "step_s": (1e-9, 1e-5, "latency of a step"),
+    "row_s": (1e-13, 1e-7, "x"),
 }
 assert tuple(BOUNDS) == tuple(f.name for f in fields(MoeConstants))
 
@@ -114,7 +115,7 @@ def route(tokens: Array, experts: Array, top_k: Array, ep: Array, imbalance: Arr
 
 
 def moe_time(tokens, hidden, inter, experts, top_k, card, gemm_constants, moe_constants, kernels, *, gated=True, bits=16,
-             weight_bits=None, ep=1, imbalance=0.0, rate=None, warm=False, parts=False, lumped=False):
+             weight_bits=None, ep=1, imbalance=0.0, rate=None, warm=False, parts=False, lumped=False, tuned=False):
     arrays = np.broadcast_arrays(*(np.asarray(x, np.float64) for x in (tokens, hidden, inter, experts, top_k, ep, imbalance, gated)))
     T, h, i, E, k, ep, al, ga = (x.ravel() for x in arrays)
     c, g = moe_constants, gemm_constants
@@ -126,48 +127,55 @@ def moe_time(tokens, hidden, inter, experts, top_k, card, gemm_constants, moe_co
     pairs = T * k
     mine = (n * w).sum(0)
     active = w.sum(0)
+    active = np.where((kernels.naive > 0) & (ep == 1) & (pairs * kernels.naive <= E), pairs, active)
     size = T * local**-0.0
     key = pairs / E if kernels.pairs else (T / local if kernels.per_expert else T)
-    which = np.searchsorted(np.array(kernels.up_to), key, side="left")
-    bm, bn, group = (np.array([t[j] for t in kernels.tiles], float)[which] for j in (0, 1, 2))
-    tiles_e = np.ceil(n / bm)
-    tiles = (tiles_e * w).sum(0)
+    fixed = np.searchsorted(np.array(kernels.up_to), key, side="left")
+    tuned = np.broadcast_to(np.asarray(tuned, bool), arrays[0].shape).ravel()
     naive = (kernels.naive > 0) & (ep == 1) & (pairs * kernels.naive <= E)
-    tiles, active = np.where(naive, pairs, tiles), np.where(naive, pairs, active)
     port = LOAD_BYTES_PER_CLOCK * card.clock_hz
-    total = np.zeros(T.size)
-    up = 1 + ga
-    flop = 2 * mine * h * i * (up + 1)
-    per = []
     kept = max(card.l2_bytes * g.cache_share, 1.0)
-    touched = active * h * i * (up + 1) * wb + pairs * (h + 2 * i) * 2
+    touched = active * h * i * (ga + 2) * wb + pairs * (h + 2 * i) * 2
     miss = np.clip((touched - kept) / (0.5 * kept), 0, 1)
-    weight_miss = miss if warm else 1.0
-    # traffic between kernels
-    moved = 2 * (pairs * (2 * h + up * i + (up + 1) * i) + 2 * T * h)
-    for cols, depth in ((up * i, h), (h, i)):
-        blocks = tiles * np.ceil(cols / bn)
-        per_sm = blocks / sms
-        waves = np.maximum(per_sm, 1.0)
-        compute = waves * bm * bn * depth * 2 * sms / (rate * c.rate_share)
-        busy = np.minimum(per_sm, 1.0)
-        load = waves * (bm * ab + bn * wb) * depth * np.maximum(1 / (port * c.load_share), busy / (port * g.l2_share))
-        together = np.maximum(group, sms * bn / cols)
-        fits = cols * depth * wb <= PANEL_SHARE * card.l2_bytes
-        reads = np.where(fits, active, (np.maximum(tiles_e / together, 1) * w).sum(0))
-        reads = np.where(naive, pairs, reads)
-        stream = reads * cols * depth * wb * weight_miss / np.minimum(dram * c.stream_share, busy * sms * port * c.load_share)
-        stream = stream + np.sqrt(stream * g.dram_tail_s)
-        ideal = 2 * mine * cols * depth / rate
-        pw = ideal * (1 + (1 / g.sustained - 1) * ideal / (ideal + g.throttle_s))
-        occ = np.minimum(8, np.floor(160e3 / (3 * (bm + bn) * 64 * ab)))
-        lat = np.maximum(1, per_sm / occ) * (depth / 64 + 2) * c.step_s
-        work = np.maximum(np.maximum(compute, load), pw)
-        t = np.maximum(work, stream) + (1 - c.overlap) * np.minimum(work, stream)
-        t = (t**8 + lat**8)**.125
-        per.append((compute, load, stream, lat))
-        total += t
-    total += c.overhead_s + moved * miss / (dram * g.dram_share)
+    moved = 2 * (pairs * (2 * h + (ga + 1) * i + (ga + 2) * i) + 2 * T * h)
+    elem = moved * miss / (dram * g.dram_share)
+
+    def gemms(at, tile):
+        bm, bn, bk, group = tile
+        tiles_e = np.ceil(n[:, at] / bm)
+        tiles = (tiles_e * w[:, at]).sum(0)
+        tiles = np.where(naive[at], pairs[at], tiles)
+        out = 0.0
+        for cols, depth in (((1 + ga[at]) * i[at], h[at]), (h[at], i[at])):
+            odd = np.where(depth % 16 != 0, 8.0, 1.0)
+            kk = np.ceil(depth / bk) * bk
+            per_sm = tiles * np.ceil(cols / bn) / sms
+            waves, busy = np.maximum(per_sm, 1.0), np.minimum(per_sm, 1.0)
+            compute = waves * bm * bn * kk * 2 * sms / (rate * c.rate_share)
+            rows = np.minimum(mine[at] / tiles, bm)
+            load = waves * (rows * ab + bn * wb) * kk / (port * c.load_share) * odd
+            together = np.maximum(group, sms * bn / cols)
+            fits = cols * depth * wb <= PANEL_SHARE * card.l2_bytes
+            reads = np.where(fits, active[at], (np.maximum(tiles_e / together, 1) * w[:, at]).sum(0))
+            reads = np.where(naive[at], pairs[at], reads)
+            stream = reads * cols * depth * wb * (miss[at] if warm else 1.0) / np.minimum(dram * c.stream_share, busy * sms * port * c.load_share)
+            stream = stream + np.sqrt(stream * g.dram_tail_s)
+            work = np.maximum(compute, load)
+            out = out + np.maximum(work, stream) + (1 - c.overlap) * np.minimum(work, stream)
+        return out
+
+    total = np.full(T.size, np.inf)
+    for j, tile in enumerate(kernels.tiles):
+        at = np.flatnonzero(~tuned & (fixed == j))
+        if at.size:
+            total[at] = gemms(at, tile)
+    at = np.flatnonzero(tuned)
+    if at.size:
+        for tile in kernels.tuned:
+            total[at] = np.minimum(total[at], gemms(at, tile))
+    total += c.overhead_s * np.where(naive, 0.75, 1.0) + elem + c.row_s * pairs
+    tiles = 0
+    per = []
     if parts:
         return total, per, moved * miss / (dram * g.dram_share), mine, active, tiles
     return total.reshape(arrays[0].shape)
