@@ -1,0 +1,238 @@
+"""The constants of fused experts, earned on measured layers.
+
+    python -m tokenfab.validation.moe --truth DIR
+
+fits :class:`tokenfab.hw.moe.MoeConstants` for every kernel of the tables (``SUITES``) on the even rows and
+prints them, with the error on the odd rows: all, by distribution of the load, and by tokens; then what each
+card's 16-bit constants say of the other card. Rows that cannot be true (a size or time of zero, faster than
+the arithmetic, or than DRAM beyond what L2 holds) are dropped and counted.
+
+How the tables were made (aiconfigurator, collector/vllm/collect_moe.py): one layer, called again and again,
+so that small weights stay in L2; five draws of the load, averaged; the busiest device of a group. The A100's
+were made by an earlier version, which gave the rows that rounding left over all to one device, and drove
+every model with a gated expert.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import gzip
+import os
+from dataclasses import astuple, dataclass, fields, replace
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from scipy.optimize import least_squares
+
+from ..errors import InputError, unknown_name
+from ..hw import gemm, moe
+from ..hw.card import card_of
+from ..hw.devices import load_device
+from ..hw.moe import BOUNDS, MoeConstants, MoeKernels, moe_time
+from .kernels import FOLDERS
+
+Array = npt.NDArray[np.float64]
+Mask = npt.NDArray[np.bool_]
+
+FIT_ROWS = 2500
+"""Even rows that the fit looks at, evenly spaced."""
+NAMES = tuple(f.name for f in fields(MoeConstants))
+CARDS = {device: card_of(load_device(device)) for device in FOLDERS}
+GEMM = {"a100-80g-sxm": gemm.AMPERE, "h100-sxm": gemm.HOPPER}
+START = MoeConstants(4e-5, 1e-9, 0.5, 0.6, 0.85, 0.6)
+UNGATED = {(2688, 1856), (2048, 5120), (1024, 2688)}
+"""Hidden and inter of the models whose experts have no gate (Nemotron-H: squared ReLU)."""
+TUNED = {
+    "a100-80g-sxm": {(8, 7168), (8, 3584), (8, 1792), (8, 4096), (8, 2048), (1, 14336), (16, 2688), (128, 192)},
+    "h100-sxm": {
+        *((8, n) for n in (7168, 4096, 3584, 2048, 1792)), *((128, n) for n in (1856, 768, 704, 384, 352, 192)),
+        (64, 1536), (64, 768), (32, 768), (16, 1024), (256, 512), (256, 128), (512, 512), (512, 256), (512, 128),
+    },
+}  # fmt: skip
+"""Experts and inter of the device for which vLLM ships tuned 16-bit tiles (fused_moe/configs/E=…,N=….json)."""
+
+
+@dataclass(frozen=True)
+class Suite:
+    """One kernel of one table: where its rows are, its facts, and bits and rate (over the 16-bit one)."""
+
+    device: str
+    source: str
+    dtype: str
+    kernels: MoeKernels
+    constants: MoeConstants
+    bits: float = 16
+    weight_bits: float | None = None
+    rate: float = 1
+
+
+SUITES = {
+    "bf16-a100": Suite("a100-80g-sxm", "vllm_fused_moe", "bfloat16", moe.TRITON_0_14, START),
+    "bf16-h100": Suite(
+        "h100-sxm", "vllm_unquantizedfusedmoe_triton_tritonexperts", "bfloat16", moe.TRITON_0_24, START
+    ),
+    "fp8-block-triton": Suite(
+        "h100-sxm", "vllm_fp8moe_triton_tritonexperts", "fp8_block", moe.TRITON_FP8_BLOCK, START, 8, rate=2
+    ),
+    "fp8-block-cutlass": Suite(
+        "h100-sxm", "vllm_fp8moe_flashinfer_cutlass_flashinferexperts", "fp8_block", moe.CUTLASS_FP8_BLOCK, START, 8,
+        rate=2,
+    ),
+    "fp8-cutlass": Suite(
+        "h100-sxm", "vllm_modeloptfp8moe_flashinfer_cutlass_flashinferexperts", "fp8", moe.CUTLASS_FP8, START, 8, rate=2
+    ),
+    "int4-marlin": Suite(
+        "h100-sxm", "vllm_compressedtensorswna16marlinmoe_marlin_marlinexperts", "int4_wo", moe.MARLIN, START,
+        weight_bits=4.125,
+    ),
+    "mxfp4-marlin": Suite(
+        "h100-sxm", "vllm_compressedtensorsw4a4mxfp4moe_marlin_marlinexperts_situ_as_silu", "w4a16_mxfp4", moe.MARLIN,
+        START, weight_bits=4.25,
+    ),
+    "mxfp4-triton": Suite(
+        "h100-sxm", "vllm_gptossmxfp4moe_triton_oaitritonmxfp4expertsmonolithic", "w4a16_mxfp4", moe.TRITON_MXFP4,
+        START, weight_bits=4.25,
+    ),
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Measured layers, (N,) each: sizes, exponent of the load (0: balanced), seconds; ``dropped`` could not be true."""
+
+    tokens: Array
+    hidden: Array
+    inter: Array
+    experts: Array
+    top_k: Array
+    ep: Array
+    imbalance: Array
+    gated: Array
+    tuned: Array
+    seconds: Array
+    dropped: int = 0
+
+    def rows(self, pick: slice | Mask) -> Measured:
+        """Some of the rows."""
+        return Measured(*(getattr(self, f.name)[pick] for f in fields(self)[:-1]), self.dropped)
+
+
+def read_moe(truth: Path, suite: str) -> Measured:
+    """The rows of one suite, without those that cannot be true.
+
+    Raises ``InputError`` for a suite that is not in ``SUITES``, or when the table is not under ``truth``.
+    """
+    if suite not in SUITES:
+        raise unknown_name("suite", suite, SUITES)
+    s = SUITES[suite]
+    folder = truth / "aiconfigurator" / FOLDERS[s.device] / "moe"
+    paths = sorted(folder.glob("vllm_*/moe_perf.csv.gz"))
+    if not paths:
+        raise InputError(f"{folder}: no vllm_*/moe_perf.csv.gz there; --truth names the folder of measurements")
+    with gzip.open(paths[-1], "rt", newline="") as file:
+        table = [
+            _row(r, s.device)
+            for r in csv.DictReader(file)
+            if (r["kernel_source"], r["moe_dtype"]) == (s.source, s.dtype)
+        ]
+    all_rows = Measured(*np.array(table, float).reshape(-1, 10).T)
+    possible = _possible(all_rows, s)
+    return replace(all_rows.rows(possible), dropped=int(np.sum(~possible)))
+
+
+def _row(r: dict[str, str], device: str) -> tuple[float, ...]:
+    hidden, whole, experts, ep = (int(r[x]) for x in ("hidden_size", "inter_size", "num_experts", "moe_ep_size"))
+    inter = whole / int(r["moe_tp_size"])
+    load = r["distribution"].removeprefix("power_law_")
+    gated = device == "a100-80g-sxm" or (hidden, whole) not in UNGATED
+    return (
+        int(r["num_tokens"]), hidden, inter, experts, int(r["topk"]), ep, 0.0 if load == "balanced" else float(load),
+        gated, (experts / ep, inter) in TUNED[device], float(r["latency"]) / 1e3,
+    )  # fmt: skip
+
+
+def _possible(rows: Measured, s: Suite) -> Mask:
+    """Which rows are positive and no faster than the card: on one device, all rows are its own, in top_k experts."""
+    card = CARDS[s.device]
+    sizes = np.stack([rows.tokens, rows.hidden, rows.inter, rows.experts, rows.top_k, rows.ep, rows.seconds])
+    weights = rows.hidden * rows.inter * (2 + rows.gated)
+    arithmetic = 2 * rows.tokens * rows.top_k * weights / (card.matrix_flops * s.rate)
+    unheld = rows.top_k * weights * (s.weight_bits or s.bits) / 8 - card.l2_bytes
+    floor = np.where(rows.ep == 1, np.maximum(arithmetic, unheld / card.dram_bytes_s), 0.0)
+    return np.asarray(np.all(sizes > 0, axis=0) & (rows.seconds >= floor))
+
+
+def predict(rows: Measured, suite: str, constants: MoeConstants | None = None, device: str | None = None) -> Array:
+    """Seconds under the conditions of the table, with the suite's constants unless given.
+
+    ``device``: of the rows, where they are not the suite's own.
+    """
+    s, on = SUITES[suite], device or SUITES[suite].device
+    card = CARDS[on]
+    return moe_time(
+        rows.tokens, rows.hidden, rows.inter, rows.experts, rows.top_k, card, GEMM[on], constants or s.constants,
+        kernels=s.kernels, gated=rows.gated, bits=s.bits, weight_bits=s.weight_bits, ep=rows.ep,
+        imbalance=rows.imbalance, tuned=rows.tuned, rate=card.matrix_flops * s.rate, warm=True,
+        lumped=on == "a100-80g-sxm",
+    )  # fmt: skip
+
+
+def fit(rows: Measured, suite: str, start: MoeConstants = START) -> MoeConstants:
+    """Constants that minimise a smoothed absolute log error on ``rows`` (pass the even half), within bounds."""
+    rows = rows.rows(slice(None, None, max(1, rows.seconds.size // FIT_ROWS)))
+    low, high = (np.log([BOUNDS[name][i] for name in NAMES]) for i in (0, 1))
+
+    def residuals(x: Array) -> Array:
+        return np.asarray(np.log(predict(rows, suite, MoeConstants(*np.exp(x))) / rows.seconds))
+
+    first = np.clip(np.log(astuple(start)), low + 1e-3, high - 1e-3)
+    found = least_squares(
+        residuals, first, bounds=(low, high), loss="soft_l1", f_scale=0.05, diff_step=0.01, max_nfev=60
+    )
+    return MoeConstants(*(float(v) for v in np.exp(found.x)))
+
+
+def mape(predicted: Array, rows: Measured) -> float:
+    """Mean absolute error over measured time."""
+    return float(np.mean(np.abs(predicted / rows.seconds - 1)))
+
+
+def _line(name: str, predicted: Array, rows: Measured) -> str:
+    error = np.abs(predicted / rows.seconds - 1)
+    bias = np.mean(np.log(predicted / rows.seconds))
+    return f"{name}: n={error.size} MAPE {error.mean():.2%}, bias {bias:+.1%}, p90 {np.quantile(error, 0.9):.1%}"
+
+
+def _by(name: str, keys: Array, predicted: Array, rows: Measured) -> str:
+    parts = (f"{v:g} {mape(predicted[keys == v], rows.rows(keys == v)):.1%}" for v in np.unique(keys))
+    return f"  by {name}: " + ", ".join(parts)
+
+
+def main() -> None:
+    """Print constants and errors."""
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--truth", default=os.environ.get("TOKENFAB_TRUTH", "../shared/truth"))
+    parser.add_argument("--suite", choices=SUITES, action="append", help="only these; all unless given")
+    asked = parser.parse_args()
+    fitted = {}
+    for suite in asked.suite or SUITES:
+        rows = read_moe(Path(asked.truth), suite)
+        c = fitted[suite] = fit(rows.rows(slice(0, None, 2)), suite)
+        odd = rows.rows(slice(1, None, 2))
+        predicted = predict(odd, suite, c)
+        print(f"{suite}: " + " ".join(f"{n}={v:.4g}" for n, v in zip(NAMES, astuple(c), strict=True)))
+        print(_line("  odd rows", predicted, odd) + f" ({rows.dropped} rows dropped)")
+        print(_by("imbalance", odd.imbalance, predicted, odd))
+        print(_by("tokens", odd.tokens, predicted, odd))
+        print(_by("devices", odd.ep, predicted, odd), flush=True)
+    pair = {"bf16-a100", "bf16-h100"}
+    for suite in pair & set(fitted):
+        for other in pair - {suite}:
+            odd = read_moe(Path(asked.truth), other).rows(slice(1, None, 2))
+            print(_line(f"{suite} -> {other}", predict(odd, other, fitted[suite]), odd))
+
+
+if __name__ == "__main__":
+    main()
