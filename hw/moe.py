@@ -1,40 +1,32 @@
 """Fused experts on a GPU: routed rows, padded to tiles, through two grouped GEMMs.
 
-Each of T tokens goes to k of E experts; expert e gets n_e rows, which a library sorts and pads to tiles of
-bm rows. On the busiest of ep devices, with E/ep experts of its own:
+:mod:`tokenfab.hw.routing` says how many rows n_e each expert of the busiest device gets. A library sorts
+them by expert and pads them to tiles of bm rows, Σ ⌈n_e/bm⌉ in all. The two GEMMs, hidden to (2·)inter and
+inter to hidden, run one after the other. One with N columns of depth K, in tiles of bm × bn and steps of
+depth that make K up to kk, needs max(1, b) waves on P multiprocessors of rate/P FLOP/s and a port of 64 B/clk
+each, b = tiles·⌈N/bn⌉/P; a tile has r rows that are not padding:
 
-    balanced       n_e = T·k/E, to one row (the rows of the fraction are spread over the experts)
-    imbalance α    n_e ∝ x_e, where x is drawn with density x^−α from [1, 0.8·T], or [0.01, 2] where T·k ≤ E;
-                   rounded, at most T; the rows that rounding leaves over go one each to empty experts
-    busiest rank   the same law, tilted by e^{θx} until its divergence from the original, per expert, is
-                   D/g, where g = E/ep, D = z²/2 + (ln ep − z²/2)/g and z is the normal score of the largest
-                   of ep (ln ep is Chernoff's bound on one in ep; z²/2 what a sum of many reaches)
+    compute  waves · 2·bm·bn·kk / (rate_share · rate/P)
+    load     waves · (r·(1 + gather·away) + bn)·kk·bytes / (load_share · port) · [K % 16] 8
+             away = max(0, 1 − L2/A), A: bytes that the r rows are gathered from
+    stream   t + √(t · dram_tail), t = reads·K·N·bytes / min(DRAM, min(1, b)·P·load_share·port)
+             reads = active experts, or Σ max(1, ⌈n_e/bm⌉/max(group, P·bn/N)) where one outgrows half of L2
+    gemm     max(compute, load, stream) + (1 − overlap) · min(max(compute, load), stream)
+    time     overhead + row_s·R + traffic(R)/(dram_share · DRAM) + gemm₁ + gemm₂
 
-    active = Σ P(n_e > 0)      tiles = Σ ⌈n_e/bm⌉      (sums are over 32 quantiles of x, not over experts)
+R: routed rows T·k, also those of experts that are elsewhere (they are zeroed and summed too) unless
+``own_rows``; traffic(R): what they write and read between the kernels, where L2 does not hold it. Padding
+is not loaded, but computed. A K that is no multiple of 16 elements is loaded by the element, not 16 bytes at
+a time. dram_share, dram_tail and the share of L2 that keeps data come from the card's GEMM constants.
 
-The two GEMMs, (2·)inter × hidden and hidden × inter, run one after the other. With w = max(1, tiles ·
-⌈N/bn⌉ / P) waves on P multiprocessors, busy = min(1, tiles · ⌈N/bn⌉ / P), kk = K up to the tile's step in
-depth, and rows = min(bm, rows/tile):
-
-    work     max(w · 2·bm·bn·kk / (rate_share · rate/P),  w · (rows+bn)·kk·bytes / (load_share · port))
-    stream   t + √(t · dram_tail), t = reads·N·K·bytes / min(stream_share · DRAM, busy·P·load_share·port);
-             reads = active, or Σ tiles_e / max(group, P·bn/N) where an expert's weights outgrow half of L2
-    gemm     max(work, stream) + (1 − overlap) · min(work, stream)
-
-around them, launches and sorting (``overhead_s``), and what every routed row costs: ``row_s`` each, and its
-traffic between the kernels at the GEMM's share of DRAM where L2 does not hold it (routed rows of experts that
-are elsewhere are zeroed and summed too, unless ``own_rows``). A K that is no multiple of 16 elements cannot
-be loaded 16 bytes at a time: 8 times as many loads. Everything else is inherited from the card's GEMM.
-
-Sources: vLLM, model_executor/layers/fused_moe (moe_align_block_size, default tiles, tuned tiles, one tile
-per pair where T·k·4 ≤ E); popularity: NVIDIA aiconfigurator, collector/helper.py; tilting: Cramér's theorem.
+Sources: vLLM, model_executor/layers/fused_moe (moe_align_block_size; default and tuned tiles; a tile for each
+pair where 4·T·k ≤ E); vectorised loads: Triton specialises integer arguments that 16 divides.
 The constants are fitted by ``python -m tokenfab.validation.moe``.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, fields
-from statistics import NormalDist
 
 import numpy as np
 import numpy.typing as npt
@@ -42,22 +34,18 @@ import numpy.typing as npt
 from ..errors import InputError
 from .card import Card
 from .gemm import LOAD_BYTES_PER_CLOCK, PANEL_SHARE, GemmConstants
+from .routing import route
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
 Tile = tuple[int, int, int, int]
 
-POINTS = 32
-"""Quantiles of the popularity of experts, denser towards the popular ones."""
 NAIVE_OVERHEAD = 0.75
 """Six of eight kernels are left where rows need no sorting."""
 ALIGNED = 16
 """Elements that K must be a multiple of to be loaded 16 bytes at a time."""
 UNALIGNED = 8.0
 """Loads of one 16-bit element in place of one of 16 bytes."""
-TILTS = 6
-"""Newton steps for the busiest device; more change no estimate by a thousandth."""
-STEEPEST = 1e3
 CHUNK = 1024
 """Shapes worked on at once, so that intermediate arrays stay in the processor's cache."""
 
@@ -91,7 +79,7 @@ class MoeConstants:
     row_s: float
     rate_share: float
     load_share: float
-    stream_share: float
+    gather: float
     overlap: float
 
 
@@ -100,7 +88,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "row_s": (1e-12, 1e-7, "routing, sorting, activation and sum of one routed row, beyond its traffic"),
     "rate_share": (0.02, 1.0, "share of the matrix rate that the main loop reaches"),
     "load_share": (0.05, 1.0, "share of its port to L2 that one multiprocessor reaches"),
-    "stream_share": (0.1, 1.0, "share of the DRAM bandwidth at which weights arrive"),
+    "gather": (1e-3, 10.0, "extra time to load a row of activations that L2 does not hold, over one that it does"),
     "overlap": (0.01, 1.0, "share of the shorter of work and stream that hides behind the longer"),
 }
 """Bounds in the constants' units, and meaning."""
@@ -121,8 +109,8 @@ TRITON_FP8_BLOCK = MoeKernels(((16, 128, 128, 1), (64, 128, 128, 32)), (64, INF)
 """vLLM 0.24, weights and activations of 8 bits with a scale per 128 × 128."""
 CUTLASS_FP8_BLOCK = MoeKernels(((64, 128, 128, 16),), (INF,), own_rows=True)
 """FlashInfer's grouped GEMM, scales per block."""
-CUTLASS_FP8 = MoeKernels(((128, 16, 128, 1),), (INF,), own_rows=True)
-"""FlashInfer's grouped GEMM, one scale per tensor; the columns are those of swapped operands."""
+CUTLASS_FP8 = MoeKernels(((128, 32, 128, 1),), (INF,), own_rows=True)
+"""FlashInfer's grouped GEMM, one scale per tensor; operands are swapped, so tiles are narrow."""
 MARLIN = MoeKernels(
     ((8, 256, 64, 1), (16, 128, 64, 1), (32, 128, 64, 1), (48, 128, 64, 1), (64, 128, 64, 1)),
     (0.9 * 8, 0.9 * 16, 0.9 * 32, 0.9 * 48, INF), "rows",
@@ -133,39 +121,6 @@ TRITON_MXFP4 = MoeKernels(
     own_rows=True, pad=64,
 )  # fmt: skip
 """OpenAI's Triton kernels, 4-bit weights, 16-bit arithmetic."""
-
-
-def route(
-    tokens: Array, experts: Array, top_k: Array, ep: Array, imbalance: Array, *, lumped: bool = False
-) -> tuple[Array, Array]:
-    """Rows per expert on the busiest device, and how many experts get that many: (POINTS + 1, N) each, from (N,).
-
-    ``lumped``: the rows that rounding leaves over all go to the busiest device, as in the benchmark of
-    vLLM 0.14, and not evenly to all.
-    """
-    mean, local = tokens * top_k / experts, experts / ep
-    v = (np.arange(POINTS)[:, None] + 0.5) / POINTS
-    density = 2 * (1 - v) / POINTS  # of quantiles 1 − (1 − v)²
-    rows = np.repeat(np.floor(mean)[None], POINTS, axis=0)
-    more = mean - rows[0]  # share of the experts that get one row more than the others
-    extra = rows[0] + 1
-    weight = density * (1 - more)
-    uneven = np.flatnonzero(imbalance > 0)
-    if uneven.size:
-        t, average = tokens[uneven], mean[uneven]
-        x = _popular(1 - (1 - v) ** 2, t, average > 1, imbalance[uneven])
-        n = np.minimum(np.rint(average * x / (density * x).sum(0)), t)
-        left = average - (density * n).sum(0)
-        w = _busiest(density, x / x[-1], ep[uneven], local[uneven])
-        empty = (w * (n < 1)).sum(0)
-        first = np.clip(left * (ep[uneven] if lumped else 1), 0.0, empty)
-        rest = np.minimum(left, np.maximum(left - empty, 0.0))
-        n *= np.maximum(1 + rest / np.maximum((w * n).sum(0), 1e-9), 0.0)
-        rows[:, uneven], weight[:, uneven], more[uneven], extra[uneven] = n, w, first, 1.0
-    weight = np.where(rows > 0, weight * local, 0.0)
-    more = more * local
-    more += np.maximum(1 - (weight * rows).sum(0) - more * extra, 0.0) / extra  # at least one row
-    return np.concatenate([rows, extra[None]]), np.concatenate([weight, more[None]])
 
 
 def moe_time(
@@ -196,7 +151,7 @@ def moe_time(
     ``weight_bits`` of weights (as activations unless given); ``rate``: FLOP/s of the arithmetic (the card's
     16-bit rate unless given). ``imbalance``: exponent of the popularity of experts, 0 for balanced.
     ``tuned``: the library was tuned for this shape. ``warm``: weights that fit in L2 are still there
-    from the call before. ``lumped``: see :func:`route`. Raises ``InputError`` for a size that is not positive,
+    from the call before. ``lumped``: see :func:`tokenfab.hw.routing.route`. Raises ``InputError`` for a size that is not positive,
     more experts per token than there are, devices that outnumber experts, or a negative imbalance.
     """
     given = (tokens, hidden, inter, experts, top_k, ep, imbalance, gated, tuned)
@@ -223,36 +178,6 @@ def moe_time(
             lumped,
         )
     return seconds.reshape(shape)
-
-
-def _popular(quantile: Array, tokens: Array, many: npt.NDArray[np.bool_], exponent: Array) -> Array:
-    """Popularity at each quantile (POINTS, 1), not normalised: (POINTS, N)."""
-    low, high = np.where(many, 1.0, 0.01), np.where(many, np.maximum(0.8 * tokens, 1 + 1e-9), 2.0)
-    power = 1 - np.where(np.abs(exponent - 1) < 1e-3, 1.001, exponent)
-    a, b = low**power, high**power
-    return np.asarray((a + (b - a) * quantile) ** (1 / power))
-
-
-def _busiest(density: Array, score: Array, ep: Array, local: Array) -> Array:
-    """Weights of the quantiles (POINTS, N) on the busiest device, which sum to 1 over them."""
-    sizes, back = np.unique(ep, return_inverse=True)
-    half = np.array(
-        [max(NormalDist().inv_cdf((s - 0.375) / (s + 0.25)), 0.0) ** 2 / 2 if s > 1 else 0.0 for s in sizes]
-    )
-    normal = half[back]
-    need = np.clip((normal + (np.log(ep) - normal) / local) / local, 1e-12, -0.9 * np.log(density[-1, 0]))
-    spread = (density * score**2).sum(0) - (density * score).sum(0) ** 2
-    tilt = np.sqrt(2 * need / np.maximum(spread, 1e-12))
-    for _ in range(TILTS):  # Newton: the divergence grows by tilt × variance
-        e = density * np.exp(tilt * (score - 1))
-        total = e.sum(0)
-        p = e / total
-        first = (p * (score - 1)).sum(0)
-        variance = (p * (score - 1) ** 2).sum(0) - first**2
-        short = need - (tilt * first - np.log(total))
-        tilt = np.clip(tilt + short / np.maximum(tilt * variance, 1e-12), tilt / 3, tilt * 3)
-        tilt = np.minimum(tilt, STEEPEST)
-    return np.asarray(p)
 
 
 def _chunk(
@@ -292,17 +217,24 @@ def _chunk(
         tiles = np.where(naive[at], pairs[at], (per_expert * count[:, at]).sum(0))
         filled = np.minimum(mine[at] / tiles, bm)
         total = np.zeros(at.size)
-        for n, k in ((ups[at] * inter[at], hidden[at]), (hidden[at], inter[at])):
+        for n, k, held in ((ups[at] * inter[at], hidden[at], tokens[at]), (hidden[at], inter[at], passed[at])):
+            away = np.maximum(1 - card.l2_bytes / (held * k * widths[0]), 0.0)
             kk = np.ceil(k / step) * step
             per_sm = tiles * np.ceil(n / bn) / card.sms
             waves, busy = np.maximum(per_sm, 1.0), np.minimum(per_sm, 1.0)
             compute = waves * (2 * bm * bn * card.sms / (rate * c.rate_share)) * kk
-            load = waves * (filled * widths[0] + bn * widths[1]) * kk / port * np.where(k % ALIGNED, UNALIGNED, 1.0)
+            load = (
+                waves
+                * (filled * widths[0] * (1 + c.gather * away) + bn * widths[1])
+                * kk
+                / port
+                * np.where(k % ALIGNED, UNALIGNED, 1.0)
+            )
             together = np.maximum(group, card.sms * bn / n)
             again = (np.maximum(per_expert / together, 1.0) * count[:, at]).sum(0)
             once = naive[at] | (n * k * widths[1] <= PANEL_SHARE * card.l2_bytes)
             read = np.where(once, active[at], again) * n * k * widths[1] * (missing[at] if warm else 1.0)
-            stream = read / np.minimum(card.dram_bytes_s * c.stream_share, busy * card.sms * port)
+            stream = read / np.minimum(card.dram_bytes_s, busy * card.sms * port)
             stream += np.sqrt(stream * g.dram_tail_s)
             work = np.maximum(compute, load)
             total += np.maximum(work, stream) + (1 - c.overlap) * np.minimum(work, stream)

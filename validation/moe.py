@@ -41,7 +41,7 @@ FIT_ROWS = 2500
 NAMES = tuple(f.name for f in fields(MoeConstants))
 CARDS = {device: card_of(load_device(device)) for device in FOLDERS}
 GEMM = {"a100-80g-sxm": gemm.AMPERE, "h100-sxm": gemm.HOPPER}
-START = MoeConstants(4e-5, 1e-9, 0.5, 0.6, 0.85, 0.6)
+START = MoeConstants(4e-5, 1e-9, 0.6, 0.5, 0.3, 0.6)
 UNGATED = {(2688, 1856), (2048, 5120), (1024, 2688)}
 """Hidden and inter of the models whose experts have no gate (Nemotron-H: squared ReLU)."""
 TUNED = {
