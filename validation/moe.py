@@ -19,6 +19,7 @@ import argparse
 import csv
 import gzip
 import os
+from collections.abc import Sequence
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
 
@@ -41,7 +42,8 @@ FIT_ROWS = 2500
 NAMES = tuple(f.name for f in fields(MoeConstants))
 CARDS = {device: card_of(load_device(device)) for device in FOLDERS}
 GEMM = {"a100-80g-sxm": gemm.AMPERE, "h100-sxm": gemm.HOPPER}
-START = MoeConstants(4e-5, 1e-9, 0.6, 0.5, 0.3, 0.6)
+STARTS = (MoeConstants(4e-5, 1e-9, 0.6, 0.5, 0.3, 0.6), MoeConstants(4e-5, 1e-8, 0.15, 0.9, 0.1, 0.1))
+"""The fit starts here, and keeps the better end."""
 UNGATED = {(2688, 1856), (2048, 5120), (1024, 2688)}
 """Hidden and inter of the models whose experts have no gate (Nemotron-H: squared ReLU)."""
 TUNED = {
@@ -68,34 +70,35 @@ class Suite:
     rate: float = 1
 
 
+MODEL_OPT = "vllm_modeloptfp8moe_flashinfer_cutlass_flashinferexperts"
+MX = "vllm_compressedtensorsw4a4mxfp4moe_marlin_marlinexperts_situ_as_silu"
+GPT_OSS = "vllm_gptossmxfp4moe_triton_oaitritonmxfp4expertsmonolithic"
 SUITES = {
-    "bf16-a100": Suite("a100-80g-sxm", "vllm_fused_moe", "bfloat16", moe.TRITON_0_14, START),
+    "bf16-a100": Suite("a100-80g-sxm", "vllm_fused_moe", "bfloat16", moe.TRITON_0_14, moe.AMPERE),
     "bf16-h100": Suite(
-        "h100-sxm", "vllm_unquantizedfusedmoe_triton_tritonexperts", "bfloat16", moe.TRITON_0_24, START
+        "h100-sxm", "vllm_unquantizedfusedmoe_triton_tritonexperts", "bfloat16", moe.TRITON_0_24, moe.HOPPER,
     ),
     "fp8-block-triton": Suite(
-        "h100-sxm", "vllm_fp8moe_triton_tritonexperts", "fp8_block", moe.TRITON_FP8_BLOCK, START, 8, rate=2
+        "h100-sxm", "vllm_fp8moe_triton_tritonexperts", "fp8_block", moe.TRITON_FP8_BLOCK, moe.HOPPER_FP8_BLOCK,
+        bits=8, rate=2,
     ),
     "fp8-block-cutlass": Suite(
-        "h100-sxm", "vllm_fp8moe_flashinfer_cutlass_flashinferexperts", "fp8_block", moe.CUTLASS_FP8_BLOCK, START, 8,
-        rate=2,
+        "h100-sxm", "vllm_fp8moe_flashinfer_cutlass_flashinferexperts", "fp8_block", moe.CUTLASS_FP8_BLOCK,
+        moe.HOPPER_FP8_BLOCK_CUTLASS, bits=8, rate=2,
     ),
-    "fp8-cutlass": Suite(
-        "h100-sxm", "vllm_modeloptfp8moe_flashinfer_cutlass_flashinferexperts", "fp8", moe.CUTLASS_FP8, START, 8, rate=2
-    ),
+    "fp8-cutlass": Suite("h100-sxm", MODEL_OPT, "fp8", moe.CUTLASS_FP8, moe.HOPPER_FP8_CUTLASS, bits=8, rate=2),
     "int4-marlin": Suite(
-        "h100-sxm", "vllm_compressedtensorswna16marlinmoe_marlin_marlinexperts", "int4_wo", moe.MARLIN, START,
-        weight_bits=4.125,
+        "h100-sxm", "vllm_compressedtensorswna16marlinmoe_marlin_marlinexperts", "int4_wo", moe.MARLIN,
+        moe.HOPPER_INT4_MARLIN, weight_bits=4.125,
     ),
     "mxfp4-marlin": Suite(
-        "h100-sxm", "vllm_compressedtensorsw4a4mxfp4moe_marlin_marlinexperts_situ_as_silu", "w4a16_mxfp4", moe.MARLIN,
-        START, weight_bits=4.25,
+        "h100-sxm", MX, "w4a16_mxfp4", moe.MARLIN, moe.HOPPER_MXFP4_MARLIN, weight_bits=4.25,
     ),
     "mxfp4-triton": Suite(
-        "h100-sxm", "vllm_gptossmxfp4moe_triton_oaitritonmxfp4expertsmonolithic", "w4a16_mxfp4", moe.TRITON_MXFP4,
-        START, weight_bits=4.25,
+        "h100-sxm", GPT_OSS, "w4a16_mxfp4", moe.TRITON_MXFP4, moe.HOPPER_MXFP4_TRITON, weight_bits=4.25,
     ),
 }  # fmt: skip
+"""What is validated, by name: dtype and kernel, and the card where there are two."""
 
 
 @dataclass(frozen=True)
@@ -179,7 +182,7 @@ def predict(rows: Measured, suite: str, constants: MoeConstants | None = None, d
     )  # fmt: skip
 
 
-def fit(rows: Measured, suite: str, start: MoeConstants = START) -> MoeConstants:
+def fit(rows: Measured, suite: str, starts: Sequence[MoeConstants] = STARTS) -> MoeConstants:
     """Constants that minimise a smoothed absolute log error on ``rows`` (pass the even half), within bounds."""
     rows = rows.rows(slice(None, None, max(1, rows.seconds.size // FIT_ROWS)))
     low, high = (np.log([BOUNDS[name][i] for name in NAMES]) for i in (0, 1))
@@ -187,11 +190,15 @@ def fit(rows: Measured, suite: str, start: MoeConstants = START) -> MoeConstants
     def residuals(x: Array) -> Array:
         return np.asarray(np.log(predict(rows, suite, MoeConstants(*np.exp(x))) / rows.seconds))
 
-    first = np.clip(np.log(astuple(start)), low + 1e-3, high - 1e-3)
-    found = least_squares(
-        residuals, first, bounds=(low, high), loss="soft_l1", f_scale=0.05, diff_step=0.01, max_nfev=60
-    )
-    return MoeConstants(*(float(v) for v in np.exp(found.x)))
+    ends = []
+    for start in starts:
+        first = np.clip(np.log(astuple(start)), low + 1e-3, high - 1e-3)
+        ends.append(
+            least_squares(
+                residuals, first, bounds=(low, high), loss="soft_l1", f_scale=0.05, diff_step=0.01, max_nfev=60
+            )
+        )
+    return MoeConstants(*(float(v) for v in np.exp(min(ends, key=lambda end: float(end.cost)).x)))
 
 
 def mape(predicted: Array, rows: Measured) -> float:
