@@ -56,7 +56,10 @@ def route(
         x = _popular(1 - (1 - v) ** 2, t, average > 1, imbalance[uneven])
         n = np.minimum(np.rint(average * x / (density * x).sum(0)), t)
         left = average - (density * n).sum(0)
-        w = _busiest(density, x / x[-1], ep[uneven], local[uneven])
+        w = np.repeat(density, t.size, axis=1)
+        apart = np.flatnonzero(ep[uneven] > 1)
+        if apart.size:
+            w[:, apart] = _busiest(density, (x / x[-1])[:, apart], ep[uneven][apart], local[uneven][apart])
         empty = (w * (n < 1)).sum(0)
         first = np.clip(left * (ep[uneven] if lumped else 1), 0.0, empty)
         rest = np.minimum(left, np.maximum(left - empty, 0.0))
@@ -79,8 +82,8 @@ def _popular(quantile: Array, tokens: Array, many: npt.NDArray[np.bool_], expone
 def _busiest(density: Array, score: Array, ep: Array, local: Array) -> Array:
     """Weights of the quantiles (POINTS, N) on the busiest device; they sum to 1 over the quantiles."""
     sizes, back = np.unique(ep, return_inverse=True)
-    far = [max(NormalDist().inv_cdf((s - 0.375) / (s + 0.25)), 0.0) if s > 1 else 0.0 for s in sizes]
-    normal = (np.array(far) ** 2 / 2)[back]
+    far = np.array([NormalDist().inv_cdf((s - 0.375) / (s + 0.25)) for s in sizes])  # Blom's normal scores
+    normal = (far**2 / 2)[back]
     need = np.clip((normal + (np.log(ep) - normal) / local) / local, 1e-12, -0.9 * np.log(density[-1, 0]))
     spread = (density * score**2).sum(0) - (density * score).sum(0) ** 2
     tilt = np.sqrt(2 * need / np.maximum(spread, 1e-12))
