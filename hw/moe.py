@@ -122,22 +122,22 @@ TRITON_MXFP4 = MoeKernels(
 )  # fmt: skip
 """OpenAI's Triton kernels, 4-bit weights, 16-bit arithmetic."""
 
-AMPERE = MoeConstants(4.182e-5, 2.144e-10, 0.6092, 1, 5.256, 0.02054)
-"""A100, 16 bits, vLLM 0.14: 8.8 % on the odd rows. On an H100, with its own kernels' facts: 16.9 %."""
-HOPPER = MoeConstants(3.554e-5, 2.334e-9, 0.7184, 0.5833, 0.001, 0.6039)
-"""H100, 16 bits, vLLM 0.24: 8.7 %. On an A100: 19.9 %."""
-HOPPER_FP8_BLOCK = MoeConstants(4.872e-5, 7.152e-9, 0.3686, 0.5921, 0.08216, 0.6996)
-"""8.0 %, on one device or tensor parallel only: nothing else was measured."""
-HOPPER_FP8_BLOCK_CUTLASS = MoeConstants(2.614e-5, 2.733e-8, 0.7832, 0.7619, 2.195, 0.2845)
-"""10.4 %, expert parallel only."""
-HOPPER_FP8_CUTLASS = MoeConstants(3.669e-5, 1.19e-8, 0.1449, 1, 0.001, 0.9998)
+AMPERE = MoeConstants(4.199e-5, 2.319e-10, 0.6067, 1, 5.268, 0.03631)
+"""A100, 16 bits, vLLM 0.14: 8.9 % on the odd rows. On an H100, with its own kernels' facts: 17.0 %."""
+HOPPER = MoeConstants(3.552e-5, 2.325e-9, 0.7034, 0.5841, 0.001, 0.6126)
+"""H100, 16 bits, vLLM 0.24: 8.8 %. On an A100: 19.9 %."""
+HOPPER_FP8_BLOCK = MoeConstants(4.843e-5, 7.174e-9, 0.3685, 0.5884, 0.001343, 0.7025)
+"""8.1 %, on one device or tensor parallel only: nothing else was measured."""
+HOPPER_FP8_BLOCK_CUTLASS = MoeConstants(2.611e-5, 2.736e-8, 0.7552, 0.7584, 2.155, 0.2928)
+"""10.5 %, expert parallel only."""
+HOPPER_FP8_CUTLASS = MoeConstants(3.68e-5, 1.195e-8, 0.1454, 1, 0.001, 0.9999)
 """13.5 %."""
-HOPPER_INT4_MARLIN = MoeConstants(4.245e-5, 1.61e-8, 0.3968, 0.7247, 0.3061, 0.01)
+HOPPER_INT4_MARLIN = MoeConstants(4.253e-5, 1.607e-8, 0.3987, 0.7279, 0.3063, 0.01)
 """13.4 %, on one model."""
-HOPPER_MXFP4_MARLIN = MoeConstants(7.108e-5, 5.173e-9, 0.3236, 0.6894, 0.4259, 0.01)
-"""12.0 %, on one model."""
-HOPPER_MXFP4_TRITON = MoeConstants(4.131e-5, 4.58e-10, 0.7188, 0.2459, 0.001, 0.6051)
-"""14.3 %, on two models."""
+HOPPER_MXFP4_MARLIN = MoeConstants(6.018e-5, 3.788e-9, 0.2893, 0.2102, 0.02072, 0.776)
+"""11.3 %, on one model."""
+HOPPER_MXFP4_TRITON = MoeConstants(4.141e-5, 4.716e-10, 0.7181, 0.246, 0.001001, 0.6177)
+"""14.2 %, on two models."""
 
 
 def moe_time(

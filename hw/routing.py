@@ -27,10 +27,10 @@ import numpy.typing as npt
 
 Array = npt.NDArray[np.float64]
 
-POINTS = 32
+POINTS = 24
 """Quantiles of the popularity of experts, denser towards the popular ones."""
-TILTS = 6
-"""Newton steps for the busiest device; more change no estimate by a thousandth."""
+TILTS = 5
+"""Newton steps for the busiest device; more change no estimate of the tables by a thousandth."""
 STEEPEST = 1e3
 """Tilt at which all weight is on the most popular quantile."""
 

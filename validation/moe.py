@@ -119,7 +119,7 @@ class Measured:
 
     def rows(self, pick: slice | Mask) -> Measured:
         """Some of the rows."""
-        return Measured(*(getattr(self, f.name)[pick] for f in fields(self)[:-1]), self.dropped)
+        return replace(self, **{f.name: getattr(self, f.name)[pick] for f in fields(self) if f.name != "dropped"})
 
 
 def read_moe(truth: Path, suite: str) -> Measured:
@@ -140,7 +140,8 @@ def read_moe(truth: Path, suite: str) -> Measured:
             for r in csv.DictReader(file)
             if (r["kernel_source"], r["moe_dtype"]) == (s.source, s.dtype)
         ]
-    all_rows = Measured(*np.array(table, float).reshape(-1, 10).T)
+    columns = np.array(table, float).reshape(-1, 10).T
+    all_rows = Measured(*(columns[i] for i in range(10)))
     possible = _possible(all_rows, s)
     return replace(all_rows.rows(possible), dropped=int(np.sum(~possible)))
 
@@ -234,9 +235,9 @@ def main() -> None:
         print(_by("imbalance", odd.imbalance, predicted, odd))
         print(_by("tokens", odd.tokens, predicted, odd))
         print(_by("devices", odd.ep, predicted, odd), flush=True)
-    pair = {"bf16-a100", "bf16-h100"}
-    for suite in pair & set(fitted):
-        for other in pair - {suite}:
+    pair = ("bf16-a100", "bf16-h100")
+    for suite, other in (pair, pair[::-1]):
+        if suite in fitted:
             odd = read_moe(Path(asked.truth), other).rows(slice(1, None, 2))
             print(_line(f"{suite} -> {other}", predict(odd, other, fitted[suite]), odd))
 
