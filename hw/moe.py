@@ -9,8 +9,7 @@ each, b = tiles·⌈N/bn⌉/P; a tile has r rows that are not padding:
     compute  waves · 2·bm·bn·kk / (rate_share · rate/P)
     load     waves · (r·(1 + gather·away) + bn)·kk·bytes / (load_share · port) · [K % 16] 8
              away = max(0, 1 − L2/A), A: bytes that the r rows are gathered from
-    stream   t + √(t · dram_tail), t = reads·K·N·bytes / min(DRAM, min(1, b)·P·load_share·port)
-             reads = active experts, or Σ max(1, ⌈n_e/bm⌉/max(group, P·bn/N)) where one outgrows half of L2
+    stream   t + √(t · dram_tail), t = active·K·N·bytes / min(DRAM, min(1, b)·P·load_share·port)
     gemm     max(compute, load, stream) + (1 − overlap) · min(max(compute, load), stream)
     time     overhead + row_s·R + traffic(R)/(dram_share · DRAM) + gemm₁ + gemm₂
 
@@ -33,12 +32,12 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from .card import Card
-from .gemm import LOAD_BYTES_PER_CLOCK, PANEL_SHARE, GemmConstants
+from .gemm import LOAD_BYTES_PER_CLOCK, GemmConstants
 from .routing import route
 
 Array = npt.NDArray[np.float64]
 Index = npt.NDArray[np.intp]
-Tile = tuple[int, int, int, int]
+Tile = tuple[int, int, int]
 
 NAIVE_OVERHEAD = 0.75
 """Six of eight kernels are left where rows need no sorting."""
@@ -54,12 +53,11 @@ CHUNK = 4096
 class MoeKernels:
     """Facts of a library's fused-experts kernels, not fitted.
 
-    ``tiles``: rows, columns, depth of a step, and row tiles that share a panel of weights. Each is used
-    up to ``up_to``, in tokens (``by`` "tokens"), tokens per expert of the device ("experts") or routed rows
-    per expert ("rows"). ``tuned``: tiles of which the fastest is used for shapes that were measured once.
-    ``naive``: pairs are not sorted, each has a tile, while there are this many times fewer than experts, on
-    one device (0: always sorted). ``own_rows``: rows of other devices' experts cost nothing. ``pad``:
-    inter is padded to a multiple of this.
+    ``tiles``: rows, columns and depth of a step. Each is used up to ``up_to``, in tokens (``by`` "tokens"),
+    tokens per expert of the device ("experts") or routed rows per expert ("rows"). ``tuned``: tiles of which
+    the fastest is used for shapes that the library was tuned for. ``naive``: pairs are not sorted, each has a
+    tile, while there are this many times fewer than experts, on one device (0: always sorted). ``own_rows``:
+    rows of other devices' experts cost nothing. ``pad``: inter is padded to a multiple of this.
     """
 
     tiles: tuple[Tile, ...]
@@ -95,42 +93,42 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
 assert tuple(BOUNDS) == tuple(f.name for f in fields(MoeConstants))
 
 INF = float("inf")
-TUNED = ((16, 64, 128, 1), (32, 128, 128, 1), (64, 128, 64, 16), (64, 256, 64, 16), (128, 128, 64, 16),
-         (128, 256, 64, 16))  # fmt: skip
+TUNED = ((16, 64, 128), (32, 128, 128), (64, 128, 64), (64, 256, 64), (128, 128, 64),
+         (128, 256, 64))  # fmt: skip
 """Tiles that vLLM's tuned files choose from."""
-TRITON_0_14 = MoeKernels(((16, 32, 64, 1), (64, 64, 32, 8)), (1, INF), "experts", TUNED, naive=4)
+TRITON_0_14 = MoeKernels(((16, 32, 64), (64, 64, 32)), (1, INF), "experts", TUNED, naive=4)
 """vLLM 0.14, 16-bit."""
 TRITON_0_24 = MoeKernels(
-    ((16, 64, 128, 1), (32, 64, 128, 1), (32, 128, 64, 1), (64, 128, 64, 1), (128, 128, 64, 16)),
+    ((16, 64, 128), (32, 64, 128), (32, 128, 64), (64, 128, 64), (128, 128, 64)),
     (32, 64, 96, 512, INF), "tokens", TUNED, naive=4,
 )  # fmt: skip
 """vLLM 0.24, 16-bit."""
-TRITON_FP8_BLOCK = MoeKernels(((16, 128, 128, 1), (64, 128, 128, 32)), (64, INF), naive=4)
+TRITON_FP8_BLOCK = MoeKernels(((16, 128, 128), (64, 128, 128)), (64, INF), naive=4)
 """vLLM 0.24, weights and activations of 8 bits with a scale per 128 × 128."""
-CUTLASS_FP8_BLOCK = MoeKernels(((64, 128, 128, 16),), (INF,), own_rows=True)
+CUTLASS_FP8_BLOCK = MoeKernels(((64, 128, 128),), (INF,), own_rows=True)
 """FlashInfer's grouped GEMM, scales per block."""
-CUTLASS_FP8 = MoeKernels(((256, 16, 128, 1),), (INF,), own_rows=True)
+CUTLASS_FP8 = MoeKernels(((256, 16, 128),), (INF,), own_rows=True)
 """FlashInfer's grouped GEMM, one scale per tensor. Its tile was not looked up but tried: 256 rows, narrow columns."""
 MARLIN = MoeKernels(
-    ((8, 256, 64, 1), (16, 128, 64, 1), (32, 128, 64, 1), (48, 128, 64, 1), (64, 128, 64, 1)),
+    ((8, 256, 64), (16, 128, 64), (32, 128, 64), (48, 128, 64), (64, 128, 64)),
     (0.9 * 8, 0.9 * 16, 0.9 * 32, 0.9 * 48, INF), "rows",
 )  # fmt: skip
 """4-bit weights, 16-bit arithmetic: the smallest tile that its rows fill to nine tenths."""
 TRITON_MXFP4 = MoeKernels(
-    ((16, 256, 128, 1), (32, 256, 128, 1), (64, 256, 128, 1), (128, 256, 128, 1)), (16, 32, 64, INF), "rows",
+    ((16, 256, 128), (32, 256, 128), (64, 256, 128), (128, 256, 128)), (16, 32, 64, INF), "rows",
     own_rows=True, pad=64,
 )  # fmt: skip
 """OpenAI's Triton kernels, 4-bit weights, 16-bit arithmetic."""
 
-AMPERE = MoeConstants(4.199e-5, 2.319e-10, 0.6067, 1, 5.268, 0.03631)
-"""A100, 16 bits, vLLM 0.14: 8.9 % on the odd rows. On an H100, with its own kernels' facts: 17.0 %."""
-HOPPER = MoeConstants(3.552e-5, 2.325e-9, 0.7034, 0.5841, 0.001, 0.6126)
-"""H100, 16 bits, vLLM 0.24: 8.8 %. On an A100: 19.9 %."""
-HOPPER_FP8_BLOCK = MoeConstants(4.843e-5, 7.174e-9, 0.3685, 0.5884, 0.001343, 0.7025)
-"""8.1 %, on one device or tensor parallel only: nothing else was measured."""
-HOPPER_FP8_BLOCK_CUTLASS = MoeConstants(2.611e-5, 2.736e-8, 0.7552, 0.7584, 2.155, 0.2928)
-"""10.5 %, expert parallel only."""
-HOPPER_FP8_CUTLASS = MoeConstants(3.68e-5, 1.195e-8, 0.1454, 1, 0.001, 0.9999)
+AMPERE = MoeConstants(4.199e-5, 1e-12, 0.5902, 1, 5.66, 0.05419)
+"""A100, 16 bits, vLLM 0.14: 8.4 % on the odd rows. On an H100, with its own kernels' facts: 16.7 %."""
+HOPPER = MoeConstants(3.502e-5, 2.267e-9, 0.7368, 0.5727, 0.001, 0.589)
+"""H100, 16 bits, vLLM 0.24: 8.7 %. On an A100: 20.0 %."""
+HOPPER_FP8_BLOCK = MoeConstants(4.827e-5, 7.148e-9, 0.3677, 0.5764, 0.08292, 0.7026)
+"""8.0 %, on one device or tensor parallel only: nothing else was measured."""
+HOPPER_FP8_BLOCK_CUTLASS = MoeConstants(2.604e-5, 2.696e-8, 0.8641, 0.743, 2.213, 0.3032)
+"""10.4 %, expert parallel only."""
+HOPPER_FP8_CUTLASS = MoeConstants(3.681e-5, 1.197e-8, 0.1454, 0.9999, 0.001001, 0.9997)
 """13.5 %."""
 HOPPER_INT4_MARLIN = MoeConstants(4.253e-5, 1.607e-8, 0.3987, 0.7279, 0.3063, 0.01)
 """13.4 %, on one model."""
@@ -223,12 +221,12 @@ def _chunk(
     port = LOAD_BYTES_PER_CLOCK * card.clock_hz * c.load_share
 
     def gemms(at: Index, tile: Tile) -> Array:
-        bm, bn, step, group = tile
-        here = count.take(at, axis=1)
+        bm, bn, step = tile
         of_expert = rows.take(at, axis=1)
         of_expert *= 1 / bm
         np.ceil(of_expert, out=of_expert)
-        tiles = np.where(naive[at], pairs[at], (of_expert * here).sum(0))
+        of_expert *= count.take(at, axis=1)
+        tiles = np.where(naive[at], pairs[at], of_expert.sum(0))
         filled = np.minimum(mine[at] / tiles, bm)
         total = np.zeros(at.size)
         for n, k, held in ((ups[at] * inter[at], hidden[at], tokens[at]), (hidden[at], inter[at], passed[at])):
@@ -239,12 +237,7 @@ def _chunk(
             away = np.maximum(1 - card.l2_bytes / (held * k * widths[0]), 0.0)
             loaded = filled * widths[0] * (1 + c.gather * away) + bn * widths[1]
             load = waves * loaded * kk / port * np.where(k % ALIGNED, UNALIGNED, 1.0)
-            panels = active[at]
-            again = np.flatnonzero(~naive[at] & (n * k * widths[1] > PANEL_SHARE * card.l2_bytes))
-            if again.size:
-                shared = np.maximum(group, card.sms * bn / n[again])
-                panels[again] = (np.maximum(of_expert[:, again] / shared, 1.0) * here[:, again]).sum(0)
-            read = panels * n * k * widths[1] * (missing[at] if warm else 1.0)
+            read = active[at] * n * k * widths[1] * (missing[at] if warm else 1.0)
             stream = read / np.minimum(card.dram_bytes_s, busy * card.sms * port)
             stream += np.sqrt(stream * g.dram_tail_s)
             work = np.maximum(compute, load)
