@@ -1,12 +1,13 @@
-"""GEMMs of one weight matrix over many batch sizes: each size computed once, then looked up.
+"""Kernels of one set of weights over many batch sizes: each size computed once, then looked up.
 
-A sweep asks for the same few weight matrices at a million points. Up to :data:`EXACT` rows every whole m has
-an entry of its own, filled when first asked for; beyond, m lies between geometric nodes and time between
-theirs on a line: so large a C has many waves of tiles, and time is nearly linear in m.
+A sweep asks for the same few weight matrices, and experts, at a million points. Up to :data:`EXACT` rows every
+whole m has an entry of its own, filled when first asked for; beyond, m lies between geometric nodes and time
+between theirs on a line: so large a result has many waves of tiles, and time is nearly linear in m.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import lru_cache
 
 import numpy as np
@@ -14,6 +15,7 @@ import numpy.typing as npt
 
 from .card import Card
 from .gemm import Array, GemmConstants, GemmKernels, Index, gemm_time
+from .moe import MoeConstants, MoeKernels, moe_bound, moe_time
 
 EXACT = 8192
 """Largest m with an entry of its own."""
@@ -41,20 +43,16 @@ def place(m: Array) -> Place:
     return index, np.where(m > EXACT, (m - left) / (right - left), 0.0)
 
 
-class GemmTable:
-    """Seconds and limit by m for one (n, k) on one card; safe to share between threads."""
+class SizeTable:
+    """Seconds, and an index that says what bounds them, by m; safe to share between threads."""
 
-    def __init__(
-        self, n: float, k: float, card: Card, constants: GemmConstants, kernels: GemmKernels,
-        *, rate: float, bits: float, weight_bits: float, out_bits: float, batch: float,
-    ) -> None:  # fmt: skip
-        self._arguments = (n, k, card, constants, kernels)
-        self._options = {"rate": rate, "bits": bits, "weight_bits": weight_bits, "out_bits": out_bits, "batch": batch}
+    def __init__(self, compute: Callable[[Array], tuple[Array, Index]]) -> None:
+        self._compute = compute
         self._seconds = np.full(NODES.size, np.nan)
-        self._limit = np.zeros(NODES.size, np.intp)
+        self._bound = np.zeros(NODES.size, np.intp)
 
     def __call__(self, m: Array) -> tuple[Array, Index]:
-        """Seconds and index into :data:`.gemm.LIMITS` of each m ≥ 1, a fraction of a row being a row."""
+        """Seconds and index of each m ≥ 1, a fraction of a row being a row."""
         return self.at(place(m))
 
     def at(self, where: Place) -> tuple[Array, Index]:
@@ -67,13 +65,13 @@ class GemmTable:
             # Where nothing is beyond the left node its right one may not be filled in.
             right = np.where(beyond > 0, self._seconds[index + 1], seconds)
             seconds = seconds + (right - seconds) * beyond
-        return seconds, self._limit[index]
+        return seconds, self._bound[index]
 
     def _fill(self, index: npt.NDArray[np.intp]) -> None:
         new = np.unique(index[np.isnan(self._seconds[index])])
         if new.size:
-            # The limit first: whoever sees the time filled in may read it.
-            seconds, self._limit[new] = gemm_time(NODES[new], *self._arguments, **self._options)  # type: ignore[arg-type]
+            # The index first: whoever sees the time filled in may read it.
+            seconds, self._bound[new] = self._compute(NODES[new])
             self._seconds[new] = seconds
 
 
@@ -81,8 +79,39 @@ class GemmTable:
 def gemm_table(
     n: float, k: float, card: Card, constants: GemmConstants, kernels: GemmKernels,
     *, rate: float, bits: float = 16, weight_bits: float = 16, out_bits: float = 16, batch: float = 1,
-) -> GemmTable:  # fmt: skip
-    """The table of these weights, shared by everyone who asks; arguments as in :func:`.gemm.gemm_time`."""
-    return GemmTable(
-        n, k, card, constants, kernels, rate=rate, bits=bits, weight_bits=weight_bits, out_bits=out_bits, batch=batch
-    )
+) -> SizeTable:  # fmt: skip
+    """GEMMs of these weights by m, index into :data:`.gemm.LIMITS`; shared by everyone who asks.
+
+    Arguments as in :func:`.gemm.gemm_time`.
+    """
+
+    def compute(m: Array) -> tuple[Array, Index]:
+        return gemm_time(
+            m, n, k, card, constants, kernels,
+            rate=rate, bits=bits, weight_bits=weight_bits, out_bits=out_bits, batch=batch,
+        )  # fmt: skip
+
+    return SizeTable(compute)
+
+
+@lru_cache(maxsize=128)
+def experts_table(
+    hidden: float, inter: float, experts: float, top_k: float, card: Card, gemm_constants: GemmConstants,
+    constants: MoeConstants, kernels: MoeKernels, *, rate: float, bits: float, weight_bits: float, gated: bool,
+) -> SizeTable:  # fmt: skip
+    """Fused experts with a balanced load by tokens, 1: DRAM is slower than the arithmetic, 0: it is not.
+
+    Arguments as in :func:`.moe.moe_time`.
+    """
+
+    def compute(tokens: Array) -> tuple[Array, Index]:
+        seconds = moe_time(
+            tokens, hidden, inter, experts, top_k, card, gemm_constants, constants,
+            kernels=kernels, rate=rate, bits=bits, weight_bits=weight_bits, gated=gated,
+        )  # fmt: skip
+        arithmetic, stream = moe_bound(
+            tokens, hidden, inter, experts, top_k, card, rate=rate, weight_bits=weight_bits, gated=gated
+        )
+        return np.maximum(seconds, np.maximum(arithmetic, stream)), (stream > arithmetic).astype(np.intp)
+
+    return SizeTable(compute)

@@ -1,9 +1,10 @@
 """GPUs: matmuls and attention by what their kernels must do, element-wise kernels by rows, collectives by step.
 
-The roofline (:mod:`.roofline`) supplies the sizes, energies and whatever has no kernel model: experts, scans,
+The roofline (:mod:`.roofline`) supplies the sizes, energies and whatever has no kernel model: scans,
 attention in latent space. Over it:
 
     matmul, router       :mod:`.gemm`: best of a library's tiles and splits
+    experts              :mod:`.moe`: two grouped GEMMs over padded tiles, the load balanced
     attention, kv_append :mod:`.attention`: the cache write is the append's, everything else attention's
     everything else      :mod:`.elementwise`
 
@@ -29,13 +30,14 @@ from .attention import attention_kernels, attention_parts, write_time
 from .card import card_of
 from .cost import Errors, RowCosts
 from .gemm import LIMITS, gemm_kernels, gemm_kernels_8bit, gemm_time
-from .gemm_table import Place, gemm_table, place
+from .gemm_table import Place, experts_table, gemm_table, place
+from .moe import NAIVE_OVERHEAD, moe_kernels
 from .roofline import interval
 from .spec import Device
 from .units import number_format
 
 KINDS = ("gpu",)
-ROOFLINE_KINDS = frozenset({"collective", "experts", "scan", "attention"})
+ROOFLINE_KINDS = frozenset({"collective", "scan", "attention"})
 """Operators without a kernel model of their own (attention: in latent space)."""
 REASONS = ("compute", "dram", "l2", "dequantisation", "network")
 ONE = expr(1)
@@ -171,6 +173,8 @@ class _Maker:
             return self.gemm(i, op)
         if op.kind == "attention" and "latent_dim" not in op.dims:
             return self.attention(i, op)
+        if op.kind == "experts":
+            return self.experts(i, op)
         return self.append(i, op) if op.kind == "kv_append" else None
 
     def gemm(self, i: int, op: Operator) -> Kernel:
@@ -206,6 +210,24 @@ class _Maker:
             return seconds[back] - launch_s, reason_of_limit(limit[back])
 
         return Kernel(i, launch_s, of_shapes)
+
+    def experts(self, i: int, op: Operator) -> Kernel:
+        """Fused experts: their table by tokens. The shortest start is the one that all times have in them."""
+        bits, weight_bits = number_format(op.format).bits, _bits(op.weights, "weight")
+        constants, kernels = moe_kernels(self.device, bits, weight_bits)
+        hidden, inner, experts, top_k = (op.dims[x].constant or 1 for x in ("hidden", "inner", "experts", "top_k"))
+        launch_s = NAIVE_OVERHEAD * constants.overhead_s
+        table = experts_table(
+            hidden, inner, experts, top_k, self.card, gemm_kernels(self.device)[0], constants, kernels,
+            rate=self.device.rate(op.format)[1].value, bits=bits, weight_bits=weight_bits,
+            gated=bool(op.attrs["gated"]),
+        )  # fmt: skip
+
+        def time(at: Points) -> Answer:
+            seconds, stream = table.at(at.place(op.dims["tokens"]))
+            return seconds - launch_s, stream
+
+        return Kernel(i, launch_s, time)
 
     def attention(self, i: int, op: Operator) -> Kernel:
         d, bits = op.dims, _bits(op.reads, "kv")

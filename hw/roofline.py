@@ -36,7 +36,9 @@ from ..workloads.expr_functions import Array
 from ..workloads.trace import Operator
 from .collective import collective_time
 from .cost import Errors, RowCosts
+from .moe import kernels_name
 from .spec import Device, Interval
+from .units import number_format
 
 KINDS = ("tpu", "cpu")
 MATRIX_KINDS = frozenset({"matmul", "attention", "experts", "router"})
@@ -181,12 +183,18 @@ def interval(op: Operator, reason: str, device: Device) -> Interval:
     """
     group = family(op)
     whole = {"latent": "attention", "experts": "matmul"}.get(group, group)
-    regimes = [f"{group}_{reason}", group, f"{whole}_{'compute' if reason == 'compute' else 'dram'}"]
+    regimes = [] if group != "experts" else [_experts(op)]
+    regimes += [f"{group}_{reason}", group, f"{whole}_{'compute' if reason == 'compute' else 'dram'}"]
     for regime in regimes:
         if regime in device.intervals:
             return device.intervals[regime]
     missing = regimes[-1] if whole in ("attention", "matmul") else group
     raise InputError(f"device {device.name}: intervals.{missing} is missing; no estimate without an interval")
+
+
+def _experts(op: Operator) -> str:
+    """The kernels that run these experts (:func:`.moe.kernels_name`)."""
+    return kernels_name(number_format(op.format).bits, next((float(t.bits) for t in op.weights), 16.0))
 
 
 def errors_of(compiled: CompiledTrace, device: Device) -> Errors:

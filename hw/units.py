@@ -139,7 +139,7 @@ _EFFICIENCY = Key("fraction", "0.0001", "1", "0.85")
 
 REGIMES: Final = (
     "matmul_compute", "matmul_dram", "matmul_small", "attention_compute", "attention_dram", "attention_small",
-    "experts", "latent", "vector", "network", "power",
+    "experts", "experts_8bit", "experts_4bit", "latent", "vector", "network", "power",
 )  # fmt: skip
 """Classes of kernels whose errors differ, operator family and what bounds it (``small``: mostly the start of a
 kernel; files without it take ``dram``; ``latent``: attention in latent space); and the power drawn."""
@@ -151,6 +151,11 @@ _ATTENTION = {
     "library": _LIBRARY._replace(example="flash-2"), "matrix_share": _SHARE, "tile": _SHORT, "launch": _SHORT,
     "next_launch": _SHORT, "token": _SHORT, "split": _SHORT,
 }  # fmt: skip
+_EXPERTS = {
+    "library": _LIBRARY._replace(example="triton-0.24"), "overhead": _SHORT,
+    "row": Key("time", "1 fs", "1 ms", "2 ns", False), "rate_share": _SHARE, "load_share": _SHARE,
+    "gather": Key("number", "0.0001", "100", "0.1", False), "overlap": _SHARE,
+}  # fmt: skip
 KERNEL_KEYS: Final[Mapping[str, Mapping[str, Key]]] = {
     "gemm": {
         "library": _LIBRARY, "launch_clocks": Key("number", "1", "1000000", "4800", False), "dram_share": _SHARE,
@@ -161,6 +166,9 @@ KERNEL_KEYS: Final[Mapping[str, Mapping[str, Key]]] = {
     "gemm_8bit": {"library": _LIBRARY, "rate_share": _SHARE, "quantise_row": _SHORT},
     "attention": _ATTENTION,
     "attention_8bit": _ATTENTION,
+    "experts": _EXPERTS,
+    "experts_8bit": _EXPERTS,
+    "experts_4bit": _EXPERTS,
     "elementwise": {
         "launch": _SHORT, "row": _SHORT, "row_bytes_per_clock": _SHARE._replace(high="10000"), "stream_share": _SHARE,
         "row_share": _SHARE, "rotate_share": _SHARE,

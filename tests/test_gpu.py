@@ -20,6 +20,8 @@ from tokenfab.hw.elementwise import elementwise_constants, elementwise_time
 from tokenfab.hw.gemm import gemm_kernels, gemm_time
 from tokenfab.hw.gemm_table import EXACT, gemm_table
 from tokenfab.hw.gpu import REASONS
+from tokenfab.hw.moe import MARLIN, NAIVE_OVERHEAD, moe_bound, moe_kernels, moe_time
+from tokenfab.hw.spec import Device
 from tokenfab.workloads.capture import capture
 from tokenfab.workloads.expr import parse
 from tokenfab.workloads.techniques import apply_techniques
@@ -104,6 +106,55 @@ def test_products_whose_shape_grows_are_costed_by_shape() -> None:
     _, model = prepare(compiled, A100)
     found = model.rows(compiled.basis_at(2, 3, contexts)).time_s[at]
     assert found == pytest.approx([linear(6, c + 3, 768) for c in contexts], rel=1e-6)
+
+
+# -- experts -------------------------------------------------------------------------------------------
+EXPERTS = (4096, 14336, 8, 2)
+
+
+def experts_row(device: Device, tokens: int, weights: str | None = None) -> tuple[float, float, str]:
+    """Seconds and launch of Mixtral's fused experts at ``tokens`` of one request, and what bound them."""
+    narrow = apply_techniques(trace("mixtral-8x7b"), [weights] if weights else [])
+    compiled, model = prepare(narrow, device)
+    rows = model.rows(compiled.basis_at(1, tokens, 0))
+    at = next(i for i, r in enumerate(compiled.rows) if r.operator.kind == "experts")
+    return float(rows.time_s[at, 0]), float(rows.launch_s[at, 0]), model.reasons[rows.bound[at, 0]]
+
+
+@pytest.mark.parametrize("name", ["a100-80g-sxm", "h100-sxm"])
+@pytest.mark.parametrize("tokens", [1, 37, 8192, 20000])
+def test_experts_take_what_their_kernels_take(name: str, tokens: int) -> None:
+    device = load_device(name)
+    constants, kernels = moe_kernels(device)
+    alone = moe_time(tokens, *EXPERTS, card_of(device), gemm_kernels(device)[0], constants, kernels=kernels)
+    seconds, launch, reason = experts_row(device, tokens)
+    assert seconds == pytest.approx(float(alone), rel=1e-9 if tokens <= EXACT else 1e-2)
+    assert launch == pytest.approx(NAIVE_OVERHEAD * constants.overhead_s)
+    assert reason == ("dram" if tokens < 100 else "compute")
+
+
+def test_experts_of_narrow_weights_have_kernels_and_intervals_of_their_own() -> None:
+    """Marlin's on the H100, whose file has them; the A100 reads the same bytes with its 16-bit ones."""
+    h100, weights = load_device("h100-sxm"), "weight-only:bits=4,group=128"
+    constants, kernels = moe_kernels(h100, 16, 4)
+    assert kernels is MARLIN
+    dense = gemm_kernels(h100)[0]
+    alone = moe_time(512, *EXPERTS, card_of(h100), dense, constants, kernels=kernels, weight_bits=4)
+    assert experts_row(h100, 512, weights)[0] == pytest.approx(float(alone), rel=0.01)
+    assert moe_kernels(A100, 16, 4) == moe_kernels(A100)
+    assert experts_row(A100, 1, weights)[0] < 0.5 * experts_row(A100, 1)[0]
+    compiled, model = prepare(apply_techniques(trace("mixtral-8x7b"), [weights]), h100)
+    at = next(i for i, r in enumerate(compiled.rows) if r.operator.kind == "experts")
+    for ends, side in ((model.low, "low"), (model.high, "high")):
+        assert set(ends[:, at]) == {getattr(h100.intervals["experts_4bit"], side).value}
+
+
+@pytest.mark.parametrize(("tokens", "arithmetic", "stream"), [(1, 1, 2), (2, 2, 4), (1000, 1000, 8)])
+def test_the_floor_of_experts_by_hand(tokens: int, arithmetic: float, stream: float) -> None:
+    """Eight experts, two per token, each 3 · 10 · 20 weights of 4 bits; 2400 FLOP/s; 300 byte/s."""
+    card = replace(CARD, dram_bytes_s=300.0)
+    found = moe_bound(np.array([float(tokens)]), 10, 20, 8, 2, card, rate=2400, weight_bits=4, gated=True)
+    assert [float(x[0]) for x in found] == pytest.approx([arithmetic, stream])
 
 
 # -- the table -----------------------------------------------------------------------------------------

@@ -14,7 +14,7 @@ import pytest
 from tokenfab.errors import InputError
 from tokenfab.hw.devices import load_device
 from tokenfab.hw.spec import Quantity
-from tokenfab.validation import intervals, power, roofline
+from tokenfab.validation import intervals, moe, power, roofline
 from tokenfab.validation.kernels import FOLDERS, SUITES, Kernels, joined, read_kernels
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -245,7 +245,7 @@ def test_kernel_intervals_are_those_that_the_command_computes(truth):
     }  # fmt: skip
     first, second = FOLDERS
     for name in (*FOLDERS, "l4"):
-        held = earned(name, "validation.intervals")
+        held = {k: q for k, q in earned(name, "validation.intervals").items() if "experts" not in k}
         assert len(held) == 2 * 2 * 3  # two families, two sides, three regimes
         for key, quantity in held.items():
             family, regime = key.split(".")[1].split("_")
@@ -253,6 +253,25 @@ def test_kernel_intervals_are_those_that_the_command_computes(truth):
             sources = [(name, name)] if name in FOLDERS else [(first, second), (second, first)]
             values = [found[pair][family][regime][at] for pair in sources]
             agree(quantity, max(values) if at else min(values))
+
+
+def test_expert_intervals_are_those_that_the_command_computes(truth):
+    """A measured card's by kernel; of a card nobody measured, the wider of both directions, 16 bits."""
+    own = {
+        (moe.SUITES[suite].device, name): intervals.experts_errors(truth, suite).half(odd=False).quantiles()[name]
+        for suite, name in intervals.EXPERTS.items()
+    }
+    pair = ("bf16-a100", "bf16-h100")
+    crossed = [
+        intervals.experts_errors(truth, suite, moe.SUITES[source].constants).half(odd=False).quantiles()["experts"]
+        for suite, source in (pair, pair[::-1])
+    ]
+    own["l4", "experts"] = (min(low for low, _ in crossed), max(high for _, high in crossed))
+    for device in (*FOLDERS, "l4"):
+        held = {k: q for k, q in earned(device, "validation.intervals").items() if "experts" in k}
+        assert len(held) == 2 * sum(name == device for name, _ in own)
+        for key, quantity in held.items():
+            agree(quantity, own[device, key.split(".")[1]][key.endswith("high")])
 
 
 def test_the_power_constants_are_those_that_the_command_computes(truth):

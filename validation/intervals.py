@@ -3,12 +3,12 @@
     python -m tokenfab.validation.intervals --truth DIR
 
 A regime is an operator family and what binds the kernel (``compute``, ``dram`` and the other memory limits, or
-``small``: its start is more than a quarter of its time). Constants are those of the device files; quantiles, 5 %
-and 95 % of measured over predicted time, are of the even rows, and the coverage printed beside them is of the
-odd ones. The A100's GEMMs are pooled with the linear layers of a second A100, which throttled (:mod:`.layers`):
-whether a card will is not known beforehand. A card nobody measured takes what the constants of one card leave
-on the other, the wider of both directions. The correlation is that of log errors of GEMMs with the same m and
-another n or k.
+``small``: its start is more than a quarter of its time), or, of experts, the kernel. Constants are those of the
+device files; quantiles, 5 % and 95 % of measured over predicted time, are of the even rows, and the coverage
+printed beside them is of the odd ones. The A100's GEMMs are pooled with the linear layers of a second A100, which
+throttled (:mod:`.layers`): whether a card will is not known beforehand. A card nobody measured takes what the
+constants of one card leave on the other, the wider of both directions. The correlation is that of log errors of
+GEMMs with the same m and another n or k.
 """
 
 from __future__ import annotations
@@ -26,14 +26,18 @@ from ..hw.card import card_of
 from ..hw.devices import load_device
 from ..hw.gemm import gemm_kernels, gemm_time
 from ..hw.gpu import REASONS, SMALL, reason_of_limit
-from . import attention, gemm, layers
+from ..hw.moe import MoeConstants
+from . import attention, gemm, layers, moe
 from .kernels import COPIES, FOLDERS
 
 Array = npt.NDArray[np.float64]
 Words = npt.NDArray[np.str_]
 
-REGIMES = ("compute", "dram", "small")
 NAMES = ("ratio", "regime", "seconds", "group")
+EXPERTS = {
+    "bf16-a100": "experts", "bf16-h100": "experts", "fp8-block-triton": "experts_8bit", "int4-marlin": "experts_4bit",
+}  # fmt: skip
+"""Suites of :mod:`.moe` whose kernels an estimate uses, and the name of their interval."""
 LAYER_LIKE = 1024
 """Least n and k of the weights whose errors' correlation is measured."""
 
@@ -56,11 +60,9 @@ class Errors:
     def quantiles(self) -> dict[str, tuple[float, float]]:
         """5 % and 95 % quantile by regime."""
         found = {}
-        for name in REGIMES:
-            here = self.ratio[self.regime == name]
-            if here.size:
-                low, high = np.quantile(here, [0.05, 0.95])
-                found[name] = (float(low), float(high))
+        for name in np.unique(self.regime):
+            low, high = np.quantile(self.ratio[self.regime == name], [0.05, 0.95])
+            found[str(name)] = (float(low), float(high))
         return found
 
     def coverage(self, bounds: dict[str, tuple[float, float]]) -> float:
@@ -97,6 +99,14 @@ def attention_errors(truth: Path, device: str, constants_of: str, phase: str) ->
     reason = np.where(parts.compute > parts.memory, REASONS.index("compute"), REASONS.index("dram"))
     regime = regimes(reason, parts.launch_s, seconds)
     return Errors(calls.seconds / seconds, regime, calls.seconds, np.zeros(seconds.size), calls.dropped)
+
+
+def experts_errors(truth: Path, suite: str, constants: MoeConstants | None = None) -> Errors:
+    """Fused experts of a suite of :mod:`.moe` with its constants, or others; one regime, :data:`EXPERTS`."""
+    rows = moe.read_moe(truth, suite)
+    seconds = moe.predict(rows, suite, constants)
+    regime = np.full(seconds.size, EXPERTS.get(suite, "experts"))
+    return Errors(rows.seconds / seconds, regime, rows.seconds, np.zeros(seconds.size), rows.dropped)
 
 
 def pooled(parts: list[Errors]) -> Errors:
@@ -166,6 +176,15 @@ def main() -> None:
                     f"{family} on {card}, constants of {source}: MAPE {mape:.1%}, coverage "
                     f"{odd.coverage(found):.1%}; {spread}{together}"
                 )
+    pair = ("bf16-a100", "bf16-h100")
+    cases = [*((suite, suite) for suite in EXPERTS), pair, pair[::-1]]
+    for suite, source in cases:
+        errors = experts_errors(truth, suite, moe.SUITES[source].constants)
+        found = errors.half(odd=False).quantiles()
+        odd = errors.half(odd=True)
+        spread = "; ".join(f"{name} {low:.3f}..{high:.3f}" for name, (low, high) in found.items())
+        error = np.mean(np.abs(1 / odd.ratio - 1))
+        print(f"{suite}, constants of {source}: MAPE {error:.1%}, coverage {odd.coverage(found):.1%}; {spread}")
 
 
 if __name__ == "__main__":

@@ -5,8 +5,8 @@ uses) or ``roofline`` (three constants per card, for comparison). ``mode`` says 
 ``calibrated``: this card's, fitted on the even rows; ``physics``: its datasheet with its architecture's, or, for a
 card that was fitted itself, with the other architecture's: what to expect of a card nobody measured; ``run``:
 calibrated, with the one number of a run that is fitted on its even rows. All errors are of the odd rows, all
-intervals those that the catalogue gives an estimate, but 8-bit GEMMs': those are the quantiles of their even
-rows. Nothing else is fitted here.
+intervals those that the catalogue gives an estimate, but of 8-bit GEMMs and of experts' kernels that no estimate
+uses: those are the quantiles of their even rows. Nothing else is fitted here.
 """
 
 from __future__ import annotations
@@ -24,10 +24,11 @@ from ..hw.card import card_of
 from ..hw.cost import Errors as Composition
 from ..hw.devices import find_architecture, load_device
 from ..hw.gemm import gemm_kernels, gemm_kernels_8bit
+from ..hw.moe import moe_kernels
 from ..hw.spec import Interval, parse_architecture
 from ..workloads.expr_functions import Array
-from . import attention, collectives, gemm, layers, roofline
-from .intervals import Errors, attention_errors, gemm_errors, regimes
+from . import attention, collectives, gemm, layers, moe, roofline
+from .intervals import EXPERTS, Errors, attention_errors, gemm_errors, regimes
 from .kernels import FOLDERS, devices_in, read_kernels, table_path
 
 Document = dict[str, Any]
@@ -45,6 +46,12 @@ BARS = {
     ("attention-prefill", "h100-sxm", "kernel", "calibrated"): 0.10,
     ("attention-decode", "a100-80g-sxm", "kernel", "calibrated"): 0.10,
     ("attention-decode", "h100-sxm", "kernel", "calibrated"): 0.10,
+    **{("moe", device, "kernel", "calibrated"): 0.15 for device in FOLDERS},
+    **{
+        (f"moe-{suite}", facts.device, "kernel", "calibrated"): 0.15
+        for suite, facts in moe.SUITES.items()
+        if facts.dtype != "bfloat16"
+    },
     ("all-reduce", "a100-80g-sxm", "collectives", "calibrated"): 0.12,
     ("all-reduce", "h100-sxm", "collectives", "calibrated"): 0.12,
     ("layers", "a100-80g-sxm", "kernel", "run"): 0.10,
@@ -192,6 +199,30 @@ def _roofline(suite: str, truth: Path, device: str) -> Comparison:
     return Comparison(suite, device, "roofline", mode, source, odd.seconds, predicted, dropped=odd.dropped)
 
 
+def _moe(truth: Path, device: str) -> Iterator[Comparison]:
+    """Fused experts: every kernel of the device's own table; of a card nobody measured the 16-bit one."""
+    source = _source(table_path(truth, device, "moe", "moe_perf.csv.gz"))
+    fitted = device in FOLDERS
+    for suite, facts in moe.SUITES.items():
+        if (fitted and facts.device != device) or (not fitted and facts.dtype != "bfloat16"):
+            continue
+        rows = moe.read_moe(truth, suite, device)
+        if rows.seconds.size < 2:
+            continue
+        even, odd = rows.rows(slice(0, None, 2)), rows.rows(slice(1, None, 2))
+        name = "moe" if facts.dtype == "bfloat16" else f"moe-{suite}"
+        for mode, whose in modes(device):
+            if (mode, facts.dtype) not in (("calibrated", facts.dtype), ("physics", "bfloat16")):
+                continue  # of other types there is one card's
+            constants = facts.constants if mode == "calibrated" else moe_kernels(load_device(whose))[0]
+            predicted = moe.predict(odd, suite, constants, device)
+            if suite in EXPERTS:
+                low, high = factors(intervals_of(device, mode), [EXPERTS[suite]] * predicted.size)
+            else:
+                low, high = intervals_by_size((even.seconds, moe.predict(even, suite)), predicted)
+            yield Comparison(name, device, "kernel", mode, source, odd.seconds, predicted, low, high, rows.dropped)
+
+
 def _collectives(truth: Path, device: str) -> Iterator[Comparison]:
     table = collectives.read_collectives(truth, device)
     odd = table.half(odd=True)
@@ -243,6 +274,7 @@ SUITES: dict[str, Callable[[Path, str], Iterator[Comparison]]] = {
     "gemm-fp8": _fp8,
     "attention-prefill": _attention("prefill"),
     "attention-decode": _attention("decode"),
+    "moe": _moe,
     "all-reduce": _collectives,
     "layers": _layers,
 }
