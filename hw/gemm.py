@@ -6,20 +6,25 @@ T = ⌈m/bm⌉·⌈n/bn⌉·S blocks of depth kk = ⌈k/S⌉ (in steps of 32) on
 (``GemmKernels.quantised``: ⌈T/P⌉, else max(1, T/P)) and a port of 64 B/clk × multicast into each:
 
     compute  w · 2·bm·bn·kk / (rate/P)
-    load     w · (bm+bn)·kk·bytes / min(load_share · port, l2_share · port · P/busy)
+    load     w · (bm+bn)·kk·bytes / r, r = min(load_share · port, l2_share · port · P/busy)
+    depth    w · kk · depth_clocks · bytes/2
     dram     t + √(t · dram_tail), t = bytes / min(dram_share · DRAM, busy · load_share · port);
              bytes: operands that are not in L2, re-read per wave where a panel outgrows half of L2
     power    t · (1 + (1/sustained − 1) · t/(t + throttle)), t = 2·m·n·k / rate
-    time   = launch + (compute⁸ + load⁸ + dram⁸ + power⁸)^⅛
+    fill     w · (bm+bn)·min(kk, pipeline)·bytes / r
+    time   = launch + (compute⁸ + load⁸ + depth⁸ + dram⁸ + power⁸)^⅛ + fill
              + writeback · bytes(C) / (dram_share · DRAM) + [S > 1] (split + 4·m·n·S / (split_share · DRAM))
 
 and the estimate is the smallest time over tiles × splits, which a library's heuristic seeks. The eighth
 power mean is a maximum with rounded corners: loading, arithmetic and DRAM overlap almost perfectly. C is
-written by an epilogue that the main loop does not hide, so it adds. Nothing here is a table of shapes.
+written by an epilogue that the main loop does not hide, so it adds; so do the loads that fill the pipeline of
+a tile before its first product. A small tile waits for memory's latency at each step, whatever its bytes:
+that is its depth. Nothing here is a table of shapes.
 
 Sources: tiles, waves, split-K: NVIDIA, Matrix Multiplication Background User's Guide (tile and wave
 quantisation); soft waves: Osama et al., Stream-K, PPoPP 2023; 64 B/clk: NVIDIA A100 white paper (5120 B/clk
-over its crossbar); √t: the slowest of many randomly loaded channels is late by the spread of a sum.
+over its crossbar); √t: the slowest of many randomly loaded channels is late by the spread of a sum;
+pipelines: NVIDIA, CUTLASS, efficient_gemm.md (stages of cp.async; persistent warp-specialised kernels).
 The constants are fitted by ``python -m tokenfab.validation.gemm``.
 """
 
@@ -58,7 +63,9 @@ class GemmKernels:
 
     ``multicast``: blocks of a cluster that share what they load (Hopper's TMA multicast; 1 before).
     ``quantised``: blocks run in whole waves. Hopper's kernels are persistent and come in tiles in steps
-    of 8, so that the last wave is as full as the others. ``up_to``: largest m of each tile, for a
+    of 8, so that the last wave is as full as the others. ``pipeline``: elements of k that a block loads before
+    its first product, its stages times their depth; none where warps of their own load ahead, tile after tile.
+    ``up_to``: largest m of each tile, for a
     library that dispatches by m (each tile is used from just above the previous limit); empty: the fastest.
     """
 
@@ -66,12 +73,13 @@ class GemmKernels:
     splits: tuple[int, ...]
     multicast: float
     quantised: bool
+    pipeline: float = 0.0
     up_to: tuple[float, ...] = ()
 
 
 TILES = ((16, 64), (32, 64), (64, 64), (64, 128), (128, 64), (128, 128), (128, 256), (256, 128))
 SPLITS = (1, 2, 3, 4, 6, 8, 16)
-CUBLAS_AMPERE = GemmKernels(TILES, SPLITS, multicast=1, quantised=True)
+CUBLAS_AMPERE = GemmKernels(TILES, SPLITS, multicast=1, quantised=True, pipeline=96)
 CUBLAS_HOPPER = GemmKernels(TILES, SPLITS, multicast=2, quantised=False)
 CUTLASS_FP8 = GemmKernels(
     ((16, 64), (32, 64), (64, 128), (128, 128)), (1,), multicast=2, quantised=True, up_to=(16, 64, 128, np.inf)
@@ -95,6 +103,7 @@ class GemmConstants:
     dram_tail_s: float
     load_share: float
     l2_share: float
+    depth_clocks: float
     writeback: float
     split_s: float
     split_share: float
@@ -109,6 +118,7 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "dram_tail_s": (1e-9, 1e-5, "a stream of t seconds ends √(t × this) late"),
     "load_share": (0.1, 1.0, "share of its port that one multiprocessor reaches when it loads operands"),
     "l2_share": (0.1, 1.0, "share of all ports together that L2 serves when every multiprocessor loads"),
+    "depth_clocks": (0.1, 50.0, "clocks that two bytes of k take at least: latency over the loads in flight"),
     "writeback": (0.1, 2.0, "time to write C, over its bytes at the DRAM rate reached; not overlapped"),
     "split_s": (1e-7, 5e-6, "fixed cost of split-K: a second kernel or a cleared buffer, and the wait between"),
     "split_share": (0.2, 10.0, "rate of writing and adding partial sums (mostly in L2), over the DRAM bandwidth"),
@@ -242,11 +252,13 @@ def _chunk(
     per_sm = blocks * split * f(1 / sms)
     busy = np.minimum(per_sm, f(1))
     waves = np.maximum(np.ceil(per_sm) if kernels.quantised else per_sm, f(1))
+    filling = waves * (np.minimum(depth, f(kernels.pipeline)) * one)
     waves *= depth * one
     compute = waves * (bm * bn * f(2 * sms / rate))
     load = np.maximum(busy * f(1 / (port * c.l2_share)), f(1 / (port * c.load_share)))
-    load *= waves
     load *= bm * f(widths[0]) + bn * f(widths[1])
+    filling *= load
+    load *= waves
     stream = np.maximum(f(1 / dram), f(1 / (sms * port * c.load_share)) / busy)
     stream *= read
     late = stream * (f(c.dram_tail_s) * one)
@@ -254,9 +266,11 @@ def _chunk(
     total = _eighth(compute)
     total += _eighth(load)
     total += _eighth(stream)
+    total += _eighth(waves * f(c.depth_clocks / card.clock_hz * widths[0] / 2))
     total += _eighth((power / unit).astype(f))
     for _ in range(3):
         np.sqrt(total, out=total)
+    total += filling
     total += np.where(split > 1, f(c.split_s) * one + split * (partial / unit).astype(f), f(0))
 
     if kernels.up_to:

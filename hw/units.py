@@ -159,7 +159,8 @@ _EXPERTS = {
 KERNEL_KEYS: Final[Mapping[str, Mapping[str, Key]]] = {
     "gemm": {
         "library": _LIBRARY, "launch_clocks": Key("number", "1", "1000000", "4800", False), "dram_share": _SHARE,
-        "dram_tail": _SHORT, "load_share": _SHARE, "l2_share": _SHARE, "writeback": _SHARE, "split": _SHORT,
+        "dram_tail": _SHORT, "load_share": _SHARE, "l2_share": _SHARE,
+        "depth_clocks": Key("number", "0.01", "1000", "4", False), "writeback": _SHARE, "split": _SHORT,
         "split_share": _SHARE, "cache_share": _SHARE, "sustained": _SHARE,
         "throttle": Key("time", "1 ns", "100 s", "1 ms", False),
     },

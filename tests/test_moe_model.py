@@ -22,7 +22,7 @@ from tokenfab.validation.moe import AMPERE, CARDS, GEMM, HOPPER, SUITES, fit, ma
 A100, H100 = CARDS["a100-80g-sxm"], CARDS["h100-sxm"]
 DENSE_AMPERE, DENSE_HOPPER = GEMM["a100-80g-sxm"], GEMM["h100-sxm"]
 CARD = Card(sms=100, clock_hz=1e9, matrix_flops=1e14, dram_bytes_s=1e12, l2_bytes=4e7, l2_bytes_s=4e12)
-PLAIN = GemmConstants(1000, 1.0, 1e-15, 1.0, 1.0, 1.0, 1e-6, 1.0, 1.0, 1.0, 1.0)
+PLAIN = GemmConstants(1000, 1.0, 1e-15, 1.0, 1.0, 0.1, 1.0, 1e-6, 1.0, 1.0, 1.0, 1.0)
 IDEAL = MoeConstants(1e-5, 1e-12, 1.0, 1.0, 1e-3, 1.0)
 ONE_TILE = MoeKernels(((64, 64, 64),), (np.inf,))
 SMOOTH = MoeKernels(((1, 64, 64),), (np.inf,))

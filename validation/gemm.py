@@ -47,7 +47,7 @@ CARDS = {device: card_of(load_device(device)) for device in FOLDERS}
 CONSTANTS = {device: gemm_kernels(load_device(device))[0] for device in FOLDERS}
 KERNELS = {device: gemm_kernels(load_device(device))[1] for device in FOLDERS}
 EIGHT_BIT, KERNELS_8BIT = gemm_kernels_8bit(load_device("h100-sxm"))
-START = GemmConstants(4.7e3, 0.8, 1e-7, 0.5, 0.45, 1.0, 2.5e-6, 0.9, 0.5, 0.9, 3e-4)
+START = GemmConstants(4.7e3, 0.8, 1e-7, 0.5, 0.45, 4.0, 1.0, 2.5e-6, 0.9, 0.5, 0.9, 3e-4)
 
 
 @dataclass(frozen=True)

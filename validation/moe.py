@@ -77,10 +77,10 @@ class Suite:
     lumped: bool = False
 
 
-HOPPER_FP8_BLOCK_CUTLASS = MoeConstants(2.604e-5, 2.696e-8, 0.8641, 0.743, 2.213, 0.3032)
-HOPPER_FP8_CUTLASS = MoeConstants(3.681e-5, 1.197e-8, 0.1454, 0.9999, 0.001001, 0.9997)
-HOPPER_MXFP4_MARLIN = MoeConstants(6.018e-5, 3.788e-9, 0.2893, 0.2102, 0.02072, 0.776)
-HOPPER_MXFP4_TRITON = MoeConstants(4.141e-5, 4.716e-10, 0.7181, 0.246, 0.001001, 0.6177)
+HOPPER_FP8_BLOCK_CUTLASS = MoeConstants(2.605e-5, 2.695e-8, 0.7499, 0.7428, 2.209, 0.3033)
+HOPPER_FP8_CUTLASS = MoeConstants(3.679e-5, 1.195e-8, 0.1454, 1.0, 0.001, 1.0)
+HOPPER_MXFP4_MARLIN = MoeConstants(6.017e-5, 3.815e-9, 0.2894, 0.2102, 0.001, 0.7759)
+HOPPER_MXFP4_TRITON = MoeConstants(4.143e-5, 4.704e-10, 0.7181, 0.2459, 0.001001, 0.6179)
 """Kernels that were measured and that no estimate uses: even rows of their suites."""
 AMPERE, HOPPER = (moe_kernels(load_device(device))[0] for device in ("a100-80g-sxm", "h100-sxm"))
 HOPPER_FP8_BLOCK, _ = moe_kernels(load_device("h100-sxm"), 8, 8)
