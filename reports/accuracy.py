@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ..validation.suites import Comparison
+from ..workloads.expr_functions import Array
 from . import format as fmt
 from .style import GREY, INK, RULE, house_style
 
@@ -22,6 +23,8 @@ LEAST = 2
 """Columns that a page is cut into however few it has to show."""
 BINS = 14
 POINT = "#1f5a96"
+FEW = 100
+"""Rows below which each is drawn, as quantiles of so few say little."""
 MOST = 4000
 """Points drawn of one table, evenly spread."""
 
@@ -59,7 +62,7 @@ def _scatter(axes: Axes, c: Comparison) -> None:
     d = c.summary()
     covers = "" if d["coverage90"] is None else f"90 % interval covers {d['coverage90']:.1%}"
     axes.set_title(
-        f"{c.device}, {c.model}, {c.mode}\n{d['n']:,} kernels: MAPE {d['mape']:.1%}, p90 {d['p90']:.1%}\n{covers}",
+        f"{c.device}, {c.model}, {c.mode}\n{d['n']:,} rows: MAPE {d['mape']:.1%}, p90 {d['p90']:.1%}\n{covers}",
         loc="left", size=8, color=INK,
     )  # fmt: skip
     pick = np.linspace(0, c.measured.size - 1, min(MOST, c.measured.size)).astype(int)
@@ -76,25 +79,40 @@ def _scatter(axes: Axes, c: Comparison) -> None:
 
 
 def _error(axes: Axes, c: Comparison) -> None:
-    """Median, and the band that holds 90 % of the rows, of measured over predicted time by predicted time."""
-    ratio, at = c.measured / c.predicted, np.log10(c.predicted)
-    edges = np.linspace(at.min(), at.max(), BINS + 1)
-    place = np.clip(np.searchsorted(edges, at, side="right") - 1, 0, BINS - 1)
-    bins = [b for b in range(BINS) if np.count_nonzero(place == b) >= 5]
-    middle = 10 ** np.array([(edges[b] + edges[b + 1]) / 2 for b in bins])
-    low, median, high = np.array([np.quantile(ratio[place == b], [0.05, 0.5, 0.95]) for b in bins]).T
-    axes.fill_between(middle, low, high, color=POINT, alpha=0.2, lw=0, label="90 % of the rows")
-    axes.plot(middle, median, color=POINT, lw=1.2, label="median")
+    """Measured over predicted time by predicted time: median and the band that holds 90 % of the rows, or few rows
+    themselves; and the interval given."""
+    ratio = c.measured / c.predicted
+    at, bands = _bands(c.predicted, ratio)
+    if ratio.size < FEW:
+        axes.scatter(c.predicted, ratio, s=8, color=POINT, lw=0, label="row")
+    else:
+        axes.fill_between(at, *(np.array([np.quantile(ratio[b], q) for b in bands]) for q in (0.05, 0.95)),
+                          color=POINT, alpha=0.2, lw=0, label="90 % of the rows")  # fmt: skip
+        axes.plot(at, [np.median(ratio[b]) for b in bands], color=POINT, lw=1.2, label="median")
     axes.axhline(1, color=GREY, lw=0.6)
     if c.low is not None and c.high is not None:
         for k, side in enumerate((c.low, c.high)):
-            given = [float(np.median(side[place == b])) for b in bins]
-            axes.plot(middle, given, color=INK, lw=0.8, ls=":", label="interval given" if k == 0 else None)
-    axes.set(xscale="log", ylim=(0, max(2.0, min(float(high.max()) * 1.1, 5.0))))
+            given = [float(np.median(side[b])) for b in bands]
+            axes.plot(at, given, color=INK, lw=0.8, ls=":", label="interval given" if k == 0 else None)
+    high = float(ratio.max() if ratio.size < FEW else max(np.quantile(ratio[b], 0.95) for b in bands))
+    axes.set(xscale="log", ylim=(0, max(2.0, min(high * 1.1, 5.0))))
     axes.set_xlabel("predicted", size=7)
     _seconds(axes, "x")
     axes.set_ylabel("measured ÷ predicted", size=7)
     axes.legend(fontsize=6.5, frameon=False, loc="upper right")
+
+
+def _bands(predicted: Array, ratio: Array) -> tuple[Array, list[Array]]:
+    """Stretches of predicted time, each with at least 5 rows: their middles, and which rows are in them. Of few
+    rows each time is a stretch of its own."""
+    if ratio.size < FEW:
+        times = np.unique(predicted)
+        return times, [predicted == t for t in times]
+    at = np.log10(predicted)
+    edges = np.linspace(at.min(), at.max(), BINS + 1)
+    place = np.clip(np.searchsorted(edges, at, side="right") - 1, 0, BINS - 1)
+    bins = [b for b in range(BINS) if np.count_nonzero(place == b) >= 5]
+    return 10 ** np.array([(edges[b] + edges[b + 1]) / 2 for b in bins]), [place == b for b in bins]
 
 
 def _seconds(axes: Axes, which: str) -> None:

@@ -4,9 +4,10 @@ A suite compares one model with one device's table. ``model`` is ``kernel`` or `
 uses) or ``roofline`` (three constants per card, for comparison). ``mode`` says whose constants they are:
 ``calibrated``: this card's, fitted on the even rows; ``physics``: its datasheet with its architecture's, or, for a
 card that was fitted itself, with the other architecture's: what to expect of a card nobody measured; ``run``:
-calibrated, with the one number of a run that is fitted on its even rows. All errors are of the odd rows, all
-intervals those that the catalogue gives an estimate, but 8-bit GEMMs': those are the quantiles of their even
-rows. Nothing else is fitted here.
+calibrated, with the one number of a run that is fitted on its even rows; of ``requests`` the numbers of its engine,
+with ``run_tokens`` and ``run_network`` for more of them (:mod:`.requests`). All errors are of the odd rows, but
+of ``llmcompass``, where nothing is fitted, of all. All intervals are those that the catalogue gives an estimate,
+but 8-bit GEMMs': those are the quantiles of their even rows, and the requests', widened by theirs.
 """
 
 from __future__ import annotations
@@ -26,9 +27,10 @@ from ..hw.devices import find_architecture, load_device
 from ..hw.gemm import gemm_kernels, gemm_kernels_8bit
 from ..hw.spec import Interval, parse_architecture
 from ..workloads.expr_functions import Array
-from . import attention, collectives, gemm, layers, roofline
+from . import attention, collectives, gemm, layers, llmcompass, requests, roofline
 from .intervals import Errors, attention_errors, gemm_errors, regimes
 from .kernels import FOLDERS, devices_in, read_kernels, table_path
+from .part import Part
 
 Document = dict[str, Any]
 QUARTERS = 4
@@ -48,6 +50,11 @@ BARS = {
     ("all-reduce", "a100-80g-sxm", "collectives", "calibrated"): 0.12,
     ("all-reduce", "h100-sxm", "collectives", "calibrated"): 0.12,
     ("layers", "a100-80g-sxm", "kernel", "run"): 0.10,
+    ("prompt", "a100-80g-sxm", "kernel", "run"): 0.12,
+    ("prompt", "h100-sxm", "kernel", "run"): 0.12,
+    ("token", "a100-80g-sxm", "kernel", "run"): 0.12,
+    ("token", "h100-sxm", "kernel", "run"): 0.12,
+    ("llmcompass-matmul", "a100-80g-sxm", "kernel", "calibrated"): 0.07,
 }
 """Largest mean absolute percentage error that the project has promised itself."""
 SAME_ARCHITECTURE = 0.09
@@ -238,6 +245,15 @@ def _whole(rows: layers.Measured, seconds: Array, low: Array, high: Array, mode:
     )  # fmt: skip
 
 
+def _parts(compare: Callable[[Path, str], Iterator[Part]], source: str) -> Callable[[Path, str], Iterator[Comparison]]:
+    def compared(truth: Path, device: str) -> Iterator[Comparison]:
+        for p in compare(truth, device):
+            arrays = (p.measured, p.predicted, p.low, p.high)
+            yield Comparison(p.suite, device, "kernel", p.mode, source, *arrays, p.dropped)
+
+    return compared
+
+
 SUITES: dict[str, Callable[[Path, str], Iterator[Comparison]]] = {
     "gemm-bf16": _gemm,
     "gemm-fp8": _fp8,
@@ -245,6 +261,8 @@ SUITES: dict[str, Callable[[Path, str], Iterator[Comparison]]] = {
     "attention-decode": _attention("decode"),
     "all-reduce": _collectives,
     "layers": _layers,
+    "requests": _parts(requests.compare, "Splitwise, requests of Llama-2-70B"),
+    "llmcompass": _parts(llmcompass.compare, "LLMCompass, operators called one by one, all rows"),
 }
 
 
