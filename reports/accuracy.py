@@ -47,7 +47,9 @@ def accuracy_pdf(comparisons: Sequence[Comparison], command: str) -> bytes:
 
 def _page(suite: str, found: Sequence[Comparison], footer: str) -> Figure:
     figure = Figure(figsize=(WIDTH, HEIGHT))
-    figure.text(0.045, 0.945, f"{suite}: predicted against measured, odd rows", size=12.5, weight="bold", color=INK)
+    figure.text(
+        0.045, 0.945, f"{suite}: predicted against measured, rows not fitted on", size=12.5, weight="bold", color=INK
+    )
     figure.text(0.045, 0.03, footer, size=7, color=GREY)
     columns = max(LEAST, len(found))
     grid = figure.add_gridspec(2, columns, left=0.065, right=0.975, top=0.84, bottom=0.1, wspace=0.28, hspace=0.28)
@@ -70,7 +72,8 @@ def _scatter(axes: Axes, c: Comparison) -> None:
     ends = np.array([min(x.min(), y.min()) / 1.5, max(x.max(), y.max()) * 1.5])
     axes.fill_between(ends, ends / 1.1, ends * 1.1, color=RULE, lw=0)
     axes.plot(ends, ends, color=GREY, lw=0.6)
-    axes.scatter(x, y, s=2, color=POINT, alpha=0.25, lw=0, rasterized=True)
+    size, alpha = (8, 1.0) if x.size < FEW else (2, 0.25) if x.size > 10 * FEW else (5, 0.5)
+    axes.scatter(x, y, s=size, color=POINT, alpha=alpha, lw=0, rasterized=True)
     axes.set(xscale="log", yscale="log", xlim=ends, ylim=ends)
     axes.set_xlabel("measured (grey: within 10 %)", size=7)
     axes.set_ylabel("predicted", size=7)
@@ -86,16 +89,16 @@ def _error(axes: Axes, c: Comparison) -> None:
     if ratio.size < FEW:
         axes.scatter(c.predicted, ratio, s=8, color=POINT, lw=0, label="row")
     else:
-        axes.fill_between(at, *(np.array([np.quantile(ratio[b], q) for b in bands]) for q in (0.05, 0.95)),
-                          color=POINT, alpha=0.2, lw=0, label="90 % of the rows")  # fmt: skip
+        low, high = (np.array([np.quantile(ratio[b], q) for b in bands]) for q in (0.05, 0.95))
+        axes.fill_between(at, low, high, color=POINT, alpha=0.2, lw=0, label="90 % of the rows")
         axes.plot(at, [np.median(ratio[b]) for b in bands], color=POINT, lw=1.2, label="median")
     axes.axhline(1, color=GREY, lw=0.6)
     if c.low is not None and c.high is not None:
         for k, side in enumerate((c.low, c.high)):
             given = [float(np.median(side[b])) for b in bands]
             axes.plot(at, given, color=INK, lw=0.8, ls=":", label="interval given" if k == 0 else None)
-    high = float(ratio.max() if ratio.size < FEW else max(np.quantile(ratio[b], 0.95) for b in bands))
-    axes.set(xscale="log", ylim=(0, max(2.0, min(high * 1.1, 5.0))))
+    top = float(ratio.max() if ratio.size < FEW else max(np.quantile(ratio[b], 0.95) for b in bands))
+    axes.set(xscale="log", ylim=(0, max(2.0, min(top * 1.1, 5.0))))
     axes.set_xlabel("predicted", size=7)
     _seconds(axes, "x")
     axes.set_ylabel("measured ÷ predicted", size=7)
@@ -116,8 +119,10 @@ def _bands(predicted: Array, ratio: Array) -> tuple[Array, list[Array]]:
 
 
 def _seconds(axes: Axes, which: str) -> None:
-    """Ticks at powers of ten, as 10 µs and 1 ms."""
+    """Ticks at powers of ten, as 10 µs and 1 ms, and between them where the axis has no two of them."""
     axis = axes.xaxis if which == "x" else axes.yaxis
-    axis.set_major_locator(LogLocator(10, numticks=8))
+    low, high = sorted(axis.get_view_interval())
+    between = (1.0, 2.0, 5.0) if high < 100 * low else (1.0,)
+    axis.set_major_locator(LogLocator(10, subs=between, numticks=8))
     axis.set_minor_locator(NullLocator())
     axis.set_major_formatter(FuncFormatter(lambda value, _: fmt.si_tick(value, "s")))

@@ -132,7 +132,7 @@ def read_requests(truth: Path, device: str) -> Requests:
     path = truth / FILE
     if not path.is_file():
         raise InputError(f"{truth}: no {FILE} there")
-    rows = []
+    rows: list[tuple[float, ...]] = []
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
             if (row["model"], row["hardware"]) == (IN_TABLE, HARDWARE[device]):
@@ -160,13 +160,14 @@ def gpu_times(rows: Requests, device: str) -> Gpus:
     columns = np.empty((len(fields(Gpus)), points.shape[1]))
     for gpus in np.unique(points[0]):
         here = points[0] == gpus
-        columns[:, here] = _of_share(share_of(int(gpus)), int(gpus), *points[1:, here], device)
+        columns[:, here] = _of_share(int(gpus), points[1:, here], device)
     return Gpus(*columns[:, place.ravel()])
 
 
-def _of_share(share: Trace, gpus: int, prompt: Array, batch: Array, output: Array, device: str) -> Array:
-    """The columns of :class:`Gpus`, (10, P)."""
-    held = load_device(device)
+def _of_share(gpus: int, points: Array, device: str) -> Array:
+    """The columns of :class:`Gpus`, (10, P), at prompt, batch and output tokens, (3, P)."""
+    share, held = share_of(gpus), load_device(device)
+    prompt, batch, output = points
     prefill = cost(share, held, batch, prompt, 0)
     long_s, long_bytes = np.zeros(prompt.size), np.zeros(prompt.size)
     for op, count in share.operators():
