@@ -117,10 +117,11 @@ def test_measured_figures(truth) -> None:
     assert [row["mape"] for row in rows.values()] == pytest.approx([mape for _, mape in told.values()], abs=0.002)
     assert rows["matmul"]["met"] is False
     calls = llmcompass.read_calls(truth, "matmul")
-    measured, table = llmcompass.tables(truth, calls)
-    off = np.abs(table / measured - 1)
-    assert off.size == 17
-    assert off.mean() == pytest.approx(0.090, abs=0.001)
+    table, took = llmcompass.tables(truth, calls), dict(zip(calls.name, calls.seconds, strict=True))
+    assert len(table) == 17
+    assert np.mean([abs(table[name] / took[name] - 1) for name in table]) == pytest.approx(0.090, abs=0.001)
+    same = [f"{m} × 12288 × 12288" for m in (256, 512, 1024, 2048, 4096, 8192)]
+    assert [table[name] / took[name] for name in same] == pytest.approx([1] * 6, abs=0.02)  # the stated call is right
     seconds, off = llmcompass.predict(calls)[0], {}
     for name, predicted, took in zip(calls.name, seconds, calls.seconds, strict=True):
         off[name] = predicted / took - 1

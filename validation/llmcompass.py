@@ -190,14 +190,13 @@ def compare(truth: Path, device: str) -> Iterator[Part]:
             yield Part(suite, "calibrated", calls.seconds, *predict(calls), dropped)
 
 
-def tables(truth: Path, calls: Calls) -> tuple[Array, Array]:
-    """Measured and table seconds of the GEMMs whose shapes the tables of :mod:`.gemm` hold too, the call added: what
-    another A100 and another library's version make of the same shapes. Raises ``InputError`` without those."""
+def tables(truth: Path, calls: Calls) -> dict[str, float]:
+    """Seconds, the call added, of the GEMMs whose shapes the tables of :mod:`.gemm` hold too, by name: what another
+    A100 and another version of the library make of them. Raises ``InputError`` where there are no tables."""
     rows = gemm.read_gemm(truth, DEVICE, "bfloat16")
     held = dict(zip(zip(rows.m, rows.n, rows.k, strict=True), rows.seconds, strict=True))
-    shapes = list(zip(calls.m, calls.n, calls.k, strict=True))
-    found = [i for i, shape in enumerate(shapes) if shape in held]
-    return calls.seconds[found], np.array([held[shapes[i]] + CALL_S["matmul"] for i in found])
+    shapes = zip(calls.name, zip(calls.m, calls.n, calls.k, strict=True), strict=True)
+    return {name: float(held[shape]) + CALL_S["matmul"] for name, shape in shapes if shape in held}
 
 
 def main() -> None:
@@ -205,8 +204,10 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--truth", default=os.environ.get("TOKENFAB_TRUTH", "../shared/truth"))
     truth = Path(parser.parse_args().truth)
-    took, theirs = tables(truth, read_calls(truth, "matmul"))
-    print(f"{took.size} GEMMs are in the tables too, which differ by {np.abs(theirs / took - 1).mean():.1%}")
+    gemms = read_calls(truth, "matmul")
+    theirs, took = tables(truth, gemms), dict(zip(gemms.name, gemms.seconds, strict=True))
+    off = [abs(seconds / took[name] - 1) for name, seconds in theirs.items()]
+    print(f"{len(theirs)} GEMMs are in the tables of the GEMM model too, which miss these times by {np.mean(off):.1%}")
     for suite, calls, dropped in read_all(truth):
         seconds, low, high = predict(calls)
         ratio = calls.seconds / seconds
@@ -216,8 +217,9 @@ def main() -> None:
             f"{held:.0%}; sum {seconds.sum() / calls.seconds.sum() - 1:+.1%}"
         )
         for name, measured, predicted in zip(calls.name, calls.seconds, seconds, strict=True):
-            off = predicted / measured - 1
-            print(f"  {name}: {measured * 1e6:.1f} us measured, {predicted * 1e6:.1f} predicted, {off:+.1%}")
+            line = f"  {name}: {measured * 1e6:.1f} us measured, {predicted * 1e6:.1f} predicted"
+            other = f", {theirs[name] * 1e6:.1f} by the tables" if suite.endswith("matmul") and name in theirs else ""
+            print(f"{line}{other}, {predicted / measured - 1:+.1%}")
 
 
 if __name__ == "__main__":
