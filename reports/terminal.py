@@ -250,7 +250,11 @@ def validation_summary(document: Document) -> None:
             missed.append(f"missed: {where}: the 90 % interval covers {covers}, not 85 to 95 %")
     say(table(columns, rows, right=columns[4:]))
     dropped = sum(d["dropped"] for d in document["suites"])
-    say("", "odd rows of each table; constants and intervals are of the even ones", f"{dropped:,} rows left out")
+    say(
+        "",
+        "odd rows of each table, of llmcompass all; constants and intervals are of the even ones",
+        f"{dropped:,} rows left out",
+    )
     say(*missed, *(f"skipped: {why}" for why in document["skipped"]))
     if "file" in document:
         say(document["file"])

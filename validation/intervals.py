@@ -16,17 +16,20 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..hw.attention import attention_kernels, attention_parts
 from ..hw.card import card_of
-from ..hw.devices import load_device
+from ..hw.devices import find_architecture, load_device
 from ..hw.gemm import gemm_kernels, gemm_time
 from ..hw.gpu import REASONS, SMALL, reason_of_limit
 from ..hw.moe import MoeConstants
+from ..hw.spec import Interval, parse_architecture
 from . import attention, gemm, layers, moe
 from .kernels import COPIES, FOLDERS
 
@@ -142,6 +145,18 @@ def correlation(errors: Errors) -> float:
         pairs += x.size * (x.size - 1)
         products += float(x.sum() ** 2 - (x**2).sum())
     return products / pairs / float((log[here] ** 2).mean()) if pairs else 0.0
+
+
+@cache
+def unmeasured() -> dict[str, Interval]:
+    """Intervals of kernels nobody measured, by regime."""
+    held: dict[str, dict[str, Any]] = {}
+    data = find_architecture("default")
+    for key, quantity in parse_architecture(data[1], data[0], "default").items():
+        if key.startswith("intervals."):
+            _, regime, side = key.split(".")
+            held.setdefault(regime, {})[side] = quantity
+    return {regime: Interval(**sides) for regime, sides in held.items()}
 
 
 def both(truth: Path, device: str, constants_of: str) -> dict[str, Errors]:

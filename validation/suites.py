@@ -4,16 +4,18 @@ A suite compares one model with one device's table. ``model`` is ``kernel`` or `
 uses) or ``roofline`` (three constants per card, for comparison). ``mode`` says whose constants they are:
 ``calibrated``: this card's, fitted on the even rows; ``physics``: its datasheet with its architecture's, or, for a
 card that was fitted itself, with the other architecture's: what to expect of a card nobody measured; ``run``:
-calibrated, with the one number of a run that is fitted on its even rows. All errors are of the odd rows, all
-intervals those that the catalogue gives an estimate, but of 8-bit GEMMs and of experts' kernels that no estimate
-uses: those are the quantiles of their even rows. Nothing else is fitted here.
+calibrated, with the one number of a run that is fitted on its even rows; of ``requests`` the numbers of its engine,
+with ``run_tokens`` and ``run_network`` for more of them (:mod:`.requests`); ``library``: calibrated, on kernels of
+a library that nobody fitted, with intervals to match (:mod:`.llmcompass`). All errors are of the odd rows, but
+of ``llmcompass``, where nothing is fitted, of all. All intervals are those that the catalogue gives an estimate,
+but of 8-bit GEMMs and of experts' kernels that no estimate uses: those are the quantiles of their even rows, and
+the requests', widened by theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +24,15 @@ import numpy as np
 from ..errors import InputError, unknown_name
 from ..hw.card import card_of
 from ..hw.cost import Errors as Composition
-from ..hw.devices import find_architecture, load_device
+from ..hw.devices import load_device
 from ..hw.gemm import gemm_kernels, gemm_kernels_8bit
 from ..hw.moe import moe_kernels
-from ..hw.spec import Interval, parse_architecture
+from ..hw.spec import Interval
 from ..workloads.expr_functions import Array
-from . import attention, collectives, gemm, layers, moe, roofline
-from .intervals import EXPERTS, Errors, attention_errors, gemm_errors, regimes
+from . import attention, collectives, gemm, layers, llmcompass, moe, requests, roofline
+from .intervals import EXPERTS, Errors, attention_errors, gemm_errors, regimes, unmeasured
 from .kernels import FOLDERS, devices_in, read_kernels, table_path
+from .part import Part
 
 Document = dict[str, Any]
 QUARTERS = 4
@@ -55,6 +58,11 @@ BARS = {
     ("all-reduce", "a100-80g-sxm", "collectives", "calibrated"): 0.12,
     ("all-reduce", "h100-sxm", "collectives", "calibrated"): 0.12,
     ("layers", "a100-80g-sxm", "kernel", "run"): 0.10,
+    ("prompt", "a100-80g-sxm", "kernel", "run"): 0.12,
+    ("prompt", "h100-sxm", "kernel", "run"): 0.12,
+    ("token", "a100-80g-sxm", "kernel", "run"): 0.12,
+    ("token", "h100-sxm", "kernel", "run"): 0.12,
+    ("llmcompass-matmul", "a100-80g-sxm", "kernel", "library"): 0.07,
 }
 """Largest mean absolute percentage error that the project has promised itself."""
 SAME_ARCHITECTURE = 0.09
@@ -88,7 +96,7 @@ class Comparison:
         if bar is None and (self.suite, self.model, self.mode) == ("gemm-bf16", "kernel", "physics"):
             fitted = {load_device(d).architecture for d in FOLDERS}
             bar = SAME_ARCHITECTURE if load_device(self.device).architecture in fitted else 0.15
-        held = None if covered is None or self.mode == "physics" else COVERAGE[0] <= covered <= COVERAGE[1]
+        held = None if covered is None or self.mode in ("physics", "library") else COVERAGE[0] <= covered <= COVERAGE[1]
         return {
             "suite": self.suite, "device": self.device, "model": self.model, "mode": self.mode,
             "source": self.source, "n": int(error.size), "dropped": self.dropped, "mape": mape,
@@ -113,21 +121,9 @@ def modes(device: str) -> list[tuple[str, str]]:
     return [("physics", device)]
 
 
-@cache
-def _unmeasured() -> dict[str, Interval]:
-    """Intervals of a card nobody measured, by regime."""
-    held: dict[str, dict[str, Any]] = {}
-    data = find_architecture("default")
-    for key, quantity in parse_architecture(data[1], data[0], "default").items():
-        if key.startswith("intervals."):
-            _, regime, side = key.split(".")
-            held.setdefault(regime, {})[side] = quantity
-    return {regime: Interval(**sides) for regime, sides in held.items()}
-
-
 def intervals_of(device: str, mode: str) -> dict[str, Interval]:
     """The intervals that an estimate on ``device`` has, or would have had nobody measured it."""
-    return _unmeasured() if mode == "physics" else load_device(device).intervals
+    return unmeasured() if mode == "physics" else load_device(device).intervals
 
 
 def factors(held: dict[str, Interval], regime: list[str]) -> tuple[Array, Array]:
@@ -269,6 +265,15 @@ def _whole(rows: layers.Measured, seconds: Array, low: Array, high: Array, mode:
     )  # fmt: skip
 
 
+def _parts(compare: Callable[[Path, str], Iterator[Part]], source: str) -> Callable[[Path, str], Iterator[Comparison]]:
+    def compared(truth: Path, device: str) -> Iterator[Comparison]:
+        for p in compare(truth, device):
+            arrays = (p.measured, p.predicted, p.low, p.high)
+            yield Comparison(p.suite, device, "kernel", p.mode, source, *arrays, p.dropped)
+
+    return compared
+
+
 SUITES: dict[str, Callable[[Path, str], Iterator[Comparison]]] = {
     "gemm-bf16": _gemm,
     "gemm-fp8": _fp8,
@@ -277,6 +282,8 @@ SUITES: dict[str, Callable[[Path, str], Iterator[Comparison]]] = {
     "moe": _moe,
     "all-reduce": _collectives,
     "layers": _layers,
+    "requests": _parts(requests.compare, "Splitwise, requests of Llama-2-70B"),
+    "llmcompass": _parts(llmcompass.compare, "LLMCompass, operators called one by one, all rows"),
 }
 
 

@@ -1,0 +1,19 @@
+"""What a suite hands over when it compares several things at once: one part per quantity and mode."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from ..workloads.expr_functions import Array
+
+
+class Part(NamedTuple):
+    """Arrays of (N,): measured and predicted seconds, and the 90 % interval of measured over predicted time."""
+
+    suite: str
+    mode: str
+    measured: Array
+    predicted: Array
+    low: Array
+    high: Array
+    dropped: int
