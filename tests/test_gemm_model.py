@@ -76,9 +76,8 @@ def test_waves_by_hand() -> None:
 def test_the_first_loads_of_a_tile_are_waited_for() -> None:
     """Two waves of 128 × 128 tiles wait twice for 96 of k: 256 rows and columns of 2 bytes at 64 GB/s."""
     staged = replace(ONE_TILE, pipeline=96)
-    assert seconds(128, 12801, 4096, staged) - seconds(128, 12801, 4096) == pytest.approx(
-        2 * 256 * 96 * 2 / 64e9, rel=1e-3
-    )
+    waited = seconds(128, 12801, 4096, staged) - seconds(128, 12801, 4096)
+    assert waited == pytest.approx(2 * 256 * 96 * 2 / 64e9, rel=1e-3)
     assert seconds(128, 128, 32, staged) - seconds(128, 128, 32) == pytest.approx(256 * 32 * 2 / 64e9, rel=1e-3)
 
 
