@@ -347,6 +347,29 @@ def measure(
     _answer(document, json_, quiet, lambda: terminal.measure_summary(document))
 
 
+@app.command()
+def calibrate(
+    run_: typer.Context,
+    device: Annotated[str, typer.Argument(help="Catalogue name or device file, of a GPU.")],
+    truth: Annotated[Path, typer.Option(envvar="TOKENFAB_TRUTH", help="Folder of measurements.")] = Path(
+        "../shared/truth"
+    ),
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the device file (.toml) here.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a GPU's own constants to its measured kernels; a device file with them and their intervals.
+
+    Example: tokenfab calibrate l40s --truth measured -o my-l40s.toml
+    """
+    from .validation.calibrate import calibrate as fit
+
+    with terminal.progress(quiet or json_) as step:
+        document = fit(device, truth, output, force=force, step=step) | {"command": run_.obj}
+    _answer(document, json_, quiet, lambda: terminal.calibration_summary(document))
+
+
 @app.callback(invoke_without_command=True)
 def _root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
     if version:
