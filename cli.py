@@ -66,6 +66,10 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        if error.name != "scipy":
+            raise
+        return _fail("scipy is not installed; install tokenfab[fit]")
     except Exception as error:
         format_message = getattr(error, "format_message", None)  # a usage error of the option parser
         if format_message is None:

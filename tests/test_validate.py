@@ -162,11 +162,24 @@ def test_measured_figures(everything) -> None:
         ("attention-prefill", "a100-80g-sxm", "kernel", "calibrated"): 0.050,
         ("attention-decode", "h100-sxm", "kernel", "calibrated"): 0.081,
         ("all-reduce", "h100-sxm", "collectives", "calibrated"): 0.070,
+        ("gemm-bf16", "a100-80g-sxm", "kernel", "measured"): 0.0767,
+        ("gemm-bf16", "h100-sxm", "kernel", "measured"): 0.0533,
+        ("attention-prefill", "a100-80g-sxm", "kernel", "measured"): 0.0842,
+        ("attention-prefill", "h100-sxm", "kernel", "measured"): 0.1041,
+        ("attention-decode", "a100-80g-sxm", "kernel", "measured"): 0.0470,
+        ("attention-decode", "h100-sxm", "kernel", "measured"): 0.0492,
         ("layers", "a100-80g-sxm", "kernel", "calibrated"): 0.1014,
         ("layers", "a100-80g-sxm", "kernel", "run"): 0.0814,
         ("whole-layers", "a100-80g-sxm", "kernel", "run"): 0.0392,
     }.items():
         assert rows[key]["mape"] == pytest.approx(mape, abs=0.0007), key
+    inside = {(key[0], key[1]): row["inside"] for key, row in rows.items() if row["mode"] == "measured"}
+    assert inside == {
+        ("gemm-bf16", "a100-80g-sxm"): 3753, ("gemm-bf16", "h100-sxm"): 17019,
+        ("attention-prefill", "a100-80g-sxm"): 2007, ("attention-prefill", "h100-sxm"): 4582,
+        ("attention-decode", "a100-80g-sxm"): 2025, ("attention-decode", "h100-sxm"): 6474,
+    }  # fmt: skip
+    assert all(row["inside"] is None for row in rows.values() if row["mode"] != "measured")
 
 
 def test_the_tables_in_the_docs_are_those_that_the_command_prints(everything, capsys) -> None:

@@ -113,7 +113,7 @@ def _tables(truth: Path, device: Device, kept: list[str]) -> Iterator[tuple[Fami
             tables = family.tables(truth, device)
             family.constants(device)
         except InputError as error:
-            kept.append(f"{family.name}: {error}")
+            kept.append(f"{family.name}: {str(error).partition('; --truth')[0]}")
             continue
         full = []
         for table in tables:
@@ -129,6 +129,11 @@ def _tables(truth: Path, device: Device, kept: list[str]) -> Iterator[tuple[Fami
 def fit_card(family: Family, tables: list[Table], device: Device, names: tuple[str, ...] | None = None) -> Fitted:
     """The constants ``names`` (a card's unless given) of one family, from the device's present ones."""
     start, names, rows = family.constants(device), names or family.names, [t.even for t in tables]
+    for t in tables:
+        with np.errstate(all="ignore"):
+            ratio = np.concatenate([family.errors(half, device, start).ratio for half in (t.even, t.odd)])
+        if not (np.isfinite(ratio) & (ratio > 0)).all():
+            raise InputError(f"{t.source}: sizes or times of {t.suite} that no kernel of this device can have")
     found = family.fit(rows, device, start, names)
     silent = tuple(n for n in names if not _tells(family, rows, device, found, n))
     found = replace(found, **{n: getattr(start, n) for n in silent})
@@ -166,10 +171,8 @@ def _constants(f: Fitted, device: Device) -> dict[str, Entry]:
 
 def _intervals(f: Fitted, device: Device) -> dict[str, Entry]:
     """5 % and 95 % of measured over predicted time of the even rows, by regime, as a file takes them."""
-    even, odd = (
-        joined_errors([f.family.errors(getattr(t, half), device, f.found) for t in f.tables])
-        for half in ("even", "odd")
-    )
+    even = joined_errors([f.family.errors(t.even, device, f.found) for t in f.tables])
+    odd = joined_errors([f.family.errors(t.odd, device, f.found) for t in f.tables])
     numbers: dict[str, Entry] = {}
     for regime, (low, high) in even.quantiles().items():
         rows = int((even.regime == regime).sum())
@@ -178,12 +181,11 @@ def _intervals(f: Fitted, device: Device) -> dict[str, Entry]:
             continue
         low, high = min(max(round(low, 3), 0.01), 1.0), max(min(round(high, 3), 100.0), 1.0)
         here = odd.ratio[odd.regime == regime]
-        held = (
-            f", which hold {100 * np.mean((here >= low) & (here <= high)):.1f} % of the odd ones" if here.size else ""
-        )
+        held = 100 * np.mean((here >= low) & (here <= high)) if here.size else None
+        share = "" if held is None else f", which hold {held:.1f} % of the odd ones"
         source = (
             f"derived: 5 % and 95 % of measured over predicted time of {rows} even rows, {f.source}"
-            f"{held}; tokenfab calibrate"
+            f"{share}; tokenfab calibrate"
         )
         for side, value in (("low", low), ("high", high)):
             numbers[f"{key}.{side}"] = {"value": written(value, f"{key}.{side}")[0], "source": source}

@@ -83,7 +83,7 @@ def read_collectives(truth: Path, device: str) -> Measured:
         with opened(path) as file:
             for row in file:
                 element = ELEMENT_BYTES.get(row["allreduce_dtype" if own else "nccl_dtype"])
-                size, seconds = int(row["message_size"]) * (element or 0), float(row["latency"]) / 1e3
+                size, seconds = float(int(row["message_size"])) * (element or 0), float(row["latency"]) / 1e3
                 name = "direct" if own else NAMES.get(row["op_name"])
                 left_out = own and (not row["backend"].endswith("_graph") or size >= DIRECT_LIMIT)
                 if left_out or not name or size <= 0 or not 0 < seconds < np.inf or int(row["num_gpus"]) < 2:

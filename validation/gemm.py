@@ -72,9 +72,9 @@ def read_gemm(truth: Path, device: str, dtype: str = "bfloat16") -> Measured:
     """
     with opened(table_path(truth, device, "gemm", FILE)) as file:
         rows = [
-            (int(r["m"]), int(r["n"]), int(r["k"]), float(r["latency"]) / 1e3) for r in file if r["gemm_dtype"] == dtype
+            (*(float(int(r[x])) for x in "mnk"), float(r["latency"]) / 1e3) for r in file if r["gemm_dtype"] == dtype
         ]
-    possible = [r for r in rows if min(r) > 0 and isfinite(r[3])]
+    possible = [r for r in rows if min(r) > 0 and isfinite(r[-1])]
     m, n, k, seconds = np.array(possible, float).reshape(-1, 4).T
     return Measured(m, n, k, seconds, len(rows) - len(possible))
 

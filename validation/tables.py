@@ -17,6 +17,7 @@ neighbours, so it errs to the wide side.
 
 from __future__ import annotations
 
+import itertools
 from dataclasses import dataclass
 
 import numpy as np
@@ -46,11 +47,9 @@ class Table:
         at = at.ravel()
         self._seconds = np.bincount(at, seconds, len(unique)) / np.bincount(at, minlength=len(unique))
         self._shape, self._size = unique[:, :-1], unique[:, -1]
-        changes = np.any(self._shape[1:] != self._shape[:-1], axis=1)
-        starts = np.flatnonzero(np.concatenate([[True], changes])) if len(unique) else np.empty(0, np.intp)
-        self._groups = {
-            tuple(self._shape[a].tolist()): slice(a, b) for a, b in zip(starts, [*starts[1:], len(unique)], strict=True)
-        }
+        changes = np.flatnonzero(np.any(self._shape[1:] != self._shape[:-1], axis=1)) + 1
+        ends = [0, *changes.tolist(), len(unique)] if len(unique) else []
+        self._groups = {tuple(self._shape[a].tolist()): slice(a, b) for a, b in itertools.pairwise(ends)}
 
     def seconds(self, points: Points) -> tuple[Array, Mask]:
         """Seconds at ``points``, (N,), NaN where they are not ``inside``: between two measured sizes, or on one."""
