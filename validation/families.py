@@ -2,8 +2,9 @@
 
 Each :class:`Family` joins a model of :mod:`tokenfab.hw` with its tables and its fit. :data:`CARD` are the constants
 that :mod:`.calibrate` fits to one card, twelve in all; the others stay those of its architecture. They were chosen
-by adding, one at a time, the constant that lowers the error on the even rows most, with everything else as on
-the *other* measured architecture: what a card of a known architecture can differ by is less than that.
+by adding, one at a time, the constant that lowers the error on the even rows of both measured cards most, with
+everything else as on the *other* architecture (``throttle_s`` with ``sustained``, which says nothing without it):
+what a card of a known architecture can differ by is less than that.
 """
 
 from __future__ import annotations
