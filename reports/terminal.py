@@ -294,6 +294,7 @@ def calibration_summary(document: Document) -> None:
             errors.append([d["suite"], when, f"{d['n']:,}", *figures])
     titles = ("odd rows of", "constants", "n", "MAPE", "bias", "p90", "90 % covers")
     kept = [f"{c['key']}: kept, the rows say nothing of it" for c in document["constants"] if not c["fitted"]]
+    kept += [f"{c['key']}: at the end of its range" for c in document["constants"] if c["at_bound"]]
     say(
         f"{document['device']}: constants of its architecture ({document['architecture'] or 'none'}) or file before, "
         "fitted on even rows after",

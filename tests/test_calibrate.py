@@ -48,7 +48,7 @@ def noisy(seconds, seed: int):
     return np.asarray(seconds) * np.exp(NOISE * np.random.default_rng(seed).standard_normal(len(seconds))) * 1e3
 
 
-def plant_gemm(truth: Path, device: str = "l40s", rows: int | None = None) -> None:
+def plant_gemm(truth: Path, device: str = "l40s", rows: int | None = None, slower: float = 1) -> None:
     held = load_device(device)
     constants, kernels = gemm_kernels(held)
     m, n, k = (
@@ -56,7 +56,7 @@ def plant_gemm(truth: Path, device: str = "l40s", rows: int | None = None) -> No
         for x in np.meshgrid([1, 8, 33, 128, 500, 2048, 8192, 16384], *[[384, 1024, 4096, 11008, 28672]] * 2)
     )
     sizes = gemm.Measured(m, n, k, np.ones(m.size))
-    ms = noisy(gemm.predict(sizes, card_of(held), replace(constants, **GEMM), kernels), 1)
+    ms = noisy(gemm.predict(sizes, card_of(held), replace(constants, **GEMM), kernels), 1) * slower
     path = truth / f"aiconfigurator/{device}/gemm/vllm_0.9/gemm_perf.csv.gz"
     table(path, "gemm_dtype m n k latency", [["bfloat16", *r] for r in zip(m, n, k, ms, strict=True)])
 
@@ -234,6 +234,18 @@ def test_a_constant_that_the_rows_say_nothing_of_stays(tmp_path) -> None:
     assert direct["after"] == direct["before"] == load_device("h200-sxm").constant("direct_launch")
     assert "direct_launch" not in (tmp_path / "out.toml").read_text("utf-8")
     assert all(c["fitted"] for c in document["constants"] if c is not direct)
+
+
+def test_rows_of_another_device_end_at_the_ranges_and_far_ones_are_refused(tokenfab, tmp_path) -> None:
+    plant_gemm(tmp_path, slower=5)
+    ends = {c["key"].split(".")[-1] for c in calibrate("l40s", tmp_path)["constants"] if c["at_bound"]}
+    assert {"dram_share", "writeback", "sustained"} <= ends
+    assert "kernels.gemm.dram_share: at the end of its range" in tokenfab("calibrate", "l40s", "--truth", tmp_path).out
+    plant_gemm(tmp_path, slower=1000)
+    done = tokenfab("calibrate", "l40s", "--truth", tmp_path, "-o", tmp_path / "out.toml")
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "times the model's; are they of l40s?" in done.err
+    assert not (tmp_path / "out.toml").exists()
 
 
 @pytest.mark.parametrize(("arguments", "words"), [

@@ -117,11 +117,12 @@ def read_calls(
         raise InputError(f"{path}: no rows with {cache} keys and values {'with' if windows else 'without'} window")
     batch, query, step, heads, kv_heads, dim, window, ms = np.array(rows).T
     calls = Calls(phase, batch, query, query + step, heads, kv_heads, dim, window, bits, ms / 1e3)
-    possible = np.asarray((np.minimum(np.minimum(batch, query), ms) > 0) & np.isfinite(ms))
+    sized = np.array([batch, query, calls.kv, heads, kv_heads, dim, ms])
+    possible = np.asarray((sized > 0).all(axis=0) & np.isfinite(sized).all(axis=0))
     if card is None and device in device_names():
         card = card_of(load_device(device))
     if card is not None:
-        possible &= _possible(calls, card)
+        possible[possible] = _possible(calls.pick(possible), card)
     return Calls(**{**calls.pick(possible).__dict__, "dropped": int((~possible).sum())})
 
 

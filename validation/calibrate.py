@@ -35,6 +35,8 @@ from .kernels import FOLDERS, folder_of
 Document = dict[str, Any]
 LEAST = 20
 """Even rows without which a family is not fitted, and a regime gets no interval."""
+LARGEST_ERROR = 100.0
+"""Factor that no interval reaches (a device file accepts none that is wider)."""
 TELLS = 2e-3
 """Least change of some row's logarithm that says that the rows depend on a constant."""
 
@@ -126,9 +128,9 @@ def _tables(truth: Path, device: Device, kept: list[str]) -> Iterator[tuple[Fami
             yield family, full
 
 
-def fit_card(family: Family, tables: list[Table], device: Device, names: tuple[str, ...] | None = None) -> Fitted:
-    """The constants ``names`` (a card's unless given) of one family, from the device's present ones."""
-    start, names, rows = family.constants(device), names or family.names, [t.even for t in tables]
+def fit_card(family: Family, tables: list[Table], device: Device) -> Fitted:
+    """A card's constants of one family, from the device's present ones."""
+    start, names, rows = family.constants(device), family.names, [t.even for t in tables]
     for t in tables:
         with np.errstate(all="ignore"):
             ratio = np.concatenate([family.errors(half, device, start).ratio for half in (t.even, t.odd)])
@@ -179,7 +181,10 @@ def _intervals(f: Fitted, device: Device) -> dict[str, Entry]:
         key = f"intervals.{f.family.regime(regime)}"
         if rows < LEAST:
             continue
-        low, high = min(max(round(low, 3), 0.01), 1.0), max(min(round(high, 3), 100.0), 1.0)
+        if low < LARGEST_ERROR**-1 or high > LARGEST_ERROR:
+            times = f"{low:.2g} to {high:.2g} times the model's"
+            raise InputError(f"{f.source}: after fitting too, rows take {times}; are they of {device.name}?")
+        low, high = min(round(low, 3), 1.0), max(round(high, 3), 1.0)
         here = odd.ratio[odd.regime == regime]
         held = 100 * np.mean((here >= low) & (here <= high)) if here.size else None
         share = "" if held is None else f", which hold {held:.1f} % of the odd ones"
@@ -203,7 +208,8 @@ def _document(before: Device, after: Device, fitted: list[Fitted], kept: list[st
             key = f.family.key(name)
             constants.append(
                 {"key": key, "meaning": meaning, "low": low, "high": high, "before": was[name], "after": now[name],
-                 "unit": "s" if KEYS[key].dimension == "time" else "1", "fitted": name in f.texts}
+                 "unit": "s" if KEYS[key].dimension == "time" else "1", "fitted": name in f.texts,
+                 "at_bound": name in f.texts and not 1.005 * low < now[name] < 0.995 * high}
             )  # fmt: skip
         for t in f.tables:
             row: Document = {"suite": t.suite, "source": t.source, "even_rows": int(t.even.seconds.size)}

@@ -123,12 +123,19 @@ def _version(folder: str) -> list[int]:
     return [int(part) for part in folder.partition("_")[2].partition("+")[0].split(".") if part.isdecimal()]
 
 
+def _whole(rows: Iterator[Row]) -> Iterator[Row]:
+    for number, row in enumerate(rows, 2):
+        if None in row.values():
+            raise ValueError(f"line {number} has too few fields")
+        yield row
+
+
 @contextmanager
 def opened(path: Path) -> Iterator[Iterator[Row]]:
     """The rows of a table. Raises ``InputError`` for a file that is none, or that lacks what is asked of it."""
     try:
         with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
-            yield csv.DictReader(file)
+            yield _whole(csv.DictReader(file))
     except InputError:
         raise
     except KeyError as error:

@@ -145,6 +145,8 @@ def _source(table: Path) -> str:
 
 def _errors(suite: str, device: str, mode: str, source: str, family: str, errors: Errors) -> Comparison:
     odd = errors.half(odd=True)
+    if not odd.seconds.size:
+        raise InputError(f"{source}: fewer than two rows of {suite} that can be true")
     low, high = factors(intervals_of(device, mode), [f"{family}_{name}" for name in odd.regime])
     predicted = odd.seconds / odd.ratio
     return Comparison(suite, device, "kernel", mode, source, odd.seconds, predicted, low, high, errors.dropped)
