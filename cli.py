@@ -66,6 +66,10 @@ def run(arguments: list[str]) -> int:
     except BrokenPipeError:  # the reader has seen enough
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
+    except ModuleNotFoundError as error:
+        if error.name != "scipy":
+            raise
+        return _fail("scipy is not installed; install tokenfab[fit]")
     except Exception as error:
         format_message = getattr(error, "format_message", None)  # a usage error of the option parser
         if format_message is None:
@@ -345,6 +349,29 @@ def measure(
             command=run_.obj, step=step,
         )  # fmt: skip
     _answer(document, json_, quiet, lambda: terminal.measure_summary(document))
+
+
+@app.command()
+def calibrate(
+    run_: typer.Context,
+    device: Annotated[str, typer.Argument(help="Catalogue name or device file, of a GPU.")],
+    truth: Annotated[Path, typer.Option(envvar="TOKENFAB_TRUTH", help="Folder of measurements.")] = Path(
+        "../shared/truth"
+    ),
+    output: Annotated[Path | None, typer.Option("-o", "--output", help="Write the device file (.toml) here.")] = None,
+    force: Annotated[bool, typer.Option(help="Replace a file that is there.")] = False,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Fit a GPU's own constants to its measured kernels; a device file with them and their intervals.
+
+    Example: tokenfab calibrate l40s --truth measured -o my-l40s.toml
+    """
+    from .validation.calibrate import calibrate as fit
+
+    with terminal.progress(quiet or json_) as step:
+        document = fit(device, truth, output, force=force, step=step) | {"command": run_.obj}
+    _answer(document, json_, quiet, lambda: terminal.calibration_summary(document))
 
 
 @app.callback(invoke_without_command=True)

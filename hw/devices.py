@@ -14,6 +14,7 @@ from pathlib import Path
 from ..errors import InputError, unknown_name
 from .spec import Architecture, Device, parse_device
 
+ARCHITECTURES = "architectures"
 LARGEST = 1 << 20
 """Bytes; a larger file is no device file."""
 
@@ -37,14 +38,20 @@ def load_device(name_or_path: str | os.PathLike[str]) -> Device:
     Raises InputError, one line, for an unknown name (with near names), a file that cannot be read,
     and a file that :func:`.spec.parse_device` refuses.
     """
+    data, file, own = read_device(name_or_path)
+    return parse_device(data, file, lambda name: find_architecture(name, own))
+
+
+def read_device(name_or_path: str | os.PathLike[str]) -> tuple[bytes, str, Path | None]:
+    """Bytes of the device file that :func:`load_device` would load, its name in messages, and the folder of its
+    own architectures (none in the catalogue). Raises InputError, one line, where there is no such file."""
     text = os.fspath(name_or_path)
     if isinstance(name_or_path, os.PathLike) or text.endswith(".toml") or "/" in text or os.sep in text:
-        own = Path(text).parent / "architectures"
-        return parse_device(_read(Path(text), text), text, lambda name: find_architecture(name, own))
+        return _read(Path(text), text), text, Path(text).parent / ARCHITECTURES
     files = device_files()
     if text not in files:
         raise unknown_name("device", text[:80], files, "or give the path of a device file (.toml)")
-    return parse_device(_read(files[text], _shown(text)), _shown(text), find_architecture)
+    return _read(files[text], _shown(text)), _shown(text), None
 
 
 def _shown(name: str) -> str:
@@ -53,14 +60,14 @@ def _shown(name: str) -> str:
 
 def find_architecture(name: str, own: Path | None = None) -> Architecture:
     """The architecture file ``name``, from the folder ``own`` if it is there, else from the catalogue."""
-    shared = _toml_files(resources.files(__package__) / "catalog" / "architectures")
+    shared = _toml_files(resources.files(__package__) / "catalog" / ARCHITECTURES)
     mine = _toml_files(own) if own is not None and own.is_dir() else {}
     if name in mine:
         file = f"{own}/{name}.toml"
         return file, _read(mine[name], file)
     if name not in shared:
         raise unknown_name("architecture", name[:80], {*shared, *mine})
-    file = _shown(f"architectures/{name}")
+    file = _shown(f"{ARCHITECTURES}/{name}")
     return file, _read(shared[name], file)
 
 

@@ -237,13 +237,15 @@ def study_summary(documents: list[Document], files: Document) -> None:
 def validation_summary(document: Document) -> None:
     """One row per suite, device and model; what misses its bar and what was skipped below."""
     columns = ("suite", "device", "model", "mode", "n", "MAPE", "bias", "p90", "90 % covers", "bar")
-    rows, missed = [], []
+    rows, missed, inside = [], [], []
     for d in document["suites"]:
         covers = "–" if d["coverage90"] is None else f"{d['coverage90']:.1%}"
         bar = "–" if d["bar"] is None else f"{d['bar']:.0%} {'met' if d['met'] else 'MISSED'}"
         errors = [f"{d['mape']:.1%}", f"{d['bias']:+.1%}", f"{d['p90']:.1%}"]
         rows.append([d["suite"], d["device"], d["model"], d["mode"], f"{d['n']:,}", *errors, covers, bar])
         where = f"{d['suite']} on {d['device']}, {d['model']}"
+        if d["inside"] is not None:
+            inside.append(f"{where}, measured: {d['inside']:,} of {d['n']:,} rows between measured ones")
         if d["met"] is False:
             missed.append(f"missed: {where}: {d['mape']:.2%} is above {d['bar']:.0%}")
         if d["coverage_met"] is False:
@@ -255,7 +257,7 @@ def validation_summary(document: Document) -> None:
         "odd rows of each table, of llmcompass all; constants and intervals are of the even ones",
         f"{dropped:,} rows left out",
     )
-    say(*missed, *(f"skipped: {why}" for why in document["skipped"]))
+    say(*inside, *missed, *(f"skipped: {why}" for why in document["skipped"]))
     if "file" in document:
         say(document["file"])
 
@@ -275,6 +277,36 @@ def measure_summary(document: Document) -> None:
         missing.append(f"{document['not_reached']} shapes not reached in the time given")
     say(on, "", table(columns, rows, right=columns[2:]), "", *missing)
     say(*document["files"], f"{document['notes']}; {document['wall_s']:.1f} s")
+
+
+def calibration_summary(document: Document) -> None:
+    """Constants before and after, the errors on the odd rows before and after; what was kept, and the file."""
+    columns = ("constant", "before", "after", "least", "most", "meaning")
+    rows = []
+    for c in document["constants"]:
+        seconds = c["unit"] == "s"
+        values = [c["before"], c["after"], c["low"], c["high"]]
+        figures = [si(v, "s") if seconds else f"{v:.4g}" for v in values]
+        if not c["fitted"]:
+            figures[1] = "kept"
+        rows.append([c["key"], *figures, c["meaning"]])
+    errors = []
+    for d in document["suites"]:
+        for when in ("before", "after"):
+            e = d[when]
+            figures = [f"{e['mape']:.1%}", f"{e['bias']:+.1%}", f"{e['p90']:.1%}", f"{e['coverage90']:.1%}"]
+            errors.append([d["suite"], when, f"{d['n']:,}", *figures])
+    titles = ("odd rows of", "constants", "n", "MAPE", "bias", "p90", "90 % covers")
+    kept = [f"{c['key']}: kept, the rows say nothing of it" for c in document["constants"] if not c["fitted"]]
+    kept += [f"{c['key']}: at the end of its range" for c in document["constants"] if c["at_bound"]]
+    say(
+        f"{document['device']}: constants of its architecture ({document['architecture'] or 'none'}) or file before, "
+        "fitted on even rows after",
+        "", table(columns, rows, right=columns[1:5]), "", table(titles, errors, right=titles[2:]), "",
+        *kept, *(f"kept: {why}" for why in document["kept"]),
+    )  # fmt: skip
+    if document["file"]:
+        say(document["file"])
 
 
 def written(files: Document) -> str:

@@ -14,7 +14,9 @@ import pytest
 
 from tokenfab import __version__
 
-COMMANDS = ("models", "devices", "techniques", "trace", "estimate", "report", "study", "validate", "measure")
+COMMANDS = (
+    "models", "devices", "techniques", "trace", "estimate", "report", "study", "validate", "measure", "calibrate"
+)  # fmt: skip
 REASONS = {"compute", "dram", "dequantisation", "network", "launch"}
 PROGRAM = [sys.executable, "-c", "from tokenfab.cli import main; main()"]
 

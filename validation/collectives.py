@@ -13,8 +13,6 @@ rows beyond its own kernel's limit are NCCL again or another kernel: both are le
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import os
 from dataclasses import astuple, dataclass, fields, replace
 from pathlib import Path
@@ -38,7 +36,8 @@ from ..hw.collective import (
     library_time,
 )
 from ..hw.devices import load_device
-from .kernels import FOLDERS, folder_of
+from ..hw.spec import Device
+from .kernels import FOLDERS, folder_of, opened
 
 Array = npt.NDArray[np.float64]
 
@@ -46,6 +45,8 @@ NAMES = {"all_reduce": "all_reduce", "all_gather": "all_gather", "reduce_scatter
          "alltoall": "all_to_all"}  # fmt: skip
 ELEMENT_BYTES = {"half": 2, "int8": 1, "bfloat16": 2}
 """The tables count elements: a row of int8 takes as long as the row of half its count in half."""
+LIBRARY, DIRECT = "nccl_*/nccl_perf.csv.gz", "vllm_*/custom_*.csv.gz"
+"""Tables of NCCL, and of the serving engine's own all-reduce."""
 FITTED = tuple(f.name for f in fields(CollectiveConstants))
 
 
@@ -74,30 +75,38 @@ def read_collectives(truth: Path, device: str) -> Measured:
     Raises ``InputError`` when NCCL's are not under ``truth``.
     """
     folder = folder_of(truth, device) / "comm"
-    library, direct = sorted(folder.glob("nccl_*/nccl_perf.csv.gz")), sorted(folder.glob("vllm_*/custom_*.csv.gz"))
+    library, direct = sorted(folder.glob(LIBRARY)), sorted(folder.glob(DIRECT))
     if not library:
-        raise InputError(f"{folder}: no nccl_*/nccl_perf.csv.gz there; --truth names the folder of measurements")
+        raise InputError(f"{folder}: no {LIBRARY} there; --truth names the folder of measurements")
     rows, dropped = [], 0
     for path, own in [(library[-1], False)] + [(p, True) for p in direct[-1:]]:
-        with gzip.open(path, "rt", newline="") as file:
-            for row in csv.DictReader(file):
+        with opened(path) as file:
+            for row in file:
                 element = ELEMENT_BYTES.get(row["allreduce_dtype" if own else "nccl_dtype"])
-                size, seconds = int(row["message_size"]) * (element or 0), float(row["latency"]) / 1e3
+                size, seconds = float(int(row["message_size"])) * (element or 0), float(row["latency"]) / 1e3
                 name = "direct" if own else NAMES.get(row["op_name"])
                 left_out = own and (not row["backend"].endswith("_graph") or size >= DIRECT_LIMIT)
-                if left_out or not name or size <= 0 or seconds <= 0:
+                if left_out or not name or size <= 0 or not 0 < seconds < np.inf or int(row["num_gpus"]) < 2:
                     dropped += 1
                 else:
                     rows.append((name, int(row["num_gpus"]), size, seconds))
+    if not rows:
+        raise InputError(f"{library[-1]}: no row of a collective that the model knows")
     names, worlds, sizes, times = zip(*rows, strict=True)
     return Measured(
         device, np.array(names), np.array(worlds, float), np.array(sizes, float), np.array(times), dropped
     )  # fmt: skip
 
 
-def predict(rows: Measured, constants: CollectiveConstants | None = None, shared: SharedConstants = SHARED) -> Array:
-    """Seconds of each row over the device's fastest link, with its file's constants unless given."""
-    device = load_device(rows.device)
+def predict(
+    rows: Measured,
+    constants: CollectiveConstants | None = None,
+    shared: SharedConstants = SHARED,
+    device: Device | None = None,
+) -> Array:
+    """Seconds of each row over the fastest link of ``device`` (the catalogue's of that name unless given), with
+    its file's constants unless given."""
+    device = device or load_device(rows.device)
     link = fastest_link(device, 2)
     c = constants or constants_of(device, link)
     out = np.empty(rows.size.size)
@@ -117,28 +126,43 @@ def predict(rows: Measured, constants: CollectiveConstants | None = None, shared
     return out
 
 
-def fit(tables: dict[str, Measured]) -> tuple[SharedConstants, dict[str, CollectiveConstants]]:
-    """The common constants and each card's, on ``tables`` (pass the even halves), all at once.
+def fit(
+    tables: dict[str, Measured],
+    devices: dict[str, Device] | None = None,
+    names: tuple[str, ...] = FITTED,
+    shared: SharedConstants | None = None,
+    starts: dict[str, CollectiveConstants] | None = None,
+) -> tuple[SharedConstants, dict[str, CollectiveConstants]]:
+    """The common constants and each card's ``names``, on ``tables`` (pass the even halves), all at once.
 
-    Minimises a smoothed absolute log error.
+    Minimises a smoothed absolute log error. Begins at ``starts`` (the constants of ``devices`` unless given,
+    which are the catalogue's unless given). Common constants that are given as ``shared`` stay, and so do a
+    card's that are not in ``names``.
     """
-    starts = {d: constants_of(load_device(d), fastest_link(load_device(d), 2)) for d in tables}
-    free = [(d, f) for d, c in starts.items() if c for f in FITTED if getattr(c, f) is not None]
-    bounds = np.log([*(b[:2] for b in SHARED_BOUNDS.values()), *(BOUNDS[f][:2] for _, f in free)]).T
+    devices = devices or {d: load_device(d) for d in tables}
+    if starts is None:
+        own = {d: constants_of(device, fastest_link(device, 2)) for d, device in devices.items()}
+        starts = {d: c for d, c in own.items() if c}
+    begin = starts
+    free = [(d, f) for d, c in begin.items() for f in names if getattr(c, f) is not None]
+    common = () if shared else tuple(SHARED_BOUNDS)
+    bounds = np.log([*(SHARED_BOUNDS[f][:2] for f in common), *(BOUNDS[f][:2] for _, f in free)]).T
 
     def unpack(x: Array) -> tuple[SharedConstants, dict[str, CollectiveConstants]]:
         values = [float(v) for v in np.exp(x)]
-        cards = {d: c for d, c in starts.items() if c}
-        for (d, f), value in zip(free, values[len(SHARED_BOUNDS) :], strict=True):
+        cards = dict(begin)
+        for (d, f), value in zip(free, values[len(common) :], strict=True):
             cards[d] = replace(cards[d], **{f: value})
-        return SharedConstants(*values[: len(SHARED_BOUNDS)]), cards
+        return shared or SharedConstants(*values[: len(common)]), cards
 
     def residuals(x: Array) -> Array:
-        shared, cards = unpack(x)
-        return np.concatenate([np.log(predict(t, cards[d], shared) / t.seconds) for d, t in tables.items()])
+        both, cards = unpack(x)
+        return np.concatenate(
+            [np.log(predict(t, cards[d], both, devices[d]) / t.seconds) for d, t in tables.items()]
+        )  # fmt: skip
 
     # Starts off the answer, so that a constant that does not move shows.
-    first = np.log([*astuple(SHARED), *(getattr(starts[d], f) for d, f in free)]) + 0.1
+    first = np.log([*(getattr(SHARED, f) for f in common), *(getattr(begin[d], f) for d, f in free)]) + 0.1
     first = np.clip(first, bounds[0] + 1e-3, bounds[1] - 1e-3)
     found = least_squares(residuals, first, bounds=bounds, loss="soft_l1", f_scale=0.05, diff_step=0.01)
     return unpack(found.x)

@@ -11,10 +11,9 @@ card's constants say of the other card. The tables cycle through six weights in 
 from __future__ import annotations
 
 import argparse
-import csv
-import gzip
 import os
 from dataclasses import astuple, dataclass, fields, replace
+from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -35,11 +34,12 @@ from ..hw.gemm import (
     gemm_time,
     quantise_time,
 )
-from .kernels import COPIES, FOLDERS, table_path
+from .kernels import COPIES, FOLDERS, opened, table_path
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
+FILE = "gemm_perf.csv.gz"
 FIT_ROWS = 1500
 """Even rows that the fit looks at, evenly spaced; more change the errors by less than 0.1 points."""
 NAMES = tuple(f.name for f in fields(GemmConstants))
@@ -70,13 +70,11 @@ def read_gemm(truth: Path, device: str, dtype: str = "bfloat16") -> Measured:
 
     Raises ``InputError`` when the table is not under ``truth``.
     """
-    with gzip.open(table_path(truth, device, "gemm", "gemm_perf.csv.gz"), "rt", newline="") as file:
+    with opened(table_path(truth, device, "gemm", FILE)) as file:
         rows = [
-            (int(r["m"]), int(r["n"]), int(r["k"]), float(r["latency"]) / 1e3)
-            for r in csv.DictReader(file)
-            if r["gemm_dtype"] == dtype
+            (*(float(int(r[x])) for x in "mnk"), float(r["latency"]) / 1e3) for r in file if r["gemm_dtype"] == dtype
         ]
-    possible = [r for r in rows if min(r) > 0]
+    possible = [r for r in rows if min(r) > 0 and isfinite(r[-1])]
     m, n, k, seconds = np.array(possible, float).reshape(-1, 4).T
     return Measured(m, n, k, seconds, len(rows) - len(possible))
 
@@ -95,20 +93,28 @@ def predict_fp8(
     return seconds + quantise_time(rows.m, rows.k, card, constants, row_s=eight.quantise_row_s)
 
 
-def fit(rows: Measured, card: Card, kernels: GemmKernels, start: GemmConstants = START) -> GemmConstants:
-    """Constants that minimise a smoothed absolute log error on ``rows`` (pass the even half), within bounds."""
+def fit(
+    rows: Measured, card: Card, kernels: GemmKernels, start: GemmConstants = START, names: tuple[str, ...] = NAMES
+) -> GemmConstants:
+    """Constants that minimise a smoothed absolute log error on ``rows`` (pass the even half), within bounds.
+
+    Those not in ``names`` stay as ``start`` has them.
+    """
     rows = rows.rows(slice(None, None, max(1, rows.m.size // FIT_ROWS)))
-    low, high = (np.log([BOUNDS[name][i] for name in NAMES]) for i in (0, 1))
+    low, high = (np.log([BOUNDS[name][i] for name in names]) for i in (0, 1))
     measured = np.log(rows.seconds)
 
-    def residuals(x: Array) -> Array:
-        return np.asarray(np.log(predict(rows, card, GemmConstants(*np.exp(x)), kernels)) - measured)
+    def at(x: Array) -> GemmConstants:
+        return replace(start, **{name: float(v) for name, v in zip(names, np.exp(x), strict=True)})
 
-    first = np.clip(np.log(astuple(start)), low + 1e-3, high - 1e-3)
+    def residuals(x: Array) -> Array:
+        return np.asarray(np.log(predict(rows, card, at(x), kernels)) - measured)
+
+    first = np.clip(np.log([getattr(start, name) for name in names]), low + 1e-3, high - 1e-3)
     result = least_squares(
         residuals, first, bounds=(low, high), loss="soft_l1", f_scale=0.03, diff_step=0.01, max_nfev=30
     )
-    return GemmConstants(*(float(v) for v in np.exp(result.x)))
+    return at(result.x)
 
 
 def fit_fp8(rows: Measured, card: Card, constants: GemmConstants) -> EightBit:

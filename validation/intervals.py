@@ -23,13 +23,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..hw.attention import attention_kernels, attention_parts
+from ..hw.attention import AttentionConstants, attention_kernels, attention_parts
 from ..hw.card import card_of
 from ..hw.devices import find_architecture, load_device
-from ..hw.gemm import gemm_kernels, gemm_time
+from ..hw.gemm import GemmConstants, gemm_kernels, gemm_time
 from ..hw.gpu import REASONS, SMALL, reason_of_limit
 from ..hw.moe import MoeConstants
-from ..hw.spec import Interval, parse_architecture
+from ..hw.spec import Device, Interval, parse_architecture
 from . import attention, gemm, layers, moe
 from .kernels import COPIES, FOLDERS
 
@@ -80,28 +80,45 @@ def regimes(reason: npt.NDArray[np.intp], launch_s: float | Array, seconds: Arra
     return np.where(launch_s > SMALL * seconds, "small", np.where(compute, "compute", "dram"))
 
 
-def gemm_errors(truth: Path, device: str, constants_of: str, dtype: str = "bfloat16") -> Errors:
-    """16-bit GEMMs on ``device`` with the constants of the device ``constants_of``, layer-like ones grouped by m."""
-    rows, held = gemm.read_gemm(truth, device, dtype), load_device(device)
-    constants, kernels, card = gemm_kernels(load_device(constants_of))[0], gemm_kernels(held)[1], card_of(held)
-    seconds, limit = gemm_time(rows.m, rows.n, rows.k, card, constants, kernels, copies=COPIES)
-    regime = regimes(reason_of_limit(limit), constants.launch_clocks / card.clock_hz, seconds)
+def errors_of_gemms(rows: gemm.Measured, device: Device, constants: GemmConstants | None = None) -> Errors:
+    """16-bit GEMMs, layer-like ones grouped by m; ``constants`` are the device's unless given."""
+    own, kernels = gemm_kernels(device)
+    c, card = constants or own, card_of(device)
+    seconds, limit = gemm_time(rows.m, rows.n, rows.k, card, c, kernels, copies=COPIES)
+    regime = regimes(reason_of_limit(limit), c.launch_clocks / card.clock_hz, seconds)
     layer_like = (rows.n >= LAYER_LIKE) & (rows.k >= LAYER_LIKE)
     return Errors(rows.seconds / seconds, regime, rows.seconds, np.where(layer_like, rows.m, 0), rows.dropped)
 
 
-def attention_errors(truth: Path, device: str, constants_of: str, phase: str) -> Errors:
-    """Attention of ``phase`` over a 16-bit cache on ``device`` with the constants of ``constants_of``."""
-    calls, card = attention.read_calls(truth, device, phase), card_of(load_device(device))
-    constants, kernel = attention_kernels(load_device(constants_of))[0], attention_kernels(load_device(device))[1]
+def errors_of_calls(calls: attention.Calls, device: Device, constants: AttentionConstants | None = None) -> Errors:
+    """Attention over a 16-bit cache; ``constants`` are the device's unless given."""
+    own, kernel = attention_kernels(device)
     parts = attention_parts(
-        calls.batch, 1.0 if phase == "decode" else calls.query, calls.kv, calls.heads, calls.kv_heads,
-        calls.head_dim, calls.head_dim, card, constants, kernel, warm=True,
+        calls.batch, 1.0 if calls.phase == "decode" else calls.query, calls.kv, calls.heads, calls.kv_heads,
+        calls.head_dim, calls.head_dim, card_of(device), constants or own, kernel, warm=True,
     )  # fmt: skip
     seconds = np.asarray(parts.seconds)
     reason = np.where(parts.compute > parts.memory, REASONS.index("compute"), REASONS.index("dram"))
     regime = regimes(reason, parts.launch_s, seconds)
     return Errors(calls.seconds / seconds, regime, calls.seconds, np.zeros(seconds.size), calls.dropped)
+
+
+def gemm_errors(truth: Path, device: str, constants_of: str, dtype: str = "bfloat16") -> Errors:
+    """16-bit GEMMs on ``device`` with the constants of the device ``constants_of``."""
+    rows, constants = gemm.read_gemm(truth, device, dtype), gemm_kernels(load_device(constants_of))[0]
+    return errors_of_gemms(rows, load_device(device), constants)
+
+
+def attention_errors(truth: Path, device: str, constants_of: str, phase: str) -> Errors:
+    """Attention of ``phase`` over a 16-bit cache on ``device`` with the constants of ``constants_of``."""
+    calls, constants = attention.read_calls(truth, device, phase), attention_kernels(load_device(constants_of))[0]
+    return errors_of_calls(calls, load_device(device), constants)
+
+
+def joined_errors(parts: list[Errors]) -> Errors:
+    """All rows of several sources."""
+    arrays = [np.concatenate([getattr(p, name) for p in parts]) for name in NAMES]
+    return Errors(arrays[0], arrays[1], arrays[2], arrays[3])
 
 
 def experts_errors(truth: Path, suite: str, constants: MoeConstants | None = None) -> Errors:
@@ -164,12 +181,7 @@ def both(truth: Path, device: str, constants_of: str) -> dict[str, Errors]:
     phases = [attention_errors(truth, device, constants_of, phase) for phase in ("prefill", "decode")]
     return {
         "matmul": gemm_errors(truth, device, constants_of),
-        "attention": Errors(
-            np.concatenate([p.ratio for p in phases]),
-            np.concatenate([p.regime for p in phases]),
-            np.concatenate([p.seconds for p in phases]),
-            np.concatenate([p.group for p in phases]),
-        ),
+        "attention": joined_errors(phases),
     }
 
 

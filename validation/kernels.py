@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import csv
 import gzip
+import zlib
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -85,16 +87,17 @@ def read_kernels(truth: Path, device: str, suite: str) -> Kernels:
     operation, file, sizes = SUITES[suite]
     path = table_path(truth, device, operation, file)
     rows, dropped = [], 0
-    for row in _table(path):
-        work = sizes(row)
-        if work is None:
-            continue
-        flops, moved = work
-        seconds = float(row["latency"]) / 1e3
-        if flops > 0 and moved > 0 and seconds > 0:
-            rows.append((flops, moved, seconds))
-        else:
-            dropped += 1
+    with opened(path) as table:
+        for row in table:
+            work = sizes(row)
+            if work is None:
+                continue
+            flops, moved = work
+            seconds = float(row["latency"]) / 1e3
+            if flops > 0 and moved > 0 and seconds > 0:
+                rows.append((flops, moved, seconds))
+            else:
+                dropped += 1
     if not rows:
         raise InputError(f"{path}: no rows of {suite}")
     flops, moved, seconds = np.array(rows).T
@@ -120,9 +123,25 @@ def _version(folder: str) -> list[int]:
     return [int(part) for part in folder.partition("_")[2].partition("+")[0].split(".") if part.isdecimal()]
 
 
-def _table(path: Path) -> Iterator[Row]:
-    with gzip.open(path, "rt", newline="") as file:
-        yield from csv.DictReader(file)
+def _whole(rows: Iterator[Row]) -> Iterator[Row]:
+    for number, row in enumerate(rows, 2):
+        if None in row.values():
+            raise ValueError(f"line {number} has too few fields")
+        yield row
+
+
+@contextmanager
+def opened(path: Path) -> Iterator[Iterator[Row]]:
+    """The rows of a table. Raises ``InputError`` for a file that is none, or that lacks what is asked of it."""
+    try:
+        with gzip.open(path, "rt", newline="", encoding="utf-8") as file:
+            yield _whole(csv.DictReader(file))
+    except InputError:
+        raise
+    except KeyError as error:
+        raise InputError(f"{path}: no column {error} there, or a type that is not known") from None
+    except (OSError, EOFError, zlib.error, csv.Error, ValueError, TypeError, OverflowError) as error:
+        raise InputError(f"{path}: not a table of measured kernels: {error}") from None
 
 
 def _gemm(row: Row) -> tuple[float, float] | None:

@@ -5,17 +5,18 @@ uses) or ``roofline`` (three constants per card, for comparison). ``mode`` says 
 ``calibrated``: this card's, fitted on the even rows; ``physics``: its datasheet with its architecture's, or, for a
 card that was fitted itself, with the other architecture's: what to expect of a card nobody measured; ``run``:
 calibrated, with the one number of a run that is fitted on its even rows; of ``requests`` the numbers of its engine,
-with ``run_tokens`` and ``run_network`` for more of them (:mod:`.requests`); ``library``: calibrated, on kernels of
-a library that nobody fitted, with intervals to match (:mod:`.llmcompass`). All errors are of the odd rows, but
-of ``llmcompass``, where nothing is fitted, of all. All intervals are those that the catalogue gives an estimate,
-but of 8-bit GEMMs and of experts' kernels that no estimate uses: those are the quantiles of their even rows, and
-the requests', widened by theirs.
+with ``run_tokens`` and ``run_network`` for more of them (:mod:`.requests`); ``measured``: between two even rows of
+the same shape a line (:mod:`.tables`), elsewhere the card's calibrated or physical model; ``library``: calibrated,
+on kernels of a library that nobody fitted, with intervals to match (:mod:`.llmcompass`). All errors are of the odd
+rows, but of ``llmcompass``, where nothing is fitted, of all. All intervals are those that the catalogue gives an
+estimate, but of 8-bit GEMMs, of lines and of experts' kernels that no estimate uses: those are the quantiles of
+their even rows, and the requests', widened by theirs.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,9 +34,12 @@ from . import attention, collectives, gemm, layers, llmcompass, moe, requests, r
 from .intervals import EXPERTS, Errors, attention_errors, gemm_errors, regimes, unmeasured
 from .kernels import FOLDERS, devices_in, read_kernels, table_path
 from .part import Part
+from .tables import Points, Table, attention_points, gemm_points
 
 Document = dict[str, Any]
 QUARTERS = 4
+FEW = 20
+"""Rows between others without which their quantiles are no interval."""
 COVERAGE = (0.85, 0.95)
 """What a 90 % interval may cover and be called one."""
 OTHER = {"a100-80g-sxm": "h100-sxm", "h100-sxm": "a100-80g-sxm"}
@@ -71,7 +75,10 @@ SAME_ARCHITECTURE = 0.09
 
 @dataclass(frozen=True)
 class Comparison:
-    """One model on one table. Arrays of (N,) over the odd rows: seconds, and the interval's two factors."""
+    """One model on one table. Arrays of (N,) over the odd rows: seconds, and the interval's two factors.
+
+    ``inside``: how many rows lie between measured ones, in the mode ``measured``.
+    """
 
     suite: str
     device: str
@@ -83,6 +90,7 @@ class Comparison:
     low: Array | None = None
     high: Array | None = None
     dropped: int = 0
+    inside: int | None = None
 
     def summary(self) -> Document:
         """Errors as fractions of the measured time; ``bias`` is the mean log of predicted over measured."""
@@ -96,12 +104,14 @@ class Comparison:
         if bar is None and (self.suite, self.model, self.mode) == ("gemm-bf16", "kernel", "physics"):
             fitted = {load_device(d).architecture for d in FOLDERS}
             bar = SAME_ARCHITECTURE if load_device(self.device).architecture in fitted else 0.15
-        held = None if covered is None or self.mode in ("physics", "library") else COVERAGE[0] <= covered <= COVERAGE[1]
+        wide = self.mode in ("physics", "library") or (self.mode == "measured" and self.device not in FOLDERS)
+        held = None if covered is None or wide else COVERAGE[0] <= covered <= COVERAGE[1]
         return {
             "suite": self.suite, "device": self.device, "model": self.model, "mode": self.mode,
             "source": self.source, "n": int(error.size), "dropped": self.dropped, "mape": mape,
             "bias": float(-np.log(ratio).mean()), "p90": float(np.quantile(error, 0.9)), "coverage90": covered,
             "bar": bar, "met": None if bar is None else mape <= bar, "coverage_met": held,
+            "inside": self.inside,
         }  # fmt: skip
 
 
@@ -138,16 +148,36 @@ def _source(table: Path) -> str:
 
 def _errors(suite: str, device: str, mode: str, source: str, family: str, errors: Errors) -> Comparison:
     odd = errors.half(odd=True)
+    if not odd.seconds.size:
+        raise InputError(f"{source}: fewer than two rows of {suite} that can be true")
     low, high = factors(intervals_of(device, mode), [f"{family}_{name}" for name in odd.regime])
     predicted = odd.seconds / odd.ratio
     return Comparison(suite, device, "kernel", mode, source, odd.seconds, predicted, low, high, errors.dropped)
+
+
+def _between(own: Comparison, table: Table, points: Points) -> Comparison:
+    """Mode ``measured``: lines of ``table`` at ``points``, the odd rows, and ``own``, the model, elsewhere."""
+    line, inside = table.seconds(points)
+    measured, left_out = table.left_out()
+    assert own.low is not None
+    assert own.high is not None
+    low, high = own.low, own.high
+    if measured.size >= FEW:
+        sides = np.quantile(measured / left_out, [0.05, 0.95])
+        low, high = np.where(inside, sides[0], low), np.where(inside, sides[1], high)
+    predicted = np.where(inside, line, own.predicted)
+    return replace(own, mode="measured", predicted=predicted, low=low, high=high, inside=int(inside.sum()))
 
 
 def _gemm(truth: Path, device: str) -> Iterator[Comparison]:
     source = _source(table_path(truth, device, "gemm", "gemm_perf.csv.gz"))
     for mode, whose in modes(device):
         errors = gemm_errors(truth, device, whose)
-        yield _errors("gemm-bf16", device, mode, source, "matmul", errors)
+        yield (own := _errors("gemm-bf16", device, mode, source, "matmul", errors))
+        if whose == device:
+            rows = gemm.read_gemm(truth, device)
+            even, odd = rows.rows(slice(0, None, 2)), rows.rows(slice(1, None, 2))
+            yield _between(own, Table(gemm_points(even), even.seconds), gemm_points(odd))
     yield _roofline("gemm-bf16", truth, device)
 
 
@@ -174,7 +204,11 @@ def _attention(phase: str) -> Callable[[Path, str], Iterator[Comparison]]:
         source = _source(table_path(truth, device, "attention", attention.FILES[phase]))
         for mode, whose in modes(device):
             errors = attention_errors(truth, device, whose, phase)
-            yield _errors(suite, device, mode, source, "attention", errors)
+            yield (own := _errors(suite, device, mode, source, "attention", errors))
+            if whose == device:
+                calls = attention.read_calls(truth, device, phase)
+                even, odd = calls.half(odd=False), calls.half(odd=True)
+                yield _between(own, Table(attention_points(even), even.seconds), attention_points(odd))
         yield _roofline(suite, truth, device)
 
     return compare
