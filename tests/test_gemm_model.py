@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import csv
+import gzip
 from dataclasses import replace
 from pathlib import Path
 
@@ -203,3 +205,21 @@ def test_constants_are_those_of_the_fit(truth: Path) -> None:
 def test_missing_table_is_said_in_one_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"gemm_perf\.csv\.gz"):
         read_gemm(tmp_path, "h100-sxm")
+
+
+def test_rows_that_cannot_be_true_are_dropped_and_counted(tmp_path: Path) -> None:
+    """Zero; faster than 989.4 TFLOP/s; operands faster than 5.5 TB/s; then one at each limit, and fp8."""
+    arithmetic, through_l2 = 2 * 4096**3 / 989.4e12 * 1e3, 2 * (1 * 8192 + 8192**2 + 8192) / 5.5e12 * 1e3
+    rows = [
+        ("bfloat16", 0, 64, 64, 1), ("bfloat16", 64, 64, 64, 0), ("bfloat16", 64, 64, 64, "nan"),
+        ("bfloat16", 4096, 4096, 4096, 0.99 * arithmetic), ("bfloat16", 1, 8192, 8192, 0.99 * through_l2),
+        ("bfloat16", 4096, 4096, 4096, 1.01 * arithmetic), ("bfloat16", 1, 8192, 8192, 1.01 * through_l2),
+        ("fp8", 4096, 4096, 4096, 0.6 * arithmetic),
+    ]  # fmt: skip
+    path = tmp_path / "aiconfigurator/h100_sxm/gemm/vllm_1.0/gemm_perf.csv.gz"
+    path.parent.mkdir(parents=True)
+    with gzip.open(path, "wt", newline="") as file:
+        csv.writer(file).writerows([("gemm_dtype", "m", "n", "k", "latency"), *rows])
+    found = read_gemm(tmp_path, "h100-sxm")
+    assert (found.m.tolist(), found.dropped) == ([4096, 1], 5)
+    assert read_gemm(tmp_path, "h100-sxm", "fp8").m.size == 1

@@ -13,7 +13,6 @@ from __future__ import annotations
 import argparse
 import os
 from dataclasses import astuple, dataclass, fields, replace
-from math import isfinite
 from pathlib import Path
 
 import numpy as np
@@ -21,7 +20,7 @@ import numpy.typing as npt
 from scipy.optimize import least_squares
 
 from ..hw.card import Card, card_of
-from ..hw.devices import load_device
+from ..hw.devices import device_names, load_device
 from ..hw.gemm import (
     BOUNDS,
     EIGHT_BIT_BOUNDS,
@@ -40,6 +39,9 @@ Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
 
 FILE = "gemm_perf.csv.gz"
+FORMATS = {"bfloat16": ("bf16", 2), "float16": ("fp16", 2), "fp8": ("fp8", 1)}
+"""Types of the tables: their name here, and bytes per operand's element."""
+RESULT_BYTES = 2
 FIT_ROWS = 1500
 """Even rows that the fit looks at, evenly spaced; more change the errors by less than 0.1 points."""
 NAMES = tuple(f.name for f in fields(GemmConstants))
@@ -66,7 +68,8 @@ class Measured:
 
 
 def read_gemm(truth: Path, device: str, dtype: str = "bfloat16") -> Measured:
-    """GEMMs of one type as measured on ``device``; rows with a size or time of zero are dropped.
+    """GEMMs of one type as measured on ``device``, without rows that cannot be true: a size or time of zero and,
+    on a device of the catalogue, faster than its arithmetic or than its L2 moves the operands once.
 
     Raises ``InputError`` when the table is not under ``truth``.
     """
@@ -74,9 +77,16 @@ def read_gemm(truth: Path, device: str, dtype: str = "bfloat16") -> Measured:
         rows = [
             (*(float(int(r[x])) for x in "mnk"), float(r["latency"]) / 1e3) for r in file if r["gemm_dtype"] == dtype
         ]
-    possible = [r for r in rows if min(r) > 0 and isfinite(r[-1])]
-    m, n, k, seconds = np.array(possible, float).reshape(-1, 4).T
-    return Measured(m, n, k, seconds, len(rows) - len(possible))
+    m, n, k, seconds = np.array(rows, float).reshape(-1, 4).T
+    possible = (m > 0) & (n > 0) & (k > 0) & (seconds > 0) & np.isfinite(seconds)
+    if device in device_names() and dtype in FORMATS:
+        held, (name, size) = load_device(device), FORMATS[dtype]
+        moved = size * (m * k + k * n) + RESULT_BYTES * m * n
+        possible &= seconds >= 2 * m * n * k / held.rate(name)[1].value
+        l2_bytes_s = card_of(held).l2_bytes_s
+        if np.isfinite(l2_bytes_s):
+            possible &= seconds >= moved / l2_bytes_s
+    return Measured(m[possible], n[possible], k[possible], seconds[possible], int((~possible).sum()))
 
 
 def predict(rows: Measured, card: Card, constants: GemmConstants, kernels: GemmKernels) -> Array:
