@@ -98,8 +98,9 @@ def gemm_table(
 def experts_table(
     hidden: float, inter: float, experts: float, top_k: float, card: Card, gemm_constants: GemmConstants,
     constants: MoeConstants, kernels: MoeKernels, *, rate: float, bits: float, weight_bits: float, gated: bool,
+    imbalance: float = 0.0,
 ) -> SizeTable:  # fmt: skip
-    """Fused experts with a balanced load by tokens, 1: DRAM is slower than the arithmetic, 0: it is not.
+    """Fused experts by tokens, 1: DRAM is slower than the arithmetic, 0: it is not.
 
     Arguments as in :func:`.moe.moe_time`.
     """
@@ -107,11 +108,12 @@ def experts_table(
     def compute(tokens: Array) -> tuple[Array, Index]:
         seconds = moe_time(
             tokens, hidden, inter, experts, top_k, card, gemm_constants, constants,
-            kernels=kernels, rate=rate, bits=bits, weight_bits=weight_bits, gated=gated,
+            kernels=kernels, rate=rate, bits=bits, weight_bits=weight_bits, gated=gated, imbalance=imbalance,
         )  # fmt: skip
         arithmetic, stream = moe_bound(
-            tokens, hidden, inter, experts, top_k, card, rate=rate, weight_bits=weight_bits, gated=gated
-        )
+            tokens, hidden, inter, experts, top_k, card,
+            rate=rate, weight_bits=weight_bits, gated=gated, imbalance=imbalance,
+        )  # fmt: skip
         return np.maximum(seconds, np.maximum(arithmetic, stream)), (stream > arithmetic).astype(np.intp)
 
     return SizeTable(compute)

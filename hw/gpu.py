@@ -4,7 +4,7 @@ The roofline (:mod:`.roofline`) supplies the sizes, energies and whatever has no
 attention in latent space. Over it:
 
     matmul, router       :mod:`.gemm`: best of a library's tiles and splits
-    experts              :mod:`.moe`: two grouped GEMMs over padded tiles, the load balanced
+    experts              :mod:`.moe`: two grouped GEMMs over padded tiles
     attention, kv_append :mod:`.attention`: the cache write is the append's, everything else attention's
     everything else      :mod:`.elementwise`
 
@@ -220,7 +220,7 @@ class _Maker:
         table = experts_table(
             hidden, inner, experts, top_k, self.card, gemm_kernels(self.device)[0], constants, kernels,
             rate=self.device.rate(op.format)[1].value, bits=bits, weight_bits=weight_bits,
-            gated=bool(op.attrs["gated"]),
+            gated=bool(op.attrs["gated"]), imbalance=float(op.attrs.get("imbalance", 0.0)),
         )  # fmt: skip
 
         def time(at: Points) -> Answer:
@@ -236,11 +236,13 @@ class _Maker:
             d[x].constant or 1 for x in ("heads", "kv_heads", "head_dim", "value_dim")
         )
         window = d["window"].constant if "window" in d else None
+        skew = float(op.attrs.get("skew", 1.0))
 
         def time(at: Points) -> Answer:
+            batch, kv = at(d["batch"]), at(d["kv"])
             parts = attention_parts(
-                at(d["batch"]), at(d["query"]), at(d["kv"]), heads, kv_heads, head_dim, value_dim,
-                self.card, constants, kernel, window=window, bits=bits,
+                batch, at(d["query"]), kv, heads, kv_heads, head_dim, value_dim,
+                self.card, constants, kernel, kv_max=np.minimum(skew, batch) * kv, window=window, bits=bits,
             )  # fmt: skip
             return np.hypot(parts.compute, parts.memory) + parts.rest, np.where(parts.compute > parts.memory, 0, 1)
 

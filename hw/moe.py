@@ -155,10 +155,12 @@ def moe_bound(
     rate: float,
     weight_bits: float,
     gated: bool,
+    imbalance: float = 0.0,
 ) -> tuple[Array, Array]:
     """Seconds of the arithmetic at ``rate`` FLOP/s, and of reading the weights of the experts that have rows."""
+    sizes = np.broadcast_arrays(tokens, *(np.float64(x) for x in (experts, top_k, 1, imbalance)))
     weights = hidden * inter * (3 if gated else 2)
-    active = np.minimum(tokens * top_k, experts)
+    active = route(*sizes)[1].sum(0)
     return 2 * tokens * top_k * weights / rate, active * weights * weight_bits / 8 / card.dram_bytes_s
 
 

@@ -149,6 +149,33 @@ def test_experts_of_narrow_weights_have_kernels_and_intervals_of_their_own() -> 
         assert set(ends[:, at]) == {getattr(h100.intervals["experts_4bit"], side).value}
 
 
+def test_popular_experts_and_long_sequences_take_longer() -> None:
+    """Each kernel as its model has it for that load; a batch of two has no sequence of more than twice the mean."""
+    device = load_device("h100-sxm")
+    constants, kernels = moe_kernels(device)
+    alone = moe_time(
+        2048, *EXPERTS, card_of(device), gemm_kernels(device)[0], constants, kernels=kernels, imbalance=1.2
+    )
+    assert experts_row(device, 2048, "load:imbalance=1.2")[0] == pytest.approx(float(alone), rel=1e-9)
+    assert experts_row(device, 2048, "load:imbalance=1.2")[0] > 1.02 * experts_row(device, 2048)[0]
+    attention, flash = attention_kernels(device)
+
+    def decode(batch: int, setting: str) -> float:
+        compiled, model = prepare(apply_techniques(trace(), [setting]), device)
+        at = next(i for i, r in enumerate(compiled.rows) if r.operator.kind == "attention")
+        return float(model.rows(compiled.basis_at(batch, 1, 4095)).time_s[at, 0])
+
+    def expected(batch: int, skew: float) -> float:
+        whole = decode_time(
+            batch, 4096, 64, 8, 128, 128, card_of(device), attention, flash, kv_max=skew * 4096
+        )  # the write is the append's
+        return float(whole) - float(write_time(batch, 2 * 8 * 128, card_of(device), attention))
+
+    assert decode(64, "load:skew=30") == pytest.approx(expected(64, 30))
+    assert decode(64, "load:skew=30") > 1.2 * decode(64, "load")
+    assert decode(2, "load:skew=30") == pytest.approx(expected(2, 2))
+
+
 @pytest.mark.parametrize(("tokens", "arithmetic", "stream"), [(1, 1, 2), (2, 2, 4), (1000, 1000, 8)])
 def test_the_floor_of_experts_by_hand(tokens: int, arithmetic: float, stream: float) -> None:
     """Eight experts, two per token, each 3 · 10 · 20 weights of 4 bits; 2400 FLOP/s; 300 byte/s."""

@@ -126,12 +126,34 @@ def test_our_presets_are_fused_already(name):
     assert apply_techniques(trace_of(name), ["fuse-projections"]).blocks == trace_of(name).blocks
 
 
+# -- load --------------------------------------------------------------------------------------------
+def test_load_is_noted_and_changes_nothing_else():
+    before = trace_of("mixtral-8x7b")
+    after = apply_techniques(before, ["load:imbalance=1.2,skew=3"])
+    noted = {
+        (op.kind, name): op.attrs[name]
+        for op, _ in after.operators()
+        for name in ("imbalance", "skew")
+        if name in op.attrs
+    }
+    assert noted == {("experts", "imbalance"): 1.2, ("attention", "skew"): 3.0}
+    assert moved(after) == moved(before)
+    assert after.total("flops") == before.total("flops")
+
+
+@pytest.mark.parametrize(("name", "value"), [("imbalance", -0.1), ("imbalance", "much"), ("skew", 0.9), ("skew", True)])
+def test_a_trace_with_a_load_that_cannot_be_is_refused(name, value):
+    op = next(op for op, _ in trace_of("mixtral-8x7b").operators() if op.kind == "experts")
+    with pytest.raises(ValueError, match=f"the attribute {name} is .*; accepted: a number from"):
+        type(op)(**{**dict(op), "attrs": op.attrs | {name: value}})
+
+
 # -- what is asked -----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("spec", "message"),
     [
         ("weight-onl", "unknown technique 'weight-onl'; did you mean weight-only?"),
-        ("magic", "unknown technique 'magic'; known: fuse-projections, kv-quant, weight-only"),
+        ("magic", "unknown technique 'magic'; known: fuse-projections, kv-quant, load, weight-only"),
         ("weight-only:bit=4", "unknown parameter of technique weight-only 'bit'; did you mean"),
         ("weight-only:bits", "technique weight-only: bits needs a value, as in bits=4"),
         ("weight-only:bits=", "technique weight-only: bits: '' is not an integer"),
@@ -143,6 +165,8 @@ def test_our_presets_are_fused_already(name):
         ("weight-only:head=2", "technique weight-only: head: '2'; accepted: 0, 1"),
         ("kv-quant:bits=16", "technique kv-quant: bits: 16 is out of range; accepted: 1 to 8"),
         ("kv-quant:bits=" + "9" * 5000, "is not an integer"),
+        ("load:imbalance=-1", "technique load: imbalance: -1 is out of range; accepted: 0 to 3"),
+        ("load:skew=0.5", "technique load: skew: 0.5 is out of range; accepted: 1 to 1000"),
         ("fuse-projections:x=1", "unknown parameter of technique fuse-projections 'x'"),
         ("", "unknown technique ''"),
     ],
@@ -169,7 +193,7 @@ def test_techniques_are_applied_in_order_and_written_down():
 
 
 def test_every_technique_says_what_it_is_and_where_from():
-    assert set(techniques()) == {"fuse-projections", "kv-quant", "weight-only"}
+    assert set(techniques()) == {"fuse-projections", "kv-quant", "load", "weight-only"}
     for name, technique in techniques().items():
         assert technique.name == name
         assert technique.description
