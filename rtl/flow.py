@@ -161,7 +161,7 @@ def _build(
 ) -> None:
     arguments = [f"-I{ROOM}"]
     if simulator == "verilator":
-        arguments += ["-Wno-fatal", "-CFLAGS", "-O0"]  # compiling takes longer than simulating
+        arguments += ["-CFLAGS", "-O0"]  # compiling takes longer than simulating
         arguments += ["--coverage-line", "--coverage-toggle"] if coverage else []
     log = folder / "build.log"
     try:
@@ -193,5 +193,3 @@ def _simulate(
             test_dir=here, parameters=parameters, results_xml=str(here / "results.xml"), seed=seed,
             test_filter=tests, extra_env=environment, timescale=("1ns", "1ps"), log_file=here / "simulation.log",
         )  # fmt: skip
-
-

@@ -52,7 +52,9 @@ def complete(
     return full
 
 
-def draw(known: Mapping[str, Parameter], check: Callable[[Mapping[str, int]], Parameters], random: Random) -> Parameters:
+def draw(
+    known: Mapping[str, Parameter], check: Callable[[Mapping[str, int]], Parameters], random: Random
+) -> Parameters:
     """A random legal choice among the ``choices`` of all parameters."""
     while True:
         try:

@@ -21,7 +21,7 @@ class Unit:
     """One hardware unit, as its folder describes it.
 
     ``check`` completes parameters and refuses illegal ones; ``cycles(shape, format, config)`` is the cycle
-    model. ``recipe`` is ``unit.toml``: parameter sets to test, mutants, areas.
+    model. ``recipe`` is ``unit.toml`` (parameter sets) with ``verification.toml`` (goals, exclusions, mutants).
     """
 
     name: str
@@ -67,7 +67,9 @@ def load_unit(name: str) -> Unit:
         raise unknown_name("unit", name, unit_names())
     module = importlib.import_module(f"{__package__}.{name}.cycles")
     folder = ROOM / name
-    recipe = tomllib.loads((folder / "unit.toml").read_text(encoding="utf-8"))
+    recipe: dict[str, Any] = {}
+    for file in ("unit.toml", "verification.toml"):
+        recipe |= tomllib.loads((folder / file).read_text(encoding="utf-8"))
     return Unit(
         name, module.DESCRIPTION, module.PARAMETERS, module.RULES, module.check, module.cycles, folder, recipe
     )  # fmt: skip

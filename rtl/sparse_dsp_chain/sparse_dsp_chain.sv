@@ -75,6 +75,7 @@ module sparse_dsp_chain #(
 
   localparam int Window = LANES * M / N_MIN;  // activations of a beat
   localparam int Modes = $clog2(M / N_MIN) + 1;
+  localparam int ModeWidth = Modes > 1 ? $clog2(Modes) : 1;
   localparam int IndexWidth = $clog2(M);
   localparam int Segments = LANES / SEGMENT;
   localparam int Levels = $clog2(Segments);
@@ -104,14 +105,14 @@ module sparse_dsp_chain #(
   );
 
   // -- lanes: choose the activations, wait for the cascade, multiply ---------------------------------
-  logic [2:0] mode;
-  assign mode = int'(sparsity_i) >= Modes ? 3'(Modes - 1) : sparsity_i;
+  logic [ModeWidth-1:0] mode;
+  assign mode = int'(sparsity_i) >= Modes ? ModeWidth'(Modes - 1) : ModeWidth'(sparsity_i);
 
   logic [LANES*48-1:0] pout;  // P of every slice
   for (genvar l = 0; l < LANES; l++) begin : g_lane
     localparam int Position = l % SEGMENT;
     logic [IndexWidth-1:0] index;
-    assign index = mode == 3'd0 ? IndexWidth'(l % M) : index_i[l*IndexWidth+:IndexWidth];
+    assign index = mode == '0 ? IndexWidth'(l % M) : index_i[l*IndexWidth+:IndexWidth];
 
     logic [PACK*8-1:0] chosen;
     for (genvar p = 0; p < PACK; p++) begin : g_pack
@@ -145,26 +146,37 @@ module sparse_dsp_chain #(
       assign high = '0;
     end
 
-    logic [47:0] pcin;
-    if (Position == 0) begin : g_head
-      assign pcin = '0;
-    end else begin : g_chained
-      assign pcin = pout[(l-1)*48+:48];
+    if (Position == 0) begin : g_head  // begins a cascade
+      dsp48e2_slice #(
+          .A_WIDTH(OperandWidth),
+          .B_WIDTH(WEIGHT_WIDTH),
+          .PREADD (int'(PACK == 2)),
+          .CASCADE(0)
+      ) u_slice (
+          .clk_i,
+          .en_i  (en),
+          .a_i   (low),
+          .d_i   (high),
+          .b_i   (weight),
+          .pcin_i(48'b0),
+          .p_o   (pout[l*48+:48])
+      );
+    end else begin : g_next
+      dsp48e2_slice #(
+          .A_WIDTH(OperandWidth),
+          .B_WIDTH(WEIGHT_WIDTH),
+          .PREADD (int'(PACK == 2)),
+          .CASCADE(1)
+      ) u_slice (
+          .clk_i,
+          .en_i  (en),
+          .a_i   (low),
+          .d_i   (high),
+          .b_i   (weight),
+          .pcin_i(pout[(l-1)*48+:48]),
+          .p_o   (pout[l*48+:48])
+      );
     end
-    dsp48e2_slice #(
-        .A_WIDTH(OperandWidth),
-        .B_WIDTH(WEIGHT_WIDTH),
-        .PREADD (int'(PACK == 2)),
-        .CASCADE(int'(Position != 0))
-    ) u_slice (
-        .clk_i,
-        .en_i  (en),
-        .a_i   (low),
-        .d_i   (high),
-        .b_i   (weight),
-        .pcin_i(pcin),
-        .p_o   (pout[l*48+:48])
-    );
   end
 
   // -- reduction: unpack the end of every cascade, add the cascades ----------------------------------
@@ -179,18 +191,18 @@ module sparse_dsp_chain #(
         assign p = pout[((i+1)*SEGMENT-1)*48+:48];
         if (PACK == 2) begin : g_two
           logic negative;
-          logic [18:0] high;  // bits 18 to 36 of P; the rest is its sign
-          wire unused_sign = ^p[47:37];
+          logic [29:0] high;
+          wire unused_sign = ^high[29:SumWidth];
           assign negative = p[17] && p[16:0] != '0;
-          assign high = p[36:18] + 19'(negative);
+          assign high = p[47:18] + 30'(negative);
           always_ff @(posedge clk_i) begin
             if (en) begin
               node_q[i*SumWidth+:SumWidth] <= SumWidth'($signed({negative, p[17:0]}));
-              node_q[(Segments+i)*SumWidth+:SumWidth] <= SumWidth'($signed(high));
+              node_q[(Segments+i)*SumWidth+:SumWidth] <= high[SumWidth-1:0];
             end
           end
         end else begin : g_one
-          wire unused_sign = ^p[47:SumWidth];
+          wire unused_upper = ^p[47:SumWidth];
           always_ff @(posedge clk_i) begin
             if (en) node_q[i*SumWidth+:SumWidth] <= p[SumWidth-1:0];
           end
