@@ -74,7 +74,7 @@ def run(arguments: list[str]) -> int:
 
 
 def _check_command(arguments: list[str]) -> None:
-    groups = {"": app, **{str(g.name): g.typer_instance for g in app.registered_groups}}
+    groups = {"": app, **{str(g.name): g.typer_instance for g in app.registered_groups if g.typer_instance}}
     for place, parent in enumerate(("", *arguments[:1])):
         if parent not in groups or place >= len(arguments) or arguments[place].startswith("-"):
             return

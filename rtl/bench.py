@@ -19,7 +19,6 @@ from typing import Any
 
 import cocotb
 from cocotb.clock import Clock
-from cocotb.handle import SimHandleBase
 from cocotb.triggers import FallingEdge, ReadOnly
 from cocotb.types import LogicArray
 
@@ -172,7 +171,7 @@ class Bench:
     async def start(self) -> None:
         """Start the clock and reset for two cycles, synchronously; forget what is under way."""
         self.dut.clk_i.value = 0
-        cocotb.start_soon(Clock(self.dut.clk_i, 2, unit="ns").start())
+        Clock(self.dut.clk_i, 2, unit="ns").start()
         await self.reset()
 
     async def reset(self) -> None:
@@ -190,10 +189,11 @@ class Bench:
 
     async def step(self) -> bool:
         """One cycle; whether any handshake took place."""
-        for driver in (*self.sources, *self.sinks):
+        drivers: list[Source | Sink] = [*self.sources, *self.sinks]
+        for driver in drivers:
             driver.drive()
         await ReadOnly()
-        moved = [driver.sample(self.cycle) for driver in (*self.sources, *self.sinks)]
+        moved = [driver.sample(self.cycle) for driver in drivers]
         for watch in self.watchers:
             watch()
         self.cycle += 1
@@ -250,6 +250,3 @@ def _write(name: str, document: Any) -> None:
     folder = os.environ.get("TOKENFAB_RTL_RUN")
     if folder:
         Path(folder, name).write_text(json.dumps(document), encoding="utf-8")
-
-
-Dut = SimHandleBase

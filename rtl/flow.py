@@ -136,7 +136,15 @@ def locked(folder: Path) -> Iterator[None]:
 def _folder(unit: Unit, simulator: str, parameters: Mapping[str, int], coverage: bool, sources: list[Path]) -> Path:
     texts = [p.read_text(encoding="utf-8") for p in (*sources, *sorted(ROOM.glob("*.svh")))]
     kind = f"{simulator}-coverage" if coverage else simulator
-    return build_root() / unit.name / f"{kind}-{_hash([sorted(parameters.items()), texts, sys.version_info[:2]])}"
+    key = [sorted(parameters.items()), texts, _arguments(simulator, coverage), sys.version_info[:2]]
+    return build_root() / unit.name / f"{kind}-{_hash(key)}"
+
+
+def _arguments(simulator: str, coverage: bool) -> list[str]:
+    """What both simulators and Verilator alone are told at a build."""
+    verilator = ["-CFLAGS", "-O0"]  # compiling takes longer than simulating
+    verilator += ["--coverage-line", "--coverage-toggle"] if coverage else []
+    return [f"-I{ROOM}", *(verilator if simulator == "verilator" else [])]
 
 
 def _hash(what: Any) -> str:
@@ -159,14 +167,11 @@ def _runner(simulator: str) -> Any:
 def _build(
     unit: Unit, simulator: str, parameters: Mapping[str, int], coverage: bool, folder: Path, sources: list[Path]
 ) -> None:
-    arguments = [f"-I{ROOM}"]
-    if simulator == "verilator":
-        arguments += ["-CFLAGS", "-O0"]  # compiling takes longer than simulating
-        arguments += ["--coverage-line", "--coverage-toggle"] if coverage else []
     log = folder / "build.log"
     try:
         _runner(simulator).build(
-            sources=sources, hdl_toplevel=unit.top, parameters=parameters, build_args=arguments, build_dir=folder,
+            sources=sources, hdl_toplevel=unit.top, parameters=parameters, build_dir=folder,
+            build_args=_arguments(simulator, coverage),
             cwd=folder, timescale=("1ns", "1ps"), always=True, log_file=log,
         )  # fmt: skip
     except (RuntimeError, SystemExit):

@@ -36,7 +36,7 @@ def pyosys_problem() -> str | None:
 
 
 def yosys(commands: list[str]) -> str:
-    """Run Yosys commands; returns all it printed. Raises ``InputError`` without pyosys, ``YosysError`` when it stops."""
+    """What Yosys prints for ``commands``. Raises ``InputError`` without pyosys, ``YosysError`` when it stops."""
     problem = pyosys_problem()
     if problem:
         raise InputError(problem)

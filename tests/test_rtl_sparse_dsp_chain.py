@@ -76,7 +76,7 @@ def test_without_overflow_the_chain_computes_the_matrix_product(pattern, lanes, 
 
 
 def test_the_accumulator_saturates_beat_by_beat():
-    stored = Compressed(np.array([[100, 100, 0, 0, -100, 0]]), np.zeros((1, 6), int) + [0, 1, 0, 1, 0, 1], 2, 2, 6)
+    stored = Compressed(np.array([[100, 100, 0, 0, -100, 0]]), np.array([[0, 1, 0, 1, 0, 1]]), 2, 2, 6)
     acts = np.full((1, 6), 1)
     high = 2**7 - 1
     assert [v.tolist() for v in chain_dot(acts, stored, 2, 8)] == [[[high - 100]], [[True]]]  # 200 -> 127, then 27

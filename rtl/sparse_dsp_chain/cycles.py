@@ -15,10 +15,10 @@ from ..parameters import Parameter, Parameters, Rule, complete, power_of_two
 DESCRIPTION = "chain of DSP48 slices that skips the zeros of N:M sparse weights (FlightLLM)"
 
 PARAMETERS = {
-    "LANES": Parameter(16, "slices, each one multiplication per cycle and vector", (2, 4, 8, 16, 32)),
+    "LANES": Parameter(16, "slices, each one multiplication per cycle and vector", (2, 4, 8, 16)),
     "M": Parameter(16, "inputs of a block of N:M sparsity", (2, 4, 8, 16)),
     "N_MIN": Parameter(2, "fewest weights stored per block", (1, 2, 4, 8, 16)),
-    "SEGMENT": Parameter(8, "slices of one PCIN-PCOUT cascade", (1, 2, 4, 8, 16, 32)),
+    "SEGMENT": Parameter(8, "slices of one PCIN-PCOUT cascade", (1, 2, 4, 8, 16)),
     "PACK": Parameter(2, "activation vectors that share a beat's weights", (1, 2)),
     "WEIGHT_WIDTH": Parameter(8, "bits of a weight", (4, 8)),
     "ACC_WIDTH": Parameter(32, "bits of accumulator and output, saturating", (20, 24, 32, 40, 48)),
