@@ -15,7 +15,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-NOT_COPIED = {".git", ".venv", "build", "dist", "out", "__pycache__", ".mypy_cache", ".pytest_cache", ".ruff_cache"}
+NOT_COPIED = {
+    ".git",
+    ".venv",
+    ".build",
+    "build",
+    "dist",
+    "out",
+    "__pycache__",
+    ".mypy_cache",
+    ".pytest_cache",
+    ".ruff_cache",
+}
 NOT_INSTALLED = ("tests", "benchmarks", "docs")
 
 pytestmark = pytest.mark.slow
