@@ -18,7 +18,7 @@ from typing import Any
 
 from ..errors import InputError
 from .units import Unit
-from .yosys import read_design, yosys
+from .yosys import YosysError, read_design, yosys
 
 LIBERTY_PLACES = (
     "/usr/share/qflow/tech/osu018/osu018_stdcells.lib",
@@ -51,8 +51,15 @@ def area(unit: Unit, parameters: Mapping[str, int], liberty: Path | None = None)
     gates = [f"synth -flatten -top {unit.top}"]
     if liberty is not None:
         gates += [f'dfflibmap -liberty "{liberty}"', f'abc -liberty "{liberty}"', "opt_clean"]
-    mapped = cells_of(unit, parameters, gates)
+    try:
+        mapped = cells_of(unit, parameters, gates)
+    except YosysError as error:
+        if liberty is None:
+            raise
+        raise InputError(f"{liberty}: Yosys cannot map to this library: {str(error).splitlines()[-1]}") from None
     sizes = cell_areas(liberty) if liberty is not None else {}
+    if lacking := sorted(kind for kind in mapped if sizes and kind not in sizes):
+        raise InputError(f"{liberty}: has no cell for {', '.join(lacking)}")
     total = sum(sizes[kind] * count for kind, count in mapped.items()) if sizes else None
     nand2 = min((size for kind, size in sizes.items() if re.match(r"NAND2|nand2|.*__nand2_", kind)), default=None)
     return {
@@ -79,7 +86,7 @@ def netlist(unit: Unit, parameters: Mapping[str, int], commands: list[str]) -> d
         yosys([*read_design(unit, parameters), *commands, f'write_json "{path}"'])
         modules = json.loads(path.read_text(encoding="utf-8"))["modules"]
     (top,) = (m for m in modules.values() if m["attributes"].get("top"))
-    return dict(top["cells"])
+    return {name: cell for name, cell in top["cells"].items() if cell["type"] != "$scopeinfo"}
 
 
 def cascades(unit: Unit, parameters: Mapping[str, int]) -> tuple[int, int]:
