@@ -5,12 +5,15 @@
 #   make test      lint, types, tests, coverage           make bench    time the hot paths
 #   make lint      ruff and mypy only                     make clean    remove what tools left (distclean: .venv too)
 #
+# As root on Debian, `make test` also installs what simulates RTL (see docs/rtl.md); RTL_TOOLS=no leaves that.
+#
 #   make study MODEL=mistral-7b OUT=somewhere     make test PYTHON=python3.12     make test JOBS=1
 
 PYTHON ?= python3
 MODEL  ?= llama-2-7b
 OUT    ?= out
 JOBS   ?= auto
+export RTL_TOOLS ?= yes
 VENV   := .venv
 BIN    := $(VENV)/bin
 RECIPE := pyproject.toml constraints.txt __init__.py
@@ -24,7 +27,7 @@ test bench: export OMP_NUM_THREADS = 1
 .PHONY: help study test lint format bench docs clean distclean
 
 help:
-	@sed -n '4,8s/^# \{0,1\}//p' Makefile
+	@sed -n '4,10s/^# \{0,1\}//p' Makefile
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -36,7 +39,8 @@ $(VENV)/.installed: $(RECIPE) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(RECIPE) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[hf,fit,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[hf,fit,rtl,dev]'
+	@sh .ci/rtl-tools $(BIN)/python
 	@mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/tokenfab  # gives the package its name for mypy
 	@touch $@ $(VENV)/.installed
 
@@ -66,7 +70,7 @@ docs: $(VENV)/.installed
 	for script in docs/draw_*.py; do $(BIN)/python $$script || exit 1; done
 
 clean:
-	rm -rf build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage .coverage.*
+	rm -rf build .build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis .benchmarks .coverage .coverage.*
 	find . -name __pycache__ -type d -not -path './.git/*' -not -path './$(VENV)/*' -prune -exec rm -rf {} +
 
 distclean: clean

@@ -58,7 +58,10 @@ def run(arguments: list[str]) -> int:
     command = shlex.join(["tokenfab", *arguments]).encode("utf-8", "replace").decode("utf-8")
     try:
         _check_command(arguments)
-        code: int | None = app(arguments or ["--help"], prog_name="tokenfab", standalone_mode=False, obj=command)
+        alone = not arguments or arguments in [[g.name] for g in app.registered_groups]
+        code: int | None = app(
+            [*arguments, "--help"] if alone else arguments, prog_name="tokenfab", standalone_mode=False, obj=command
+        )
         sys.stdout.flush()
         return _fail("interrupted", code) if code == INTERRUPTED else code or 0
     except InputError as error:
@@ -78,9 +81,14 @@ def run(arguments: list[str]) -> int:
 
 
 def _check_command(arguments: list[str]) -> None:
-    known = [c.name or c.callback.__name__ for c in app.registered_commands if c.callback]
-    if arguments and not arguments[0].startswith("-") and arguments[0] not in known:
-        raise unknown_name("command", arguments[0], known)
+    groups = {"": app, **{str(g.name): g.typer_instance for g in app.registered_groups if g.typer_instance}}
+    for place, parent in enumerate(("", *arguments[:1])):
+        if parent not in groups or place >= len(arguments) or arguments[place].startswith("-"):
+            return
+        known = [str(c.name or c.callback.__name__) for c in groups[parent].registered_commands if c.callback]
+        known += [name for name in groups if name] if not parent else []
+        if arguments[place] not in known:
+            raise unknown_name(f"{parent} command".strip(), arguments[place], known)
 
 
 def _fail(message: str, code: int = 2) -> int:
@@ -372,6 +380,78 @@ def calibrate(
     with terminal.progress(quiet or json_) as step:
         document = fit(device, truth, output, force=force, step=step) | {"command": run_.obj}
     _answer(document, json_, quiet, lambda: terminal.calibration_summary(document))
+
+
+# -- hardware units --------------------------------------------------------------------------------
+rtl = typer.Typer(
+    help="Hardware units: run their tests, compare them with their cycle models, synthesise them.",
+    rich_markup_mode=None, add_completion=False,
+)  # fmt: skip
+app.add_typer(rtl, name="rtl")
+Units = Annotated[list[str] | None, typer.Argument(metavar="[UNIT]...", help="All of them if none.")]
+
+
+@rtl.command("test")
+def rtl_test(
+    units: Units = None,
+    simulator: Annotated[list[str] | None, typer.Option(help="icarus or verilator. Repeatable. Default: both.")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """All cocotb tests of the units; exit code 1 when one fails.
+
+    Example: tokenfab rtl test sparse_dsp_chain --simulator icarus
+    """
+    from .rtl.jobs import test_rows
+    from .rtl.units import chosen_units
+
+    with terminal.progress(quiet or json_) as step:
+        rows = test_rows(chosen_units(units or []), simulator or [], step)
+    _answer(rows, json_, quiet, lambda: terminal.rtl_tests(rows))
+    if any(row["failed"] for row in rows):
+        raise typer.Exit(1)
+
+
+@rtl.command("cycles")
+def rtl_cycles(
+    units: Units = None,
+    cases: Annotated[int, typer.Option(help="Random cases per unit.")] = 200,
+    seed: Annotated[int, typer.Option(help="Of the random cases and parameter sets.")] = 1,
+    simulator: Annotated[str, typer.Option(help="icarus or verilator.")] = "icarus",
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Random cases through RTL and cycle model; exit code 1 when a value or a number of cycles differs.
+
+    Example: tokenfab rtl cycles sparse_dsp_chain --cases 500 --seed 2
+    """
+    from .rtl.jobs import cycles_rows
+    from .rtl.units import chosen_units
+
+    with terminal.progress(quiet or json_) as step:
+        rows = cycles_rows(chosen_units(units or []), simulator, cases, seed, step)
+    _answer(rows, json_, quiet, lambda: terminal.rtl_cycles(rows))
+    if any(row["mismatches"] for row in rows):
+        raise typer.Exit(1)
+
+
+@rtl.command("area")
+def rtl_area(
+    units: Units = None,
+    liberty: Annotated[Path | None, typer.Option(help="Liberty file. Default: an installed one, if any.")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """FPGA primitives and standard cells of the units, by Yosys.
+
+    Example: tokenfab rtl area sparse_dsp_chain --liberty osu018_stdcells.lib
+    """
+    from .rtl.jobs import area_rows
+    from .rtl.units import chosen_units
+
+    with terminal.progress(quiet or json_) as step:
+        rows = area_rows(chosen_units(units or []), liberty, step)
+    _answer(rows, json_, quiet, lambda: terminal.rtl_area(rows))
 
 
 @app.callback(invoke_without_command=True)

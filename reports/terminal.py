@@ -309,6 +309,43 @@ def calibration_summary(document: Document) -> None:
         say(document["file"])
 
 
+def rtl_tests(rows: list[Document]) -> None:
+    """One row per unit and simulator; failures below."""
+    columns = ("unit", "simulator", "tests", "failed")
+    say(table(columns, [[str(row[c]) for c in columns] for row in rows], right=columns[2:]))
+    for row in rows:
+        for f in row["failures"]:
+            say("", f"{row['unit']} on {row['simulator']}: {f['test']} with {_settings(f['parameters'])}")
+            say(f"  {f['message']}", f"  {f['log']}")
+
+
+def rtl_cycles(rows: list[Document]) -> None:
+    """One row per unit; the first mismatch of each below."""
+    columns = ("unit", "cases", "mismatches", "parameter_sets", "simulator", "seed")
+    say(table(columns, [[str(row[c]) for c in columns] for row in rows], right=columns[1:4]))
+    for row in rows:
+        if row["first"]:
+            say("", f"{row['unit']}: {json.dumps(row['first'])}")
+
+
+def rtl_area(rows: list[Document]) -> None:
+    """One row per unit and parameter set."""
+    columns = ("unit", "cells", "area", "dsp", "lut", "ff", "srl", "carry", "bram", "parameters")
+    lines = []
+    for row in rows:
+        size = "–" if row["area"] is None else f"{row['area']:,.0f}"
+        lines.append([row["unit"], f"{row['cells']:,}", size, *(f"{row[c]:,}" for c in columns[3:9])])
+        lines[-1].append(_settings(row["parameters"]))
+    say(table(columns, lines, right=columns[1:9]))
+    libraries = sorted({row["liberty"] for row in rows if row["liberty"]})
+    said = f"cells and area: {libraries[0]}" if libraries else "cells: generic gates; for an area give --liberty FILE"
+    say("", f"{said}. dsp to bram: UltraScale+ by Yosys, which packs only a slice's multiplier into its DSP48E2.")
+
+
+def _settings(parameters: Document) -> str:
+    return " ".join(f"{name}={value}" for name, value in parameters.items())
+
+
 def written(files: Document) -> str:
     """Where a report was written."""
     return f"{files['report']}: {fmt.plural(files['pages'], 'page')}; the same as {files['html']}"

@@ -14,6 +14,7 @@ from hypothesis import settings
 ROOT = Path(__file__).resolve().parents[1]
 TRUTH = Path(os.environ.get("TOKENFAB_TRUTH") or ROOT.parent / "shared" / "truth")
 ABSENT = "measured data absent"
+NO_TOOL = "RTL tool missing"
 
 # xdist fills the cores with processes; threads inside them would only fight. Read when torch starts.
 if "PYTEST_XDIST_WORKER" in os.environ:
@@ -101,3 +102,10 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
         terminalreporter.section("MEASURED DATA ABSENT", sep="!", red=True, bold=True)
         terminalreporter.line(f"{len(skipped)} tests skipped: there is no folder {TRUTH}.")
         terminalreporter.line("Nothing was checked against measurements; set TOKENFAB_TRUTH to where they are.")
+    lacking = sorted(
+        {str(r.longrepr[-1]) for r in terminalreporter.getreports("skipped") if NO_TOOL in str(r.longrepr)}
+    )
+    if lacking:
+        terminalreporter.section("RTL TOOLS MISSING", sep="!", red=True, bold=True)
+        for line in lacking:
+            terminalreporter.line(line.partition(f"{NO_TOOL}: ")[2])

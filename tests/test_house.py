@@ -67,7 +67,8 @@ HEAVY: dict[str, set[str]] = {
     "distributed": set(),
 }
 # Import names that come with a distribution of another name.
-COMES_WITH = {"pydantic_core": "pydantic", "click": "typer", "mpl_toolkits": "matplotlib", "distributed": "dask"}
+COMES_WITH = {"pydantic_core": "pydantic", "click": "typer", "mpl_toolkits": "matplotlib", "distributed": "dask",
+              "cocotb_tools": "cocotb"}  # fmt: skip
 
 # -- machine paths and registries (spelt in pieces: this file is checked too) -----------------------
 PLACES = re.compile(
