@@ -2,8 +2,9 @@
 # into .venv, once, and again when pyproject.toml or constraints.txt change.
 #
 #   make study     the main job, on the default model     make docs     redraw the pictures
-#   make test      lint, types, tests, coverage           make bench    time the hot paths
+#   make test      lint, types, tests                     make bench    time the hot paths
 #   make lint      ruff and mypy only                     make clean    remove what tools left (distclean: .venv too)
+#   make coverage  the tests again, counting lines: twice the time
 #
 # As root on Debian, `make test` also installs what simulates RTL (see docs/rtl.md); RTL_TOOLS=no leaves that.
 #
@@ -21,13 +22,13 @@ RECIPE := pyproject.toml constraints.txt __init__.py
 # Measured data that truth tests compare with; they are skipped, and counted, where it is absent.
 export TOKENFAB_TRUTH ?= $(abspath ../shared/truth)
 # One thread per test process: xdist already fills the cores.
-test bench: export OMP_NUM_THREADS = 1
+test coverage bench: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help study test lint format bench docs clean distclean
+.PHONY: help study test coverage lint format bench docs clean distclean
 
 help:
-	@sed -n '4,10s/^# \{0,1\}//p' Makefile
+	@sed -n '4,11s/^# \{0,1\}//p' Makefile
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -57,6 +58,9 @@ format: $(VENV)/.installed-dev
 	$(BIN)/ruff format .
 
 test: lint
+	$(BIN)/python -m pytest -n $(JOBS) --benchmark-disable $(PYTEST)
+
+coverage: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest -n $(JOBS) --benchmark-disable --cov --cov-report=term $(PYTEST)
 
 # Times are compared as ratios to a yardstick timed in the same run, so the baseline holds across machines.
