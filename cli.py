@@ -17,7 +17,7 @@ import typer
 
 from . import __version__
 from .errors import InputError, unknown_name
-from .files import json_text, write_whole
+from .files import check_writable, json_text, write_whole
 from .reports import terminal
 
 app = typer.Typer(
@@ -316,7 +316,11 @@ def validate(
 
     Example: tokenfab validate gemm-bf16 --truth ../shared/truth
     """
+    from .validation.suites import BROKEN
     from .validation.suites import validate as compare
+
+    if save is not None:
+        check_writable(save)
 
     found, skipped = compare(truth, suites or [])
     rows = [c.summary() for c in found]
@@ -327,7 +331,8 @@ def validate(
         write_whole(save, accuracy_pdf(found, run_.obj))
         document["file"] = str(save)
     _answer(document, json_, quiet, lambda: terminal.validation_summary(document))
-    if any(row["met"] is False or row["coverage_met"] is False for row in rows):
+    unread = any(why.startswith(BROKEN) for why in skipped)
+    if unread or any(row["met"] is False or row["coverage_met"] is False for row in rows):
         raise typer.Exit(1)
 
 

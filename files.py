@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import math
 import os
@@ -29,6 +30,23 @@ def write_whole(path: str | os.PathLike[str], content: str | bytes) -> None:
     except (OSError, ValueError) as error:  # ValueError: a path with a null character
         reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
         raise InputError(f"{path}: cannot be written: {reason}") from None
+
+
+def check_writable(path: str | os.PathLike[str]) -> None:
+    """Raise ``InputError`` where :func:`write_whole` could not write ``path``: to know before long work is done."""
+    try:
+        target = Path(os.path.realpath(path))
+        if target.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
+        if target.exists() and not stat.S_ISREG(target.stat().st_mode):
+            return
+        nearest = next(folder for folder in target.parents if folder.exists())
+        handle, temporary = tempfile.mkstemp(dir=nearest, prefix=".tokenfab-")
+    except (OSError, ValueError) as error:
+        reason = (error.strerror if isinstance(error, OSError) else None) or str(error)
+        raise InputError(f"{path}: cannot be written: {reason}") from None
+    os.close(handle)
+    Path(temporary).unlink(missing_ok=True)
 
 
 def _write(path: Path, data: bytes) -> None:

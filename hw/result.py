@@ -11,9 +11,11 @@ from ..workloads.compiled import compile_trace
 from ..workloads.expr_functions import Array
 from ..workloads.parallel import tensor_parallel
 from ..workloads.trace import Trace
+from . import gpu
 from .cost import Costs, cost
 from .estimate import USD_PER_KWH, Estimate, Phase, memory_fit
 from .spec import Device
+from .units import Quantity
 
 SCHEMA = "tokenfab.estimate"
 VERSION = 1
@@ -113,16 +115,40 @@ def provenance(result: Estimate, trace: Trace) -> list[str]:
     lines = [
         f"trace of {trace.model}: {trace.provenance.get('capture', 'read from a file')}",
         *(f"technique: {text}" for text in result.applied),
-        f"device {device.name}: catalogue file with sha256 {device.digest[:12]}",
-        f"matmul reaches {device.model.matmul_efficiency.text} of peak: {device.model.matmul_efficiency.source}",
-        f"streams reach {device.model.memory_efficiency.text} of bandwidth: {device.model.memory_efficiency.source}",
-        "interval: 5 % and 95 % quantiles of measured over predicted kernel time, operators taken as fully correlated",
+        f"device {device.name}: file with sha256 {device.digest[:12]}",
+        *_constants(device),
+        f"interval: 5 % and 95 % quantiles of measured over predicted kernel time{_together(device)}",
     ]
     if (hourly := result.hourly_usd) is not None:
         lines.append(f"price: ${hourly[0]:.3g} per hour ({hourly[1]}, ${USD_PER_KWH:.2f} per kWh)")
     if assumed:
         lines.append(f"{len(assumed)} numbers of this device are assumed: {', '.join(assumed)}")
     return lines
+
+
+def _constants(device: Device) -> list[str]:
+    """Where the constants of its kernels' time are from: of a GPU's kernel models, else of the roofline."""
+    if device.kind not in gpu.KINDS:
+        m = device.model
+        return [
+            f"matmul reaches {m.matmul_efficiency.text} of peak: {m.matmul_efficiency.source}",
+            f"streams reach {m.memory_efficiency.text} of bandwidth: {m.memory_efficiency.source}",
+        ]
+    lines = []
+    for family, held in device.kernels.items():
+        sources = dict.fromkeys(q.source for q in held.values() if isinstance(q, Quantity))
+        library = f" of {held['library']}" if "library" in held else ""
+        lines.append(f"kernels.{family}{library}: {'; '.join(sources)}")
+    return lines
+
+
+def _together(device: Device) -> str:
+    """How errors of operators go together, as the device file has it."""
+    within, across = device.model.correlation, device.model.correlation_across
+    if within is None:
+        return ", operators taken as fully correlated"
+    other = across.text if across else within.text
+    return f", composed with a correlation of {within.text} within and {other} across families of operators"
 
 
 def curves(result: Estimate, trace: Trace, points: int = 25) -> dict[str, dict[str, list[Any]]]:

@@ -183,7 +183,7 @@ def interval(op: Operator, reason: str, device: Device) -> Interval:
     """
     group = family(op)
     whole = {"latent": "attention", "experts": "matmul"}.get(group, group)
-    regimes = [] if group != "experts" else [_experts(op)]
+    regimes = _narrow(op) if "gemm" in device.kernels else []
     regimes += [f"{group}_{reason}", group, f"{whole}_{'compute' if reason == 'compute' else 'dram'}"]
     for regime in regimes:
         if regime in device.intervals:
@@ -192,9 +192,14 @@ def interval(op: Operator, reason: str, device: Device) -> Interval:
     raise InputError(f"device {device.name}: intervals.{missing} is missing; no estimate without an interval")
 
 
-def _experts(op: Operator) -> str:
-    """The kernels that run these experts (:func:`.moe.kernels_name`)."""
-    return kernels_name(number_format(op.format).bits, next((float(t.bits) for t in op.weights), 16.0))
+def _narrow(op: Operator) -> list[str]:
+    """Regimes of products by weights stored in few bits: the experts' own kernels (:func:`.moe.kernels_name`), else
+    ``narrow`` where the weights are narrower than the arithmetic, whose kernels nobody measured."""
+    if op.kind not in ("matmul", "experts") or not op.weights:
+        return []
+    arithmetic, stored = number_format(op.format).bits, float(op.weights[0].bits)
+    own = kernels_name(arithmetic, stored) if op.kind == "experts" else "experts"
+    return ([own] if own != "experts" else []) + (["narrow"] if stored < arithmetic else [])
 
 
 def errors_of(compiled: CompiledTrace, device: Device) -> Errors:

@@ -139,7 +139,7 @@ _EFFICIENCY = Key("fraction", "0.0001", "1", "0.85")
 
 REGIMES: Final = (
     "matmul_compute", "matmul_dram", "matmul_small", "attention_compute", "attention_dram", "attention_small",
-    "experts", "experts_8bit", "experts_4bit", "latent", "vector", "network", "power",
+    "experts", "experts_8bit", "experts_4bit", "narrow", "latent", "vector", "network", "power",
 )  # fmt: skip
 """Classes of kernels whose errors differ, operator family and what bounds it (``small``: mostly the start of a
 kernel; files without it take ``dram``; ``latent``: attention in latent space); and the power drawn."""

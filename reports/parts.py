@@ -21,11 +21,11 @@ CONVENTIONS = (
     "Times are of a whole pass over the batch. TTFT is the prefill of all prompts at once, without queueing. TPOT is "
     "one decode step at the middle context of the request.",
     "The interval is 90 %: from the 5 % to the 95 % quantile of measured over predicted time where this class of model "
-    "could be checked. Operators count as fully correlated, so the ends of a sum are the sums of the ends. It covers "
+    "could be checked; over operators, errors are composed with the correlation that the provenance names. It covers "
     "the error of the model, not of a device file; a device on which nobody measured kernels borrows another's "
     "interval, and its file says whose.",
-    "An operator's time is its launch plus the largest of compute, DRAM, dequantisation and network time; what bounds "
-    "a phase is the share of its time for which each of them was the largest.",
+    "An operator's time is its launch plus the largest of compute, memory, dequantisation and network time, on GPUs as "
+    "its kernel's model has them; what bounds a phase is the share of its time for which each was the largest.",
     "Energy is static power over the whole time plus energy per FLOP and per bit moved. Price is devices times hours, "
     "at the rate that the provenance lines name. Both are per output token.",
 )

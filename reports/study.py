@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
-from ..files import json_text, write_whole
+from ..files import check_writable, json_text, write_whole
 from ..hw.devices import load_device
 from ..hw.estimate import Estimate, Request, estimate
 from ..hw.result import estimate_document
@@ -63,6 +63,7 @@ def run_study(
         raise InputError(
             f"{folder}: cannot be written: is a file; accepted: a folder, which is made where it is not there"
         )
+    check_writable(folder / "report.pdf")
     names = list(dict.fromkeys(devices or DEVICES))
     cards = [load_device(name) for name in names]
     request = Request(batch, prompt, output)

@@ -243,9 +243,9 @@ def validation_summary(document: Document) -> None:
         bar = "–" if d["bar"] is None else f"{d['bar']:.0%} {'met' if d['met'] else 'MISSED'}"
         errors = [f"{d['mape']:.1%}", f"{d['bias']:+.1%}", f"{d['p90']:.1%}"]
         rows.append([d["suite"], d["device"], d["model"], d["mode"], f"{d['n']:,}", *errors, covers, bar])
-        where = f"{d['suite']} on {d['device']}, {d['model']}"
+        where = f"{d['suite']} on {d['device']}, {d['model']}, {d['mode']}"
         if d["inside"] is not None:
-            inside.append(f"{where}, measured: {d['inside']:,} of {d['n']:,} rows between measured ones")
+            inside.append(f"{where}: {d['inside']:,} of {d['n']:,} rows between measured ones")
         if d["met"] is False:
             missed.append(f"missed: {where}: {d['mape']:.2%} is above {d['bar']:.0%}")
         if d["coverage_met"] is False:

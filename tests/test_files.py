@@ -14,7 +14,7 @@ import pytest
 from pydantic import BaseModel, ValidationError
 
 from tokenfab.errors import InputError
-from tokenfab.files import first_problem, json_text, write_whole
+from tokenfab.files import check_writable, first_problem, json_text, write_whole
 
 
 def names(folder) -> list[str]:
@@ -134,3 +134,17 @@ def test_the_first_problem_is_told_with_its_place_and_how_many_more():
         Outer.model_validate({"inner": [{"n": 1}, {"n": "x"}, {}]})
     assert first_problem(raised.value).startswith("inner.1.n: Input should be a valid integer")
     assert first_problem(raised.value).endswith(" (and 1 more)")
+
+
+def test_what_cannot_be_written_is_known_before_the_work(tmp_path) -> None:
+    """A folder; a file where a folder should be; a folder that takes no files. What can be is left untouched."""
+    (tmp_path / "file").write_text("kept", "utf-8")
+    for path, why in ((tmp_path, "Is a directory"), (tmp_path / "file" / "x.pdf", "Not a directory"),
+                      ("/proc/x.pdf", ""), ("a\0b", "")):  # fmt: skip
+        with pytest.raises(InputError, match=f"cannot be written: .*{why}"):
+            check_writable(path)
+    check_writable(tmp_path / "file")
+    check_writable(tmp_path / "new" / "folder" / "x.pdf")
+    check_writable("/dev/null")
+    assert [p.name for p in tmp_path.iterdir()] == ["file"]
+    assert (tmp_path / "file").read_text("utf-8") == "kept"

@@ -147,6 +147,12 @@ def test_experts_of_narrow_weights_have_kernels_and_intervals_of_their_own() -> 
     at = next(i for i, r in enumerate(compiled.rows) if r.operator.kind == "experts")
     for ends, side in ((model.low, "low"), (model.high, "high")):
         assert set(ends[:, at]) == {getattr(h100.intervals["experts_4bit"], side).value}
+    # Kernels for narrow weights that nobody measured: the A100's experts, and the H100's linear layers.
+    for device, kind in ((A100, "experts"), (h100, "matmul")):
+        compiled, model = prepare(apply_techniques(trace("mixtral-8x7b"), [weights]), device)
+        at = next(i for i, r in enumerate(compiled.rows) if r.operator.kind == kind)
+        assert set(model.high[:, at]) == {device.intervals["narrow"].high.value}
+        assert device.intervals["narrow"].high.value > device.intervals["experts"].high.value
 
 
 def test_popular_experts_and_long_sequences_take_longer() -> None:

@@ -116,7 +116,7 @@ def test_a_missed_bar_ends_with_one_and_is_named(tokenfab, tmp_path) -> None:
     planted(tmp_path, [2])
     done = tokenfab("validate", "all-reduce", "--truth", str(tmp_path))
     assert done.code == 1
-    assert "missed: all-reduce on a100-80g-sxm, collectives: 50.00% is above 12%" in done.out
+    assert "missed: all-reduce on a100-80g-sxm, collectives, calibrated: 50.00% is above 12%" in done.out
 
 
 def test_wrong_names_and_empty_folders_are_one_line(tokenfab, tmp_path) -> None:
@@ -129,6 +129,27 @@ def test_wrong_names_and_empty_folders_are_one_line(tokenfab, tmp_path) -> None:
         assert done.out == ""
         assert text in done.err
         assert done.err.count("\n") == 1
+
+
+def test_a_table_that_cannot_be_read_is_named_and_ends_with_one(tokenfab, tmp_path) -> None:
+    """Alone it is an error; beside others it is named first, and the exit code is 1."""
+    planted(tmp_path, [1, 1, 1, 1, 1, 1, 1, 1, 1, 1.3, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1, 1])
+    broken = tmp_path / "aiconfigurator/a100_sxm/gemm/vllm_1.0/gemm_perf.csv.gz"
+    broken.parent.mkdir(parents=True)
+    broken.write_bytes(b"no gzip")
+    done = tokenfab("validate", "gemm-bf16", "--truth", str(tmp_path))
+    assert (done.code, done.out, done.err.count("\n")) == (2, "", 1)
+    assert "gemm_perf.csv.gz: not a table of measured kernels" in done.err
+    done = tokenfab("validate", "all-reduce", "gemm-bf16", "--truth", str(tmp_path), "--json")
+    assert done.code == 1
+    assert done.json["skipped"][0].startswith("cannot be read: ")
+    assert [row["suite"] for row in done.json["suites"]] == ["all-reduce"]
+
+
+def test_an_output_that_cannot_be_written_is_said_before_anything_is_compared(tokenfab, tmp_path) -> None:
+    done = tokenfab("validate", "--truth", str(tmp_path), "-o", str(tmp_path))
+    assert (done.code, done.err.count("\n")) == (2, 1)
+    assert "Is a directory" in done.err
 
 
 @pytest.fixture(scope="module")

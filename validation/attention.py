@@ -20,7 +20,6 @@ from pathlib import Path
 import numpy as np
 from scipy.optimize import minimize
 
-from ..errors import InputError
 from ..hw.attention import (
     BOUNDS,
     Array,
@@ -33,7 +32,7 @@ from ..hw.attention import (
 )
 from ..hw.card import Card, card_of
 from ..hw.devices import device_names, load_device
-from .kernels import FRAMEWORKS, opened, table_path
+from .kernels import FRAMEWORKS, MissingTableError, opened, table_path
 
 CASES: dict[str, tuple[str, int]] = {
     "A100 16-bit": ("a100-80g-sxm", 16),
@@ -114,7 +113,9 @@ def read_calls(
             and not row["kernel_source"].endswith("fa4")
         ]  # fmt: skip
     if not rows:
-        raise InputError(f"{path}: no rows with {cache} keys and values {'with' if windows else 'without'} window")
+        raise MissingTableError(
+            f"{path}: no rows with {cache} keys and values {'with' if windows else 'without'} window"
+        )
     batch, query, step, heads, kv_heads, dim, window, ms = np.array(rows).T
     calls = Calls(phase, batch, query, query + step, heads, kv_heads, dim, window, bits, ms / 1e3)
     sized = np.array([batch, query, calls.kv, heads, kv_heads, dim, ms])

@@ -23,7 +23,7 @@ import numpy as np
 
 from .. import hw
 from ..errors import InputError
-from ..files import write_whole
+from ..files import check_writable, write_whole
 from ..hw.devices import ARCHITECTURES, find_architecture, load_device, read_device
 from ..hw.spec import Device, parse_device
 from ..hw.units import KEYS
@@ -100,6 +100,7 @@ def _check_out(out: Path, force: bool, device: Device, data: bytes, own: Path | 
         raise InputError(f"{out}: in the catalogue, which is not written to; accepted: a path of your own")
     if out.exists() and not force:
         raise InputError(f"{out}: there already; --force replaces it")
+    check_writable(out)
     beside = out.parent / ARCHITECTURES
     if parse_device(data, str(out), lambda wanted: find_architecture(wanted, beside)).digest != device.digest:
         raise InputError(f"{out}: other architecture files there than in {own or 'the catalogue'}; copy them along")

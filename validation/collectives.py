@@ -21,7 +21,6 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import least_squares
 
-from ..errors import InputError
 from ..hw.collective import (
     BOUNDS,
     DIRECT_LIMIT,
@@ -37,7 +36,7 @@ from ..hw.collective import (
 )
 from ..hw.devices import load_device
 from ..hw.spec import Device
-from .kernels import FOLDERS, folder_of, opened
+from .kernels import FOLDERS, MissingTableError, folder_of, opened
 
 Array = npt.NDArray[np.float64]
 
@@ -77,7 +76,7 @@ def read_collectives(truth: Path, device: str) -> Measured:
     folder = folder_of(truth, device) / "comm"
     library, direct = sorted(folder.glob(LIBRARY)), sorted(folder.glob(DIRECT))
     if not library:
-        raise InputError(f"{folder}: no {LIBRARY} there; --truth names the folder of measurements")
+        raise MissingTableError(f"{folder}: no {LIBRARY} there; --truth names the folder of measurements")
     rows, dropped = [], 0
     for path, own in [(library[-1], False)] + [(p, True) for p in direct[-1:]]:
         with opened(path) as file:
@@ -91,7 +90,7 @@ def read_collectives(truth: Path, device: str) -> Measured:
                 else:
                     rows.append((name, int(row["num_gpus"]), size, seconds))
     if not rows:
-        raise InputError(f"{library[-1]}: no row of a collective that the model knows")
+        raise MissingTableError(f"{library[-1]}: no row of a collective that the model knows")
     names, worlds, sizes, times = zip(*rows, strict=True)
     return Measured(
         device, np.array(names), np.array(worlds, float), np.array(sizes, float), np.array(times), dropped

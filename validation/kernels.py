@@ -31,6 +31,10 @@ COPIES = 6
 BYTES = {"bfloat16": 2, "float16": 2, "fp8": 1}
 
 
+class MissingTableError(InputError):
+    """There is no such table, or no row of what was asked for in it; a table that cannot be read is none of this."""
+
+
 def folder_of(truth: Path, device: str) -> Path:
     """The folder of a device's tables: its name, as it is, with ``_`` for ``-`` or with the form factor too."""
     root, name = truth / "aiconfigurator", device.replace("-", "_")
@@ -99,7 +103,7 @@ def read_kernels(truth: Path, device: str, suite: str) -> Kernels:
             else:
                 dropped += 1
     if not rows:
-        raise InputError(f"{path}: no rows of {suite}")
+        raise MissingTableError(f"{path}: no rows of {suite}")
     flops, moved, seconds = np.array(rows).T
     return Kernels(suite, device, f"{path.parent.name}/{file}", flops, moved, seconds, dropped)
 
@@ -115,7 +119,7 @@ def table_path(truth: Path, device: str, operation: str, file: str, frameworks: 
         if paths:
             return paths[-1]
     wanted = " or ".join(f"{framework}_*/{file}" for framework in frameworks)
-    raise InputError(f"{folder}: no {wanted} there; --truth or TOKENFAB_TRUTH names the folder of measurements")
+    raise MissingTableError(f"{folder}: no {wanted} there; --truth or TOKENFAB_TRUTH names the folder of measurements")
 
 
 def _version(folder: str) -> list[int]:

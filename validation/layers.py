@@ -22,12 +22,12 @@ import numpy as np
 import numpy.typing as npt
 from scipy.optimize import minimize, minimize_scalar
 
-from ..errors import InputError
 from ..hw.card import card_of
 from ..hw.devices import load_device
 from ..hw.elementwise import BOUNDS, ElementwiseConstants, elementwise_constants, elementwise_time
 from ..hw.gemm import gemm_kernels, gemm_time
 from ..hw.gpu import REASONS, reason_of_limit
+from .kernels import MissingTableError
 
 Array = npt.NDArray[np.float64]
 
@@ -80,7 +80,7 @@ def read_layers(truth: Path) -> Measured:
     folder = truth / "vidur" / "profiling" / "compute" / "a100"
     paths = sorted(folder.glob("*/*/mlp.csv.gz"))
     if not paths:
-        raise InputError(f"{folder}: no */*/mlp.csv.gz there; --truth names the folder of measurements")
+        raise MissingTableError(f"{folder}: no */*/mlp.csv.gz there; --truth names the folder of measurements")
     rows, dropped = [], 0
     for path in paths:
         with gzip.open(path, "rt", newline="") as file:

@@ -43,6 +43,7 @@ from ..hw.gpu import reason_of_limit
 from ..workloads.expr_functions import Array
 from . import gemm
 from .intervals import regimes, unmeasured
+from .kernels import MissingTableError
 from .part import Part
 
 DEVICE = "a100-80g-sxm"
@@ -131,7 +132,7 @@ def _numbers(truth: Path, file: str) -> list[list[float]]:
     """Rows of numbers, whose units (``ms``, ``Tflops``) are letters behind them."""
     path = truth / "llmcompass" / file
     if not path.is_file():
-        raise InputError(f"{truth}: no llmcompass/{file} there")
+        raise MissingTableError(f"{truth}: no llmcompass/{file} there")
     rows = []
     with path.open(newline="", encoding="utf-8") as table:
         for row in filter(None, csv.reader(table)):

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError, unknown_name
-from ..files import write_whole
+from ..files import check_writable, write_whole
 from .kernels import COPIES, FOLDERS
 from .shapes import Attention, Shape, shapes
 from .timing import CPU_REPEATS, CUDA_REPEATS, MINIMUM_S, Timer, cpu_timer, cuda_timer
@@ -200,6 +200,7 @@ def _check_folder(out: Path) -> None:
         raise InputError(f"{out}: cannot be written: {nearest} is a file; accepted: a folder, made where there is none")
     if not os.access(nearest, os.W_OK | os.X_OK):
         raise InputError(f"{out}: cannot be written: no permission in {nearest}")
+    check_writable(out / "NOTES.md")
 
 
 def _busy() -> str | None:

@@ -45,6 +45,7 @@ from ..workloads.expr_functions import Array
 from ..workloads.load import load_trace
 from ..workloads.parallel import tensor_parallel
 from ..workloads.trace import Trace
+from .kernels import MissingTableError
 from .part import Part
 
 Mask = npt.NDArray[np.bool_]
@@ -131,7 +132,7 @@ def read_requests(truth: Path, device: str) -> Requests:
     not positive."""
     path = truth / FILE
     if not path.is_file():
-        raise InputError(f"{truth}: no {FILE} there")
+        raise MissingTableError(f"{truth}: no {FILE} there")
     rows: list[tuple[float, ...]] = []
     with path.open(newline="", encoding="utf-8") as file:
         for row in csv.DictReader(file):
@@ -139,7 +140,7 @@ def read_requests(truth: Path, device: str) -> Requests:
                 sizes = [float(row[x]) for x in ("tensor_parallel", "prompt_size", "batch_size", "token_size")]
                 rows.append((len(rows), *sizes, float(row["prompt_time"]) / 1e3, float(row["token_time"]) / 1e3))
     if not rows:
-        raise InputError(f"{path}: no rows of {IN_TABLE} on {HARDWARE[device]}")
+        raise MissingTableError(f"{path}: no rows of {IN_TABLE} on {HARDWARE[device]}")
     found = Requests(*np.array(rows, np.float64).T)
     if min(found.prompt_s.min(), found.token_s.min()) <= 0:
         raise InputError(f"{path}: times must be positive")

@@ -32,12 +32,14 @@ from ..hw.spec import Interval
 from ..workloads.expr_functions import Array
 from . import attention, collectives, gemm, layers, llmcompass, moe, requests, roofline
 from .intervals import EXPERTS, Errors, attention_errors, gemm_errors, regimes, unmeasured
-from .kernels import FOLDERS, devices_in, read_kernels, table_path
+from .kernels import FOLDERS, MissingTableError, devices_in, read_kernels, table_path
 from .part import Part
 from .tables import Points, Table, attention_points, gemm_points
 
 Document = dict[str, Any]
 QUARTERS = 4
+BROKEN = "cannot be read: "
+"""How a line on a table begins that is there, and none."""
 FEW = 20
 """Rows between others without which their quantiles are no interval."""
 COVERAGE = (0.85, 0.95)
@@ -149,7 +151,7 @@ def _source(table: Path) -> str:
 def _errors(suite: str, device: str, mode: str, source: str, family: str, errors: Errors) -> Comparison:
     odd = errors.half(odd=True)
     if not odd.seconds.size:
-        raise InputError(f"{source}: fewer than two rows of {suite} that can be true")
+        raise MissingTableError(f"{source}: fewer than two rows of {suite} that can be true")
     low, high = factors(intervals_of(device, mode), [f"{family}_{name}" for name in odd.regime])
     predicted = odd.seconds / odd.ratio
     return Comparison(suite, device, "kernel", mode, source, odd.seconds, predicted, low, high, errors.dropped)
@@ -324,21 +326,27 @@ SUITES: dict[str, Callable[[Path, str], Iterator[Comparison]]] = {
 def validate(truth: Path, names: list[str]) -> tuple[list[Comparison], list[str]]:
     """Comparisons of the suites in ``names`` (all of them if empty), and why others were skipped.
 
-    Raises ``InputError`` for an unknown suite, and when no table of any is under ``truth``.
+    A table that cannot be read is among the latter, first, and begins with :data:`BROKEN`. Raises ``InputError`` for
+    an unknown suite, and when no table of any is under ``truth``.
     """
     for name in names:
         if name not in SUITES:
             raise unknown_name("suite", name, SUITES)
     found: list[Comparison] = []
     skipped: list[str] = []
+    broken: list[str] = []
     devices, unknown = devices_in(truth)
     skipped += [f"aiconfigurator/{folder}: no device of that name in the catalogue" for folder in unknown]
     for name in names or SUITES:
         for device in devices:
             try:
                 found.extend(SUITES[name](truth, device))
-            except InputError as error:
+            except MissingTableError as error:
                 skipped.append(f"{name} on {device}: {error}")
+            except InputError as error:
+                broken.append(f"{BROKEN}{error}")
     if not found:
-        raise InputError(f"{truth}: no measurements of {', '.join(names or SUITES)} there; --truth names their folder")
-    return found, skipped
+        others = f"; of no device of the catalogue: {', '.join(unknown)}" if unknown else ""
+        nothing = f"{truth}: no measurements of {', '.join(names or SUITES)} there{others}; --truth names their folder"
+        raise InputError(broken[0].removeprefix(BROKEN) if broken else nothing)
+    return found, [*dict.fromkeys(broken), *skipped]
