@@ -23,6 +23,16 @@ Beat = dict[str, int]
 Result = tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...], bool]
 
 
+_noted: set[str] = set()
+
+
+def note(point: str) -> None:
+    """A functional coverage point, told once: telling writes a file."""
+    if point not in _noted:
+        _noted.add(point)
+        cover(point)
+
+
 class ArrayBench(Bench):
     """The bench with the array's one input and one output."""
 
@@ -134,14 +144,14 @@ def enqueue(bench: ArrayBench, acts: np.ndarray, weights: Quantised, int8: bool 
             for r in range(top, top + ROWS):
                 row = (sums.mantissa[r, cols], sums.exponent[r, cols], sums.overflow[r, cols])
                 expected.append((*(tuple(v.tolist()) for v in row), bool(sums.invalid[r])))  # type: ignore[arg-type]
-    cover(f"{weights.format} by {'int8' if int8 else 'fp16'}")
-    cover("one group" if weights.scale.shape[1] == 1 else "several groups")
+    note(f"{weights.format} by {'int8' if int8 else 'fp16'}")
+    note("one group" if weights.scale.shape[1] == 1 else "several groups")
     if sums.invalid.any():
-        cover("an infinity or a NaN")
+        note("an infinity or a NaN")
     return expected
 
 
-def random_product(bench: ArrayBench, format: str, int8: bool, most: int = 40) -> list[Result]:
+def random_product(bench: ArrayBench, format: str, int8: bool, most: int) -> list[Result]:
     """Queue a product of random size."""
     m, n, k = (int(bench.rng.integers(1, end)) for end in (ROWS + 2, COLS + 2, most + 1))
     acts = bench.rng.integers(-128, 128, (m, k)) if int8 else bench.finite((m, k))
@@ -159,12 +169,11 @@ async def random_products_with_idles_and_stalls(dut: Any) -> None:
         bench.input.idle, bench.output.stall = idle, stall
         bench.output.results.clear()
         expected = []
-        for int8 in (False, True):
-            for format in bench.random.sample(FORMATS, len(FORMATS)):
-                expected += random_product(bench, format, int8)
+        for format in bench.random.sample(FORMATS, len(FORMATS)):
+            expected += random_product(bench, format, bench.random.random() < 0.3, most=6 * LANES)
         await bench.drain(len(expected))
         check_equal(expected, bench.results())
-        cover(f"idle {idle > 0}, stall {stall > 0}")
+        note(f"idle {idle > 0}, stall {stall > 0}")
 
 
 @cocotb.test()
@@ -172,18 +181,24 @@ async def every_code_of_every_type_by_one(dut: Any) -> None:
     """Each code, with each special value, alone in its lane, times 1.0: the sum is the weight's value."""
     bench = ArrayBench(dut, "codes")
     await bench.start()
-    expected, values = [], []
+    expected: list[Result] = []
+    values: list[list[float]] = []
+    seen = min(ROWS, LANES)  # row r looks at lane r
     for format in FORMATS:
         for special in range(4 if format[0] == "f" else 1):
-            code = np.arange(1 << BITS[format])
-            code = np.pad(code, (0, -len(code) % COLS))
-            for first in range(0, len(code), COLS):
-                lane = bench.random.randrange(LANES)
-                codes = np.zeros((COLS, LANES), np.int64)
-                codes[:, lane] = code[first : first + COLS]
-                weights = weights_of(codes, format, LANES, 1, special)
-                expected += enqueue(bench, np.full((ROWS, LANES), ONE), weights)
-                values += np.repeat(exact_values(codes, format, special)[None], ROWS, axis=0).tolist()
+            code = bench.rng.permutation(1 << BITS[format])
+            if special and not code.max() < 8:  # the others of FP4 were seen with the first one
+                code = np.array([8, *bench.rng.integers(0, 16, 3)])
+            code = code[: 24 * seen * COLS]  # all of them, but in the smallest arrays
+            code = np.pad(code, (0, -len(code) % (seen * COLS)))
+            for first in range(0, len(code), seen * COLS):
+                lane = bench.rng.permutation(LANES)[np.arange(ROWS) % seen]
+                acts = np.zeros((ROWS, LANES), np.int64)
+                acts[np.arange(ROWS), lane] = ONE
+                codes = bench.rng.integers(0, 1 << BITS[format], (COLS, LANES))
+                codes[:, lane[:seen]] = code[first : first + seen * COLS].reshape(COLS, seen)
+                expected += enqueue(bench, acts, weights_of(codes, format, LANES, 1, special))
+                values += exact_values(codes[:, lane].T, format, special).tolist()
     await bench.drain(len(expected))
     check_equal(expected, bench.results())
     scale = 26 + GUARD + EXTRA
@@ -191,9 +206,9 @@ async def every_code_of_every_type_by_one(dut: Any) -> None:
     check_equal(values, got)
 
 
-def exact_values(codes: np.ndarray, format: str, special: int) -> np.ndarray:
-    """Values of the rows' only non-zero codes, written out here and not taken from the golden model."""
-    bits, code = BITS[format], codes.max(axis=1)
+def exact_values(code: np.ndarray, format: str, special: int) -> np.ndarray:
+    """Values of codes, written out here and not taken from the golden model."""
+    bits = BITS[format]
     if format[0] == "i":
         return np.where(code >> bits - 1, code - (1 << bits), code).astype(float)
     table = {"fp3": [0, 1, 2, 4], "fp4": [0, 0.5, 1, 1.5, 2, 3, 4, 6]}[format]
@@ -228,7 +243,7 @@ async def int8_activations_are_exact(dut: Any) -> None:
             ]
             if not any(any(r[2]) for r in expected):
                 check_equal(exact.tolist(), got)
-                cover("integer products exact")
+                note("integer products exact")
 
 
 @cocotb.test()
@@ -237,14 +252,15 @@ async def only_the_row_with_it_is_invalid(dut: Any) -> None:
     bench = ArrayBench(dut, "invalid")
     await bench.start()
     expected = []
-    for bits in NOT_FINITE:
-        for row in range(ROWS):
+    for number, bits in enumerate(NOT_FINITE):
+        for row in {number % ROWS, ROWS - 1}:
             acts = bench.finite((ROWS, 4 * LANES))
             acts[row, bench.random.randrange(4 * LANES)] = bits
             weights = random_weights(bench, COLS, 4 * LANES, "fp4", bench.random.choice((1, 2, 4)) * LANES)
             result = enqueue(bench, acts, weights)
             assert [r[3] for r in result] == [r == row for r in range(ROWS)]
-            expected += result + enqueue(bench, bench.finite((ROWS, LANES)), weights_of(weights.codes[:, :LANES], "fp4", LANES))  # fmt: skip
+            clean = weights_of(weights.codes[:, :LANES], "fp4", LANES)
+            expected += result + enqueue(bench, bench.finite((ROWS, LANES)), clean)
     await bench.drain(len(expected))
     check_equal(expected, bench.results())
 
@@ -290,7 +306,7 @@ async def a_group_saturates_and_says_so(dut: Any) -> None:
     await bench.start()
     bench.output.stall = 0.2
     expected = []
-    if (1 << ACC - 1) // FULL <= 150:  # a wider accumulator is not filled by a group of reasonable length
+    if (1 << ACC - 1) // FULL <= 100:  # a wider accumulator is not filled by a group of reasonable length
         for sign in (1, -1):
             for beyond in (-1, 0, 1):
                 bound = (1 << ACC - 1) - (sign > 0)
@@ -298,7 +314,7 @@ async def a_group_saturates_and_says_so(dut: Any) -> None:
                 result = enqueue_groups(bench, [(beats, 255)])
                 assert result[0][2][0] is (beyond == 1), (sign, beyond)
                 expected += result
-                cover(f"group bound {sign}, {beyond} beyond")
+                note(f"group bound {sign}, {beyond} beyond")
     expected += enqueue_groups(bench, [(exact_group(1), 1)])  # the flag is cleared
     await bench.drain(len(expected))
     check_equal(expected, bench.results())
@@ -311,7 +327,7 @@ async def a_column_saturates_and_says_so(dut: Any) -> None:
     await bench.start()
     expected = []
     top = min(4, ((1 << ACC - 1) - 1) // FULL) * FULL
-    if (1 << SUM - 1) // (255 * top) <= 150:
+    if (1 << SUM - 1) // (255 * top) <= 100:
         for sign in (1, -1):
             for beyond in (-1, 0, 1):
                 count, left = divmod((1 << SUM - 1) - (sign > 0) + beyond, 255 * top)
@@ -320,7 +336,7 @@ async def a_column_saturates_and_says_so(dut: Any) -> None:
                 result = enqueue_groups(bench, [*groups, (exact_group(-sign), 1)])
                 assert result[0][2][0] is (beyond == 1), (sign, beyond)
                 expected += result
-                cover(f"column bound {sign}, {beyond} beyond")
+                note(f"column bound {sign}, {beyond} beyond")
     expected += enqueue_groups(bench, [(exact_group(-1), 1)])
     await bench.drain(len(expected))
     check_equal(expected, bench.results())
@@ -332,7 +348,7 @@ async def the_next_product_goes_in_while_a_result_waits(dut: Any) -> None:
     """Nobody takes the result: the array takes beats until the next group is through, and not one more."""
     bench = ArrayBench(dut, "decoupled")
     await bench.start()
-    for format in FORMATS:
+    for format in ("int8", "int6", "fp3"):  # 4, 3, 2 cycles
         bench.output.results.clear()
         bench.output.stall = 1.0
         before = len(bench.input.taken_at)
@@ -342,7 +358,8 @@ async def the_next_product_goes_in_while_a_result_waits(dut: Any) -> None:
             expected += enqueue(bench, acts, random_weights(bench, COLS, beats * LANES, format, beats * LANES))
         expected += enqueue(bench, acts, random_weights(bench, COLS, beats * LANES, format, LANES))
         await bench.steps(10 * num_terms(format) + ROWS + 20)
-        check_equal([1 + 9 + 1], [len(bench.input.taken_at) - before])
+        one_row = ROWS == 1  # the result has left the array's own registers: one more group goes in
+        check_equal([1 + 9 + 1 + one_row], [len(bench.input.taken_at) - before])
         bench.output.stall = 0.0
         await bench.drain(len(expected))
         check_equal(expected, bench.results())
@@ -353,12 +370,12 @@ async def reset_drops_what_is_under_way(dut: Any) -> None:
     """A reset in the middle of products, at several depths; afterwards all is as new."""
     bench = ArrayBench(dut, "reset")
     await bench.start()
-    for pause in [*range(1, 26, 2), 40, 60]:
+    for pause in [*range(1, 26, 3), 40, 60]:
         bench.output.stall = bench.random.choice((0.0, 0.7, 1.0))
         for format in ("int4", "fp3"):
             random_product(bench, format, False, most=2 * LANES)
         await bench.steps(pause)
-        cover("a result waits at reset" if bench.output.waiting else "no result waits at reset")
+        note("a result waits at reset" if bench.output.waiting else "no result waits at reset")
         await bench.reset()
         bench.output.results.clear()
         bench.output.stall = 0.2
@@ -373,9 +390,9 @@ async def cycles_equal_the_model(dut: Any) -> None:
     bench = ArrayBench(dut, "cycles")
     await bench.start()
     wrong = []
-    for _ in range(run_cases(8)):
+    for _ in range(run_cases(5)):
         draw = bench.random.randint
-        shape = {"m": draw(1, 2 * ROWS), "n": draw(1, 2 * COLS), "k": draw(1, 24 * LANES), "group": draw(1, 16 * LANES)}
+        shape = {"m": draw(1, ROWS + 1), "n": draw(1, COLS + 1), "k": draw(1, 18 * LANES), "group": draw(1, 12 * LANES)}
         format = {"weight": bench.random.choice(FORMATS), "activation": bench.random.choice(("fp16", "int8"))}
         int8 = format["activation"] == "int8"
         size = (shape["m"], shape["k"])
@@ -389,7 +406,7 @@ async def cycles_equal_the_model(dut: Any) -> None:
         told = model.cycles(shape, format, P)
         lengths = model.group_lengths(shape, format, P)
         hidden = all(length >= ROWS + 9 for length in lengths)
-        cover("dequantisation hidden" if hidden else "groups too short to hide dequantisation")
+        note("dequantisation hidden" if hidden else "groups too short to hide dequantisation")
         values_equal = bench.results() == expected
         record_case({"shape": shape, "format": format}, values_equal, took, told)
         if took != told or not values_equal:

@@ -10,8 +10,8 @@
 //   4 (6)     FP3   2      sign and exponent 0 .. 3:  0, 1, 2, 4
 //   5 (7)     FP4   2      sign, exponent and one fraction bit:  0, 0.5, 1, 1.5, 2, 3, 4, 6
 //
-// The code of -0 means the special value of the group: special_i = {far, negative}, FP3 3 or 6 (far),
-// FP4 5 or 8 (far). Every value of FP3 and FP4 is a sum of two terms; a term that is not needed is zero.
+// The code of -0 means the special value of the group: special_i = {distant, negative}, FP3 3 or 6 (distant),
+// FP4 5 or 8 (distant). Every value of FP3 and FP4 is a sum of two terms; a term that is not needed is zero.
 `default_nettype none
 
 module weight_encoder (
@@ -36,20 +36,20 @@ module weight_encoder (
   assign two = digit == 3'b011 || digit == 3'b100;
 
   // -- floats: the leading one, then the fraction bit; the special value has terms of its own -----------
-  logic is_fp3, negative, fraction, is_special, far;
+  logic is_fp3, negative, fraction, is_special, distant;
   logic [1:0] exponent;
   assign is_fp3 = !format_i[0];
   assign negative = is_fp3 ? code_i[2] : code_i[3];
   assign exponent = is_fp3 ? code_i[1:0] : code_i[2:1];
   assign fraction = !is_fp3 && code_i[0];
   assign is_special = negative && exponent == 2'd0 && !fraction;
-  assign far = special_i[1];
+  assign distant = special_i[1];
 
   logic [2:0] first_exponent, second_exponent;
   logic first, second;
   assign first = is_special || exponent != 2'd0 || fraction;
-  assign first_exponent = is_special ? 3'd2 + 3'(!is_fp3) + 3'(far) : {1'b0, exponent};
-  assign second = is_special ? is_fp3 || !far : exponent != 2'd0 && fraction;
+  assign first_exponent = is_special ? 3'd2 + 3'(!is_fp3) + 3'(distant) : {1'b0, exponent};
+  assign second = is_special ? is_fp3 || !distant : exponent != 2'd0 && fraction;
   assign second_exponent = is_special && !is_fp3 ? 3'd1 : first_exponent - 3'd1;  // 5 = 4 + 1; else neighbours
 
   always_comb begin
