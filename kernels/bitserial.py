@@ -283,6 +283,6 @@ def _bits(format: str) -> int:
 
 def _checked_codes(codes: npt.ArrayLike, format: str) -> Integers:
     code = np.asarray(codes, np.int64)
-    if code.size and not (0 <= code.min() and code.max() < 1 << _bits(format)):
+    if code.size and not (code.min() >= 0 and code.max() < 1 << _bits(format)):
         raise InputError(f"codes of {format} must be from 0 to {(1 << _bits(format)) - 1}")
     return code

@@ -75,8 +75,10 @@ module bit_serial_pe #(
   logic [LANES*SumWidth-1:0] aligned;
   for (genvar l = 0; l < LANES; l++) begin : g_align
     logic [10+GUARD:0] magnitude;
+    logic [SumWidth-1:0] positive;
     assign magnitude = {act_significand_i[l*11+:11], {GUARD{1'b0}}} >> distance_q[l*6+:6];
-    assign aligned[l*SumWidth+:SumWidth] = !on_q[l] ? '0 : sign_q[l] ? -SumWidth'(magnitude) : SumWidth'(magnitude);
+    assign positive = on_q[l] ? SumWidth'(magnitude) : '0;
+    assign aligned[l*SumWidth+:SumWidth] = sign_q[l] ? -positive : positive;
   end
 
   logic [SumWidth-1:0] sum, sum_q;
@@ -89,15 +91,17 @@ module bit_serial_pe #(
   end
 
   // -- stage 3: accumulate over the group --------------------------------------------------------------
+  logic signed [SumWidth+EXTRA-1:0] addend;
   logic [ACC_WIDTH-1:0] acc_q, acc;
   logic [5:0] acc_exponent_q, acc_exponent;
   logic acc_overflow_q, acc_overflow, beyond;
+  assign addend = {sum_q, {EXTRA{1'b0}}};
   align_add #(
       .WIDTH(ACC_WIDTH)
   ) u_accumulate (
       .a_i         (first_i ? '0 : acc_q),
       .a_exponent_i(first_i ? '0 : acc_exponent_q),
-      .b_i         (ACC_WIDTH'($signed({sum_q, {EXTRA{1'b0}}}))),
+      .b_i         (ACC_WIDTH'(addend)),
       .b_exponent_i(emax2_q),
       .sum_o       (acc),
       .exponent_o  (acc_exponent),

@@ -24,16 +24,18 @@ module column_accumulator #(
   localparam int Entry = SUM_WIDTH + 7;
   logic [ROWS*Entry-1:0] entries_q;
 
+  logic signed [WIDTH-1:0] addend;
   logic [SUM_WIDTH-1:0] old_sum, sum;
   logic [5:0] old_exponent, exponent;
   logic old_overflow, beyond;
   assign {old_overflow, old_exponent, old_sum} = first_i ? '0 : entries_q[Entry-1:0];
+  assign addend = product_i;
   align_add #(
       .WIDTH(SUM_WIDTH)
   ) u_add (
       .a_i         (old_sum),
       .a_exponent_i(old_exponent),
-      .b_i         (SUM_WIDTH'($signed(product_i))),
+      .b_i         (SUM_WIDTH'(addend)),
       .b_exponent_i(exponent_i),
       .sum_o       (sum),
       .exponent_o  (exponent),

@@ -238,8 +238,7 @@ async def int8_activations_are_exact(dut: Any) -> None:
             check_equal(expected, bench.results())
             exact = acts @ weights.values().T
             got = [
-                [m * 2.0 ** (e - 26 - GUARD - EXTRA) for m, e in zip(r[0], r[1], strict=True)]
-                for r in bench.results()
+                [m * 2.0 ** (e - 26 - GUARD - EXTRA) for m, e in zip(r[0], r[1], strict=True)] for r in bench.results()
             ]
             if not any(any(r[2]) for r in expected):
                 check_equal(exact.tolist(), got)
