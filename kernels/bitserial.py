@@ -50,7 +50,10 @@ def decode(codes: npt.ArrayLike, format: str, special: npt.ArrayLike = 0) -> Flo
         return ((code ^ half) - half).astype(np.float64)
     negative, magnitude = code >> (bits - 1), code & ((1 << (bits - 1)) - 1)
     value = np.asarray(BASIC[format])[magnitude] * np.where(negative, -1.0, 1.0)
-    return np.where((negative == 1) & (magnitude == 0), np.asarray(SPECIAL[format])[np.asarray(special)], value)
+    found: Floats = np.where(
+        (negative == 1) & (magnitude == 0), np.asarray(SPECIAL[format])[np.asarray(special)], value
+    )
+    return found
 
 
 def terms(codes: npt.ArrayLike, format: str, special: npt.ArrayLike = 0) -> tuple[Integers, Integers]:
@@ -139,7 +142,8 @@ def choose_special(groups: Floats, format: str) -> Integers:
         safe = np.where(scale > 0, scale, 1.0)
         value = decode(_nearest(groups / safe, format, special), format, special[..., None]) * safe
         errors.append(np.square(value - groups).sum(axis=-1))
-    return np.argmin(errors, axis=0).astype(np.int64)
+    best: Integers = np.argmin(np.stack(errors), axis=0).astype(np.int64)
+    return best
 
 
 def _ends(format: str, special: Integers) -> tuple[Floats, Floats]:
@@ -153,7 +157,8 @@ def _ends(format: str, special: Integers) -> tuple[Floats, Floats]:
 
 def _least_scale(groups: Floats, format: str, special: Integers) -> Floats:
     low, high = _ends(format, special)
-    return np.maximum(np.maximum(groups.max(axis=-1), 0) / high, np.minimum(groups.min(axis=-1), 0) / low)
+    scale: Floats = np.maximum(np.maximum(groups.max(axis=-1), 0) / high, np.minimum(groups.min(axis=-1), 0) / low)
+    return scale
 
 
 def _nearest(scaled: Floats, format: str, special: Integers) -> Integers:
@@ -248,7 +253,7 @@ def bitserial_dot(acts: npt.ArrayLike, weights: Quantised, int8: bool = False, w
                 acc = _add(acc, mantissa << w.extra, greatest, w.acc_width)
         scaled = acc[0] * weights.scale[None, :, g]
         total = _add((total[0], total[1], total[2] | acc[2]), scaled, acc[1], w.sum_width)
-    return Sums(*total, invalid.any(axis=1), w)
+    return Sums(*total, np.asarray(invalid.any(axis=1)), w)
 
 
 def _add_lanes(product: Integers, exponent: Integers, guard: int) -> tuple[Integers, Integers]:

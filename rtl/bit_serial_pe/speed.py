@@ -152,7 +152,8 @@ def _words(values: npt.ArrayLike, width: int) -> bytes:
     """Words of ``width`` bits, the first lowest, in whole words of 32 bits."""
     given = np.atleast_1d(np.asarray(values, np.int64))
     bits = (given[:, None] >> np.arange(width) & 1).astype(np.uint8).ravel()
-    return np.packbits(np.pad(bits, (0, -len(bits) % 32)), bitorder="little").tobytes()
+    packed: bytes = np.packbits(np.pad(bits, (0, -len(bits) % 32)), bitorder="little").tobytes()
+    return packed
 
 
 def _beats(acts: npt.NDArray[np.int64], weights: Quantised, rows: int, cols: int, lanes: int) -> bytes:

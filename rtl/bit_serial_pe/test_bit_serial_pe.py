@@ -211,9 +211,10 @@ def exact_values(code: np.ndarray, format: str, special: int) -> np.ndarray:
     bits = BITS[format]
     if format[0] == "i":
         return np.where(code >> bits - 1, code - (1 << bits), code).astype(float)
-    table = {"fp3": [0, 1, 2, 4], "fp4": [0, 0.5, 1, 1.5, 2, 3, 4, 6]}[format]
-    extra = {"fp3": [3, -3, 6, -6], "fp4": [5, -5, 8, -8]}[format][special]
-    return np.array([*table, extra, *(-v for v in table[1:])])[code]
+    table = [0, 1, 2, 4] if format == "fp3" else [0, 0.5, 1, 1.5, 2, 3, 4, 6]
+    extra = ([3, -3, 6, -6] if format == "fp3" else [5, -5, 8, -8])[special]
+    found: np.ndarray = np.array([*table, extra, *(-v for v in table[1:])])[code]
+    return found
 
 
 @cocotb.test()
