@@ -151,9 +151,8 @@ def _build(rows: int, cols: int) -> str:
 def _words(values: npt.ArrayLike, width: int) -> bytes:
     """Words of ``width`` bits, the first lowest, in whole words of 32 bits."""
     given = np.atleast_1d(np.asarray(values, np.int64))
-    bits = (given[:, None] >> np.arange(width) & 1).astype(np.uint8).ravel()
-    packed: bytes = np.packbits(np.pad(bits, (0, -len(bits) % 32)), bitorder="little").tobytes()
-    return packed
+    bits: npt.NDArray[np.uint8] = (given[:, None] >> np.arange(width) & 1).astype(np.uint8).ravel()
+    return np.packbits(np.pad(bits, (0, -len(bits) % 32)), bitorder="little").tobytes()
 
 
 def _beats(acts: npt.NDArray[np.int64], weights: Quantised, rows: int, cols: int, lanes: int) -> bytes:
@@ -174,7 +173,7 @@ def _beats(acts: npt.NDArray[np.int64], weights: Quantised, rows: int, cols: int
                     flags = (0, FORMATS.index(weights.format), ends, last)
                     tail = b"".join(int(v).to_bytes(4, "little") for v in flags)
                     beats.append(act[top, first] + code[left, first] + special + scale + tail)
-    results = m // rows * (n // cols) * rows
+    results = int(m // rows * (n // cols) * rows)
     return len(beats).to_bytes(4, "little") + results.to_bytes(4, "little") + b"".join(beats)
 
 
