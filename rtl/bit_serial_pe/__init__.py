@@ -1,0 +1,1 @@
+"""Array of bit-serial processing elements for low-bit weights of mixed types."""
