@@ -254,6 +254,6 @@ def _checked(codes: npt.ArrayLike, form: Format) -> Integers:
     words = np.asarray(codes, np.int64)
     if words.ndim < 1 or words.shape[-1] % 2:
         raise InputError(f"codes have shape {words.shape}; wanted an even number of columns")
-    if words.size and not (0 <= words.min() and words.max() < 2 * form.identifier):
+    if words.size and not (words.min() >= 0 and words.max() < 2 * form.identifier):
         raise InputError(f"{form.name}: codes must be from 0 to {2 * form.identifier - 1}")
     return words

@@ -45,18 +45,18 @@ module ovp_decoder #(
   logic [4:0] exponent_sum;
   assign exponent_sum = 5'(own[BITS-2:MantissaBits]) + 5'(bias_i);
 
-  logic [MantissaBits+1:0] magnitude, float;  // with a sign
+  logic [MantissaBits+1:0] magnitude, as_float;  // with a sign
   assign magnitude = {2'b01, own[MantissaBits-1:0]};
-  assign float     = own[BITS-1] ? -magnitude : magnitude;
+  assign as_float     = own[BITS-1] ? -magnitude : magnitude;
 
   logic [3:0] exponent;
   assign exponent = !outlier || zero ? 4'd0 : exponent_sum > 5'd11 ? 4'd11 : exponent_sum[3:0];
 
   logic [IntegerWidth-1:0] value;
   if (BITS == 8) begin : g_two_parts
-    assign value = zero ? '0 : outlier ? {4'b0, float} : {own[7:4], 1'b0, own[3:0]};
+    assign value = zero ? '0 : outlier ? {4'b0, as_float} : {own[7:4], 1'b0, own[3:0]};
   end else begin : g_one_part
-    assign value = zero ? '0 : outlier ? {float[2], float} : own;
+    assign value = zero ? '0 : outlier ? {as_float[2], as_float} : own;
   end
 
   if (REGISTERED != 0) begin : g_registered
