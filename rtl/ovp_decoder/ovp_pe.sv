@@ -6,8 +6,7 @@
 // with control_i[FIRST] and is handed to drain_o with control_i[LAST]; in other cycles drain_o takes what
 // the element below drains. The sum wraps around at ACC_WIDTH bits; the top bit of drain_o says that it did.
 //
-//   act_i, weight_i   {exponent, 4 bits; integer, INT_WIDTH bits, signed}; of magnitude at most 7 (INT_WIDTH = 4)
-//                     or 15 (INT_WIDTH = 5)
+//   act_i, weight_i   {exponent, 4 bits; integer, INT_WIDTH bits, signed}; see ovp_multiplier.sv
 //   control_i         {wide, last, first, valid}; wide is only passed on
 `default_nettype none
 
@@ -28,8 +27,6 @@ module ovp_pe #(
     output logic [  ACC_WIDTH:0] drain_o
 );
 
-  localparam int ProductWidth = 2 * INT_WIDTH - 1;
-
   always_ff @(posedge clk_i) begin
     if (!rst_ni) control_o[0] <= 1'b0;
     else if (en_i) control_o[0] <= control_i[0];
@@ -47,12 +44,18 @@ module ovp_pe #(
   assign first = control_o[1];
   assign last  = control_o[2];
 
-  logic signed [ProductWidth-1:0] product;
-  logic signed [30:0] term;
+  logic [2*INT_WIDTH-2:0] product;
   logic [4:0] shift;
-  assign product = ProductWidth'($signed(act_o[INT_WIDTH-1:0])) * ProductWidth'($signed(weight_o[INT_WIDTH-1:0]));
-  assign shift   = 5'(act_o[INT_WIDTH+:4]) + 5'(weight_o[INT_WIDTH+:4]);
-  assign term    = 31'(product) <<< shift;
+  ovp_multiplier #(
+      .INT_WIDTH(INT_WIDTH)
+  ) u_multiplier (
+      .act_i    (act_o),
+      .weight_i (weight_o),
+      .product_o(product),
+      .shift_o  (shift)
+  );
+  logic signed [30:0] term;
+  assign term = 31'($signed(product)) <<< shift;
 
   logic signed [ACC_WIDTH-1:0] sum_q;
   logic signed [ACC_WIDTH:0] sum;
@@ -66,8 +69,9 @@ module ovp_pe #(
       wrapped_q <= wrapped;
     end
   end
+  // last without valid is only what a reset leaves, and leaves the tile before anything new drains.
   always_ff @(posedge clk_i) begin
-    if (en_i) drain_o <= valid && last ? {wrapped, sum[ACC_WIDTH-1:0]} : drain_i;
+    if (en_i) drain_o <= last ? {wrapped, sum[ACC_WIDTH-1:0]} : drain_i;
   end
 
 endmodule

@@ -276,20 +276,31 @@ async def sums_up_to_the_bounds_and_beyond(dut: Any) -> None:
 
 @cocotb.test()
 async def the_sum_of_four_elements_overflows_alone(dut: Any) -> None:
-    """8-bit results whose four sums fit, and whose sum does just, or just does not."""
+    """8-bit results whose four sums fit, and their sum does just, or just does not; or of which one wrapped."""
     bench = TileBench(dut, "four")
     await bench.start()
     rows, columns = side(OVP8)
     expected: list[Row] = []
-    outlier, code = 15 << 11, 7 << 3 | 7  # with bias 4; 127 is 7 * 16 + 15, so 88 % of a product is in one element
-    most = 2 ** (ACC - 1) // (127 * outlier)
-    for sign in (0, OVP8.identifier) if P["WIDE"] and most < 500 else ():
-        for count in (most, most + 1):
-            acts = np.array([[code | sign, OVP8.identifier] * count] * rows)
-            weights = np.array([[127, 0] * count] * columns)
-            expected += a_tile(bench, OVP8, acts, weights, (4, 4))
-            assert expected[-1][1][0] is (count > most)
-            cover("four sums fit, theirs does not" if count > most else "the sum of four fits just")
+    outlier, code = 15 << 11, 7 << 3 | 7  # with bias 4
+    bound = 2 ** (ACC - 1)
+    most = bound // (127 * outlier)
+    more = bound // (112 * outlier) + 1  # 127 is 7 * 16 + 15: the high half alone fills an accumulator
+    cases = [
+        (0, most, True), (128, most + 1, True), (128, most, False), (0, most + 1, False), (0, more, True),
+        (128, more, False),
+    ]  # fmt: skip
+    for sign, count, on_rows in cases if P["WIDE"] and most < 500 else ():
+        lanes, others = (rows, columns) if on_rows else (columns, rows)
+        outliers = np.array([[code | sign, OVP8.identifier] * count] * lanes)
+        integers = np.array([[127, 0] * count] * others)
+        acts, weights = (outliers, integers) if on_rows else (integers, outliers)
+        expected += a_tile(bench, OVP8, acts, weights, (4, 4))
+        assert expected[-1][1][0] is (count > most)
+        cover(
+            "the sum of four fits just" if count == most
+            else "four sums fit, theirs does not" if count < more
+            else "one of four wrapped, on a row" if on_rows else "one of four wrapped, on a column"
+        )  # fmt: skip
     await bench.drain(len(expected))
     check_equal(expected, bench.results())
 
