@@ -257,7 +257,7 @@ async def sums_up_to_the_bounds_and_beyond(dut: Any) -> None:
     expected: list[Row] = []
     for sign in (1, -1):
         bound = 2 ** (ACC - 1) - 1 if sign > 0 else 2 ** (ACC - 1)
-        for beyond in (-1, 0, 1) if ACC < 37 else (0, 1):  # a wide accumulator takes long to fill
+        for beyond in (-1, 0, 1) if ACC < 37 else (int(sign > 0),):  # a wide accumulator takes long to fill
             for back in ([], [(-sign * least, 1)]) if beyond == 1 and ACC < 37 else ([],):
                 factors = factors_of(sign * (bound + beyond), sorted(pairs), form) + back
                 acts = np.array([np.ravel([pairs[v] for v, _ in factors])] * rows)
