@@ -375,9 +375,9 @@ async def cycles_equal_the_model(dut: Any) -> None:
     for _ in range(run_cases(8)):
         form = bench.random.choice(FORMATS)
         shape = {
-            "m": bench.random.randint(1, 3 * ROWS),
-            "n": bench.random.randint(1, 2 * COLS),
-            "k": bench.random.randint(1, 6 * ROWS),
+            "m": bench.random.randint(1, 2 * ROWS),
+            "n": bench.random.randint(1, COLS + 2),
+            "k": bench.random.randint(1, 4 * ROWS),
         }
         format = {"weight": form.name, "activation": form.name}
         height, width = side(form)
