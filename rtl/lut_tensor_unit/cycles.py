@@ -74,7 +74,7 @@ RULES = (
     ),
     Rule(
         "ACC_WIDTH",
-        "ACC_WIDTH must hold a group (entry + MAX_BITS, + 29 with binary16) and be at most 80",
+        "ACC_WIDTH must be from entry + MAX_BITS (+ 29 with binary16) to 80",
         lambda p: group_bits(p) <= p["ACC_WIDTH"] <= 80,
     ),
 )  # fmt: skip

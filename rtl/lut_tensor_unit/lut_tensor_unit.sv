@@ -107,7 +107,7 @@ module lut_tensor_unit #(
   end
   if (ACC_WIDTH > 80 || ACC_WIDTH < EntryWidth + MAX_BITS + Shift) begin : g_check_acc_width
     `TOKENFAB_STOP(ACC_WIDTH,
-                   "lut_tensor_unit: ACC_WIDTH must hold a group (entry + MAX_BITS, + 29 with binary16) and be at most 80")
+                   "lut_tensor_unit: ACC_WIDTH must be from entry + MAX_BITS (+ 29 with binary16) to 80")
   end
 
   localparam int Entries = 1 << (K - 1);
