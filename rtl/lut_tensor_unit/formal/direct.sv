@@ -114,21 +114,27 @@ module direct #(
     assign plane[n*K+:K] = {!plus[K-1], plus[K-2:0] ~^ {(K - 1) {plus[K-1]}}};
   end
 
-  // -- the direct product: an odd weight with bits b is 2 b + 1 - 2^W, a two's complement one b or b - 2^W --
+  // -- the direct product. v: the lowest W bits as two's complement; an odd weight is 2 v' + 1, where v' is v
+  //    with its top bit inverted ----------------------------------------------------------------------------
   for (genvar n = 0; n < N; n++) begin : g_direct
     logic signed [ACC_WIDTH-1:0] dot, running_q;
-    always_comb begin
-      dot = '0;
-      for (int k = 0; k < K; k++) begin
-        logic signed [ACC_WIDTH-1:0] act, weight, size;
-        act = ACC_WIDTH'($signed(act_i[k*ACT_WIDTH+:ACT_WIDTH]));
-        size = ACC_WIDTH'(2) << bits;
-        weight = ACC_WIDTH'(raw_i[(n*K+k)*MAX_BITS+:MAX_BITS]) & (size - ACC_WIDTH'(1));
-        if (odd_i) weight = (weight << 1) + ACC_WIDTH'(1) - size;
-        else if (raw_i[(n*K+k)*MAX_BITS+int'(bits)]) weight = weight - size;
-        dot = dot + act * weight;
-      end
+    for (genvar k = 0; k < K; k++) begin : g_product
+      logic signed [ACT_WIDTH-1:0] act;
+      logic signed [MAX_BITS-1:0] high, v;
+      logic signed [MAX_BITS:0] weight;
+      logic signed [ACT_WIDTH+MAX_BITS:0] product;
+      assign act = act_i[k*ACT_WIDTH+:ACT_WIDTH];
+      assign high = (raw_i[(n*K+k)*MAX_BITS+:MAX_BITS] << (3'(MAX_BITS - 1) - bits)) ^ (MAX_BITS'(odd_i) << (MAX_BITS - 1));
+      assign v = high >>> (3'(MAX_BITS - 1) - bits);
+      assign weight = odd_i ? {v, 1'b1} : {v[MAX_BITS-1], v};
+      assign product = act * weight;
     end
+    for (genvar k = 0; k < K; k++) begin : g_sum
+      logic signed [ACC_WIDTH-1:0] sum;
+      if (k == 0) assign sum = ACC_WIDTH'(g_product[0].product);
+      else assign sum = g_sum[k-1].sum + ACC_WIDTH'(g_product[k].product);
+    end
+    assign dot = g_sum[K-1].sum;
     always_ff @(posedge clk_i) begin
       if (!rst_ni) running_q <= '0;
       else if (act_taken) running_q <= last_i ? '0 : running_q + dot;
