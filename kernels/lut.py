@@ -125,7 +125,7 @@ class Quantised:
     def dequantised(self) -> npt.NDArray[np.float64]:
         """The weights these stand for, (n, k)."""
         group = self.values.shape[1] // self.scales.shape[1]
-        return self.values * np.repeat(self.scales, group, axis=1)
+        return np.repeat(self.scales, group, axis=1) * self.values
 
 
 # -- weights ---------------------------------------------------------------------------------------

@@ -11,8 +11,18 @@ from hypothesis import strategies as st
 
 from tokenfab.errors import InputError
 from tokenfab.kernels.lut import (
-    Group, LutFormat, align, alignment_error, as_floats, codes, half_table, lut_matmul, lut_tile, quantise, round_to_binary,
-)  # fmt: skip
+    Group,
+    LutFormat,
+    align,
+    alignment_error,
+    as_floats,
+    codes,
+    half_table,
+    lut_matmul,
+    lut_tile,
+    quantise,
+    round_to_binary,
+)
 from tokenfab.rtl.lut_tensor_unit.cycles import check, cycles, group_bits, planes, tiles
 
 seeds = st.integers(0, 2**32)
@@ -97,7 +107,9 @@ def test_quantised_weights_are_near_and_symmetric(bits, group, seed):
         assert (np.abs(found.dequantised() - weights) <= np.repeat(found.scales, group, 1) / 2 + 1e-12).all()
         assert (np.abs(found.values).reshape(3, -1, group).max(-1) == 2 ** (bits - 1) - 1).all()
     else:
-        assert (np.abs(found.dequantised()) == np.repeat(np.abs(weights).reshape(3, -1, group).mean(-1), group, 1)).all()
+        assert (
+            np.abs(found.dequantised()) == np.repeat(np.abs(weights).reshape(3, -1, group).mean(-1), group, 1)
+        ).all()
 
 
 def test_zeros_are_quantised_to_zero():
@@ -173,7 +185,9 @@ def test_rounded_tables_are_within_one_unit_for_each_lookup(bits, table_bits, se
 
 def test_infinity_nan_and_overflow_are_said():
     form = LutFormat(4, 16, accumulator_bits=64, half=True)
-    tile = lut_matmul([[np.inf, 0, 0, 0], [1, 2, 3, 4], [65504, 0, 0, 0], [-65504, 0, 0, 0]], [[1, 0, 0, 0], [2, 0, 0, 0]], 3, form)
+    tile = lut_matmul(
+        [[np.inf, 0, 0, 0], [1, 2, 3, 4], [65504, 0, 0, 0], [-65504, 0, 0, 0]], [[1, 0, 0, 0], [2, 0, 0, 0]], 3, form
+    )
     assert tile.invalid.tolist() == [True, False, False, False]
     values = as_floats(tile, form)
     assert np.isnan(values[0]).all()
@@ -217,7 +231,10 @@ def test_rounding_at_the_edge_of_binary16():
         (lambda: quantise([[1.0, 2.0, 3.0]], 4, 2), "a multiple of the group, 2"),
         (lambda: lut_matmul([[128, 0]], [[1, 1]], 2, LutFormat()), "-128 to 127"),
         (lambda: lut_matmul([[1, 0]], [[1]], 2, LutFormat()), r"wanted \(m, k\) and \(n, k\)"),
-        (lambda: lut_tile([Group(np.ones((1, 3), int), np.ones((1, 4), int), 2)], LutFormat()), "a group has activations"),
+        (
+            lambda: lut_tile([Group(np.ones((1, 3), int), np.ones((1, 4), int), 2)], LutFormat()),
+            "a group has activations",
+        ),
     ],
 )
 def test_what_does_not_fit_is_refused(call, words):
@@ -247,7 +264,10 @@ def test_cycles_are_in_proportion_to_weight_bits_where_tiles_are_long(bits, m, n
     p = check({"COLUMNS": 64})
     shape = {"m": m, "n": n, "k": k}
     rest = cycles(shape, {"weight": "int1"}, p) - tiles(shape, p) * planes(shape, {"weight": "int1"}, p)
-    assert cycles(shape, {"weight": f"int{bits}"}, p) == bits * tiles(shape, p) * planes(shape, {"weight": "int1"}, p) + rest
+    assert (
+        cycles(shape, {"weight": f"int{bits}"}, p)
+        == bits * tiles(shape, p) * planes(shape, {"weight": "int1"}, p) + rest
+    )
 
 
 @pytest.mark.parametrize(

@@ -104,9 +104,7 @@ def weight_bits(weight: str, config: Mapping[str, int]) -> int:
     """Bits of ``weight`` (``"int4"``; ``"odd1"`` for -1 and +1). Raises ``InputError`` beyond MAX_BITS."""
     found = re.fullmatch(r"(?:int|odd)([1-8])", weight)
     if found is None or int(found[1]) > config["MAX_BITS"]:
-        raise InputError(
-            f"lut_tensor_unit: weight {weight!r}: accepted: int or odd, of 1 to {config['MAX_BITS']} bits"
-        )
+        raise InputError(f"lut_tensor_unit: weight {weight!r}: accepted: int or odd, of 1 to {config['MAX_BITS']} bits")
     return int(found[1])
 
 

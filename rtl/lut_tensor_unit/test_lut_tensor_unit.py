@@ -67,7 +67,8 @@ def enqueue(bench: LutBench, groups: Sequence[Group], bits_pin: int | None = Non
     negative = values >> (WIDTH - 1) & 1 if IS_FLOAT else values < 0
     for point, seen in (
         ("one group", len(groups) == 1), ("several groups", len(groups) > 1),
-        ("overflow upwards", (overflow & (negative == 0)).any()), ("overflow downwards", (overflow & (negative == 1)).any()),
+        ("overflow upwards", (overflow & (negative == 0)).any()),
+        ("overflow downwards", (overflow & (negative == 1)).any()),
         ("no overflow", not overflow.all()), ("an invalid row", tile.invalid.any()),
         ("invalid and valid rows of one tile", tile.invalid.any() and not tile.invalid.all()),
     ):  # fmt: skip
@@ -165,7 +166,7 @@ async def extremes_of_activations_and_weights(dut: Any) -> None:
     bench = LutBench(dut, "extremes")
     await bench.start()
     bench.output.stall = 0.1
-    acts = (LOW, -1, 0, 1, HIGH)
+    acts: tuple[int, ...] = (LOW, -1, 0, 1, HIGH)
     if IS_FLOAT:
         acts = (0, 0x8000, 1, 0x8001, 0x03FF, 0x0400, ONE, GREATEST, GREATEST | 0x8000)
     expected = []
@@ -185,7 +186,7 @@ async def extremes_of_activations_and_weights(dut: Any) -> None:
 
 @cocotb.test()
 async def alignment_and_special_numbers(dut: Any) -> None:
-    """binary16: pairs of exponents at every distance, zeros, infinity and NaN. Integers: one input far from the rest."""
+    """binary16: exponents at every distance, zeros, infinity and NaN. Integers: one input far from the rest."""
     bench = LutBench(dut, "alignment")
     await bench.start()
     expected = []
@@ -232,7 +233,9 @@ async def the_accumulator_saturates_and_says_so(dut: Any) -> None:
                 full = even_group(LOW, -sign * (2**MAX_BITS - 1), odd=True)
                 count, rest = divmod(bound, step)
                 for beyond in (-1, 0, 1):
-                    tile = [full] * count + small_groups(sign * (rest + beyond)) + [even_group(-1, -1, 1)] * (beyond % 2)
+                    tile = (
+                        [full] * count + small_groups(sign * (rest + beyond)) + [even_group(-1, -1, 1)] * (beyond % 2)
+                    )
                     result = enqueue(bench, tile)
                     expected += result
                     cover(f"bound {sign}, {beyond} beyond")
@@ -340,12 +343,17 @@ async def cycles_equal_the_model(dut: Any) -> None:
             "k": bench.random.randint(1, 9 * K),
         }  # fmt: skip
         bits, odd = bench.random.randint(1, MAX_BITS), bench.random.random() < 0.5
-        format = {"weight": f"{'odd' if odd else 'int'}{bits}", "activation": "fp16" if IS_FLOAT else f"int{P['ACT_WIDTH']}"}
+        format = {
+            "weight": f"{'odd' if odd else 'int'}{bits}",
+            "activation": "fp16" if IS_FLOAT else f"int{P['ACT_WIDTH']}",
+        }
         bench.output.results.clear()
         expected = []
         groups = -(-shape["k"] // K)
         for _ in range(model.tiles(shape, P)):
-            tile = [Group(random_activations(bench), random_weights(bench, bits, odd), bits, odd) for _ in range(groups)]
+            tile = [
+                Group(random_activations(bench), random_weights(bench, bits, odd), bits, odd) for _ in range(groups)
+            ]
             expected += enqueue(bench, tile)
         first = len(bench.acts.taken_at)
         await bench.drain(len(expected))
