@@ -58,7 +58,10 @@ def run(arguments: list[str]) -> int:
     command = shlex.join(["tokenfab", *arguments]).encode("utf-8", "replace").decode("utf-8")
     try:
         _check_command(arguments)
-        code: int | None = app(arguments or ["--help"], prog_name="tokenfab", standalone_mode=False, obj=command)
+        alone = not arguments or arguments in [[g.name] for g in app.registered_groups]
+        code: int | None = app(
+            [*arguments, "--help"] if alone else arguments, prog_name="tokenfab", standalone_mode=False, obj=command
+        )
         sys.stdout.flush()
         return _fail("interrupted", code) if code == INTERRUPTED else code or 0
     except InputError as error:
@@ -355,7 +358,7 @@ def measure(
 # -- hardware units --------------------------------------------------------------------------------
 rtl = typer.Typer(
     help="Hardware units: run their tests, compare them with their cycle models, synthesise them.",
-    no_args_is_help=True, rich_markup_mode=None, add_completion=False,
+    rich_markup_mode=None, add_completion=False,
 )  # fmt: skip
 app.add_typer(rtl, name="rtl")
 Units = Annotated[list[str] | None, typer.Argument(metavar="[UNIT]...", help="All of them if none.")]

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import re
-import tempfile
 from collections import Counter
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,7 +17,7 @@ from typing import Any
 
 from ..errors import InputError
 from .units import Unit
-from .yosys import read_design, yosys
+from .yosys import YosysError, read_design, synthesise
 
 LIBERTY_PLACES = (
     "/usr/share/qflow/tech/osu018/osu018_stdcells.lib",
@@ -47,12 +46,20 @@ def area(unit: Unit, parameters: Mapping[str, int], liberty: Path | None = None)
     ``liberty``, or generic gates without it; ``area``: in the library's unit, None without it;
     ``gate_equivalents``: area over that of its smallest NAND2. Raises ``InputError`` without pyosys.
     """
-    found = cells_of(unit, parameters, [f"synth_xilinx -flatten -family xcup -noiopad -top {unit.top}"])
+    xilinx = [f"synth_xilinx -flatten -family xcup -noiopad -top {unit.top}"]
+    found = Counter(kind for kind, _ in netlist(unit, parameters, xilinx))
     gates = [f"synth -flatten -top {unit.top}"]
     if liberty is not None:
         gates += [f'dfflibmap -liberty "{liberty}"', f'abc -liberty "{liberty}"', "opt_clean"]
-    mapped = cells_of(unit, parameters, gates)
+    try:
+        mapped = Counter(kind for kind, _ in netlist(unit, parameters, gates, liberty))
+    except YosysError as error:
+        if liberty is None:
+            raise
+        raise InputError(f"{liberty}: Yosys cannot map to this library: {str(error).splitlines()[-1]}") from None
     sizes = cell_areas(liberty) if liberty is not None else {}
+    if lacking := sorted(kind for kind in mapped if sizes and kind not in sizes):
+        raise InputError(f"{liberty}: has no cell for {', '.join(lacking)}")
     total = sum(sizes[kind] * count for kind, count in mapped.items()) if sizes else None
     nand2 = min((size for kind, size in sizes.items() if re.match(r"NAND2|nand2|.*__nand2_", kind)), default=None)
     return {
@@ -67,27 +74,27 @@ def area(unit: Unit, parameters: Mapping[str, int], liberty: Path | None = None)
     }  # fmt: skip
 
 
-def cells_of(unit: Unit, parameters: Mapping[str, int], commands: list[str]) -> Counter[str]:
-    """How many cells of each type ``commands`` make of the unit."""
-    return Counter(cell["type"] for cell in netlist(unit, parameters, commands).values())
-
-
-def netlist(unit: Unit, parameters: Mapping[str, int], commands: list[str]) -> dict[str, dict[str, Any]]:
-    """The cells of the top module after ``commands``, by name, as Yosys writes them to JSON."""
-    with tempfile.TemporaryDirectory(prefix="tokenfab-") as folder:
-        path = Path(folder) / "netlist.json"
-        yosys([*read_design(unit, parameters), *commands, f'write_json "{path}"'])
-        modules = json.loads(path.read_text(encoding="utf-8"))["modules"]
+def netlist(
+    unit: Unit, parameters: Mapping[str, int], commands: list[str], liberty: Path | None = None
+) -> list[tuple[str, int]]:
+    """(type, bits of PCIN that another cell drives) of every cell of the unit after ``commands``."""
+    marker = "netlist as JSON:"
+    told = synthesise(
+        [*read_design(unit, parameters), *commands, f"log {marker}", "write_json"],
+        [*unit.sources, *([liberty] if liberty else [])],
+    )
+    text = told.rpartition(marker)[2]
+    modules = json.loads(text[text.index("\n{") : text.rindex("}") + 1])["modules"]
     (top,) = (m for m in modules.values() if m["attributes"].get("top"))
-    return dict(top["cells"])
+    cells = [cell for cell in top["cells"].values() if cell["type"] != "$scopeinfo"]
+    return [(c["type"], sum(isinstance(bit, int) for bit in c["connections"].get("PCIN", []))) for c in cells]
 
 
 def cascades(unit: Unit, parameters: Mapping[str, int]) -> tuple[int, int]:
     """DSP48E1 slices, and how many take PCIN from another, as Yosys infers them for 7-series."""
     cells = netlist(unit, parameters, [f"synth_xilinx -flatten -family xc7 -noiopad -top {unit.top}"])
-    slices = [cell for cell in cells.values() if cell["type"] == "DSP48E1"]
-    linked = [c for c in slices if any(isinstance(bit, int) for bit in c["connections"].get("PCIN", []))]
-    return len(slices), len(linked)
+    links = [bits > 0 for kind, bits in cells if kind == "DSP48E1"]
+    return len(links), sum(links)
 
 
 def cell_areas(liberty: Path) -> dict[str, float]:

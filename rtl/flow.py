@@ -56,6 +56,15 @@ def build_root() -> Path:
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "tokenfab" / "rtl"
 
 
+def verdict_file(*key: Any) -> Path:
+    """Where the answer of a long job is kept, by all that decides it: ``TOKENFAB_RTL_CACHE``, else the user's cache.
+
+    Not beside the builds: a fresh checkout of the same sources has the same verdicts.
+    """
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(os.environ.get("TOKENFAB_RTL_CACHE") or Path(cache, "tokenfab", "rtl")) / f"{_hash(key)}.json"
+
+
 def build(
     unit: Unit, simulator: str, parameters: Mapping[str, int], *, coverage: bool = False, folder: Path | None = None,
     sources: list[Path] | None = None,
@@ -148,7 +157,7 @@ def _arguments(simulator: str, coverage: bool) -> list[str]:
 
 
 def _hash(what: Any) -> str:
-    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:12]
+    return hashlib.sha256(json.dumps(what).encode()).hexdigest()[:16]
 
 
 def _tail(log: Path, lines: int = 12) -> str:

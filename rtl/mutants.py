@@ -4,7 +4,7 @@
 
 plants them one by one, runs the tests on Icarus and prints what became of each. The list is in the unit's
 ``verification.toml``. A mutant that no longer fits its source, or does not build, is an error: it proves
-nothing. Verdicts are kept beside the builds and used again while RTL, tests and golden models are the same.
+nothing. Verdicts are kept (``flow.verdict_file``) and used again while RTL, tests and golden models are the same.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from typing import Any
 
 from ..errors import InputError
 from ..files import json_text, write_whole
-from .flow import build, build_root, run
+from .flow import build, build_root, run, verdict_file
 from .units import ROOM, Unit, chosen_units
 
 SIMULATOR = "icarus"
@@ -60,7 +60,7 @@ def try_mutant(unit: Unit, number: int) -> Verdict:
     """Plant mutant ``number``, build it, run the tests. Raises ``RuntimeError`` when it does not build."""
     mutant = unit.recipe["mutant"][number]
     folder = build_root() / unit.name / f"mutant-{number}-{os.getpid()}"
-    verdict = build_root() / unit.name / "mutants" / f"{fingerprint(unit, mutant)}.json"
+    verdict = verdict_file("mutant", fingerprint(unit, mutant))
     if not verdict.is_file():
         parameters = unit.sets()[mutant.get("set", 0)]
         sources = mutated_sources(unit, mutant, folder / "sources")

@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import subprocess
 import sys
 from collections.abc import Mapping
+from importlib import metadata
 from pathlib import Path
 
 from ..errors import InputError
+from ..files import json_text, write_whole
+from .flow import verdict_file
 from .units import ROOM, Unit
 
 PYOSYS_HELP = "pyosys is not installed; pip install 'tokenfab[rtl]'"
@@ -35,11 +39,24 @@ def pyosys_problem() -> str | None:
     return PYOSYS_HELP if importlib.util.find_spec("pyosys") is None else None
 
 
-def yosys(commands: list[str]) -> str:
-    """What Yosys prints for ``commands``. Raises ``InputError`` without pyosys, ``YosysError`` when it stops."""
+def synthesise(commands: list[str], files: list[Path]) -> str:
+    """What Yosys prints for ``commands``, which read ``files``; kept, and used again while nothing of it changes.
+
+    Raises ``InputError`` without pyosys, ``YosysError`` when it stops (which is not kept).
+    """
     problem = pyosys_problem()
     if problem:
         raise InputError(problem)
+    texts = [file.read_text(encoding="utf-8", errors="replace") for file in (*files, *sorted(ROOM.glob("*.svh")))]
+    relative = [command.replace(str(ROOM), "") for command in commands]  # another checkout has the same answer
+    kept = verdict_file("yosys", metadata.version("pyosys"), _DRIVER, relative, texts)
+    if not kept.is_file():
+        write_whole(kept, json_text(yosys(commands)))
+    return str(json.loads(kept.read_text(encoding="utf-8")))
+
+
+def yosys(commands: list[str]) -> str:
+    """What Yosys prints for ``commands``. Raises ``YosysError`` when it stops."""
     try:
         done = subprocess.run(
             [sys.executable, "-P", "-c", _DRIVER], input="\n".join(commands), capture_output=True, text=True,
@@ -65,13 +82,14 @@ def prove_netlist(unit: Unit, parameters: Mapping[str, int], mutated: list[Path]
     Every register and every output, by induction, from any state and with any input. ``mutated``: sources
     from which the netlist is made instead (then the proof must fail). Raises ``YosysError`` when it fails.
     """
-    told = yosys([
+    commands = [
         *read_design(unit, parameters), "opt_clean", *_KEEP_REGISTERS, "rename -top gold", "design -stash gold",
         *read_design(unit, parameters, mutated), "opt_clean", *_KEEP_REGISTERS, f"synth -top {unit.top}",
         "rename -top gate", "design -stash gate",
         "design -copy-from gold -as gold gold", "design -copy-from gate -as gate gate",
         "async2sync", "equiv_make gold gate equiv", "hierarchy -top equiv", "equiv_simple", "equiv_induct",
         "equiv_status -assert",
-    ])  # fmt: skip
+    ]  # fmt: skip
+    told = synthesise(commands, [*unit.sources, *(mutated or [])])
     proven = [line.split() for line in told.splitlines() if line.strip().endswith("are unproven.")]
     return int(proven[-1][proven[-1].index("cells") + 1])

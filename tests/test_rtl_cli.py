@@ -18,12 +18,20 @@ UNIT = "sparse_dsp_chain"
 LIBRARY = """library (tiny) {
   cell (NAND2X1) { area : 2.0; pin (A) { direction : input; } pin (B) { direction : input; }
     pin (Y) { direction : output; function : "(A B)'"; } }
+  cell (BUFX2) { area : 1.5; pin (A) { direction : input; } pin (Y) { direction : output; function : "A"; } }
   cell (INVX1) { area : 1.0; pin (A) { direction : input; } pin (Y) { direction : output; function : "A'"; } }
   cell (DFFPOSX1) { area : 8.0; ff (IQ, IQN) { clocked_on : "CLK"; next_state : "D"; }
     pin (CLK) { direction : input; clock : true; } pin (D) { direction : input; }
     pin (Q) { direction : output; function : "IQ"; } }
+  GATES
 }
 """
+GATES = {"AND2X1": "(A B)", "OR2X1": "(A+B)", "NOR2X1": "(A+B)'", "XOR2X1": "(A^B)", "XNOR2X1": "(A^B)'"}
+LIBRARY = LIBRARY.replace("GATES", "".join(
+    f"""cell ({name}) {{ area : 3.0; pin (A) {{ direction : input; }} pin (B) {{ direction : input; }}
+    pin (Y) {{ direction : output; function : "{function}"; }} }}\n"""
+    for name, function in GATES.items()
+))  # fmt: skip
 
 
 @pytest.fixture
@@ -91,7 +99,9 @@ def test_a_wrong_value_a_wrong_time_and_a_lost_case_are_mismatches(
 def test_area_with_and_without_a_library(tokenfab, small, tmp_path):
     need_yosys()
     (tmp_path / "tiny.lib").write_text(LIBRARY)
-    (row,) = tokenfab("rtl", "area", UNIT, "--liberty", tmp_path / "tiny.lib", "--json").json
+    answer = tokenfab("rtl", "area", UNIT, "--liberty", tmp_path / "tiny.lib", "--json")
+    assert (answer.code, answer.err) == (0, "")
+    (row,) = answer.json
     assert (row["unit"], row["dsp"], row["liberty"]) == (UNIT, 2, "tiny.lib")
     assert row["gate_equivalents"] == pytest.approx(row["area"] / 2)
     assert row["area"] > row["cells"]  # a register is 8, an inverter 1
@@ -191,7 +201,9 @@ def test_builds_lie_where_they_are_told_to(monkeypatch, tmp_path):
 def test_a_library_is_read_and_found(tmp_path, monkeypatch):
     path = tmp_path / "tiny.lib"
     path.write_text(LIBRARY)
-    assert area.cell_areas(path) == {"NAND2X1": 2.0, "INVX1": 1.0, "DFFPOSX1": 8.0}
+    assert area.cell_areas(path) == {"NAND2X1": 2.0, "BUFX2": 1.5, "INVX1": 1.0, "DFFPOSX1": 8.0} | dict.fromkeys(
+        GATES, 3.0
+    )
     monkeypatch.setattr(area, "LIBERTY_PLACES", (str(tmp_path / "none.lib"), str(path)))
     assert area.find_liberty(None) == path
     path.write_text("library (empty) {}")

@@ -281,7 +281,7 @@ async def cycles_equal_the_model(dut: Any) -> None:
         sparsity = "dense" if bench.random.random() < 0.2 else f"{kept}:{block}"
         if sparsity == "dense":
             kept = block
-        shape = {"m": bench.random.randint(1, 4), "n": bench.random.randint(1, 4), "k": bench.random.randint(1, 300)}
+        shape = {"m": bench.random.randint(1, 3), "n": bench.random.randint(1, 3), "k": bench.random.randint(1, 200)}
         format = {"weight": "int8" if BITS == 8 else "int4", "activation": "int8", "sparsity": sparsity}
         acts = bench.np_random.integers(-128, 128, (shape["m"], shape["k"]))
         weights = bench.np_random.integers(LOW, HIGH + 1, (shape["n"], shape["k"]))
