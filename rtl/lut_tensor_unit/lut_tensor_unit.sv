@@ -112,14 +112,14 @@ module lut_tensor_unit #(
 
   localparam int Entries = 1 << (K - 1);
   localparam int TableBits = Entries * EntryWidth;
-  localparam int Beats = N / COLUMNS;
+  localparam int Beats = (N + COLUMNS - 1) / COLUMNS;  // rounded up: a COLUMNS beyond N is left to its check
   localparam int LeftWidth = $clog2(Beats + 1);
   localparam int BeatBits = M * COLUMNS * (ACC_WIDTH + 1);
 
   // -- handshakes: activations -> aligned -> table; planes -> partial -> group -> accumulator -> bank ------
   logic en;  // everything from the planes to the accumulator moves
   logic aligned_valid_q, table_valid_q, done_q, add_q;
-  logic load_table, take, table_done;
+  logic load_table, take, table_done, first_plane, done, add;
   logic [2:0] plane_q;  // planes of this group that were taken
   logic [2:0] aligned_bits_q, table_bits_q;
   logic aligned_odd_q, table_odd_q, done_odd_q;
@@ -128,6 +128,9 @@ module lut_tensor_unit #(
   assign weight_ready_o = table_valid_q && en;
   assign take = weight_valid_i && weight_ready_o;
   assign table_done = take && plane_q == table_bits_q;
+  assign first_plane = plane_q == '0;
+  assign done = en && done_q;
+  assign add = en && add_q;
   assign load_table = aligned_valid_q && (!table_valid_q || table_done);
   assign act_ready_o = !aligned_valid_q || load_table;
 
@@ -164,7 +167,7 @@ module lut_tensor_unit #(
       done_odd_q  <= table_odd_q;
       done_last_q <= table_last_q;
     end
-    if (en && done_q) add_last_q <= done_last_q;
+    if (done) add_last_q <= done_last_q;
   end
 
   // -- rows: align, make the table; keep of it what the group needs when the next one has taken its place --
@@ -219,7 +222,7 @@ module lut_tensor_unit #(
         done_shift_q[m*5+:5] <= table_shift_q[m*5+:5];
         done_special_q[m] <= table_special_q[m];
       end
-      if (en && done_q) begin
+      if (done) begin
         add_shift_q[m*5+:5] <= done_shift_q[m*5+:5];
         add_special_q[m] <= done_special_q[m];
       end
@@ -242,11 +245,11 @@ module lut_tensor_unit #(
           .table_i   (table_q[m*TableBits+:TableBits]),
           .code_i    (weight_i[n*K+:K]),
           .take_i    (take),
-          .first_i   (plane_q == '0),
-          .done_i    (en && done_q),
+          .first_i   (first_plane),
+          .done_i    (done),
           .constant_i(constant_q[m*EntryWidth+:EntryWidth]),
           .odd_i     (done_odd_q),
-          .add_i     (en && add_q),
+          .add_i     (add),
           .clear_i   (first_q),
           .shift_i   (add_shift_q[m*5+:5]),
           .sum_o     (totals[(n*M+m)*(ACC_WIDTH+1)+:ACC_WIDTH]),
@@ -263,7 +266,7 @@ module lut_tensor_unit #(
   assign free = ready_i || !valid_o;
   assign shift_out = left_q != '0 && free;
   assign en = !(add_q && add_last_q) || left_q == '0 || (left_q == LeftWidth'(1) && free);
-  assign load_bank = en && add_q && add_last_q;
+  assign load_bank = add && add_last_q;
   assign invalid = add_special_q | (first_q ? '0 : invalid_q);
 
   always_ff @(posedge clk_i) begin
@@ -272,7 +275,7 @@ module lut_tensor_unit #(
       left_q  <= '0;
       valid_o <= 1'b0;
     end else begin
-      if (en && add_q) first_q <= add_last_q;
+      if (add) first_q <= add_last_q;
       if (load_bank) left_q <= LeftWidth'(Beats);
       else if (shift_out) left_q <= left_q - LeftWidth'(1);
       if (free) valid_o <= left_q != '0;
@@ -280,7 +283,7 @@ module lut_tensor_unit #(
   end
 
   always_ff @(posedge clk_i) begin
-    if (en && add_q) invalid_q <= invalid;
+    if (add) invalid_q <= invalid;
     if (load_bank) begin
       bank_q <= totals;
       bank_invalid_q <= invalid;
