@@ -6,8 +6,8 @@ A unit's recipe says what to compare in ``[[compare]]`` tables: ``parameters``, 
 control, skew and result registers are counted, and mapped to one liberty file; throughput is the cycle model's,
 between two long products. Ratios compare units in one library; square millimetres they are not.
 
-:func:`published_areas` reads the ratios that were made so (``areas.json``), which cost models use; a test makes
-them again.
+``python -m tokenfab.rtl.compare`` writes the ratios to ``areas.json``, from which cost models read them
+(:mod:`.areas`); a test makes them again.
 """
 
 from __future__ import annotations
@@ -15,22 +15,19 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping, Sequence
-from functools import cache
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError
 from ..files import json_text, write_whole
 from .area import cell_areas, find_liberty, nand2_area
+from .areas import AREAS, macs_per_cycle
 from .jobs import everywhere
 from .parameters import Parameters
-from .units import ROOM, Unit, chosen_units
+from .units import Unit, chosen_units
 from .yosys import YosysError, synthesise
 
 Row = dict[str, Any]
-AREAS = ROOM / "areas.json"
-LONG = {"m": 4096, "n": 4096, "k": 4096}
-"""A product that fills every array evenly."""
 NO_LIBERTY = "areas are compared in a liberty file: --liberty FILE, or apt-get install qflow-tech-osu018"
 
 
@@ -82,14 +79,6 @@ def baseline() -> tuple[Unit, Mapping[str, Any]]:
     return found
 
 
-def macs_per_cycle(unit: Unit, parameters: Parameters, format: Mapping[str, Any]) -> float:
-    """Multiply-accumulates per cycle of a product that goes on: products of zeros that are skipped count too."""
-    words = {key: format[key] for key in ("weight", "activation", "sparsity") if key in format}
-    twice = LONG | {"m": 2 * LONG["m"]}
-    more = unit.cycles(twice, words, parameters) - unit.cycles(LONG, words, parameters)
-    return float(LONG["m"] * LONG["n"] * LONG["k"] / more)
-
-
 def array_area(unit: Unit, parameters: Parameters, liberty: Path) -> float:
     """Area of the cells of an array in the unit of ``liberty``. Raises ``InputError`` as :func:`.area.area`."""
     files = " ".join(f'"{p}"' for p in unit.sources)
@@ -112,26 +101,6 @@ def array_area(unit: Unit, parameters: Parameters, liberty: Path) -> float:
     if lacking := sorted(kind for kind in inside if re.match(r"\$_|\\\$_", kind)):
         raise InputError(f"{liberty}: has no cell for {', '.join(lacking)}")
     return float(report["design"]["area"])
-
-
-@cache
-def kept_areas() -> tuple[Row, ...]:
-    """The rows of ``areas.json``: unit, formats, parameters, ``gates_per_mac`` and ``relative``."""
-    return tuple(json.loads(AREAS.read_text(encoding="utf-8"))["rows"])
-
-
-def relative_area(unit: str, format: Mapping[str, str]) -> float:
-    """Area of one multiply-accumulate per cycle in ``unit`` over that of the baseline's (binary16 by binary16).
-
-    ``format``: ``weight``, ``activation``, ``sparsity``, as of the unit's ``cycles``. Raises ``InputError``
-    for a pair that nobody compared.
-    """
-    rows = [row for row in kept_areas() if row["unit"] == unit]
-    for row in rows:
-        if all(row.get(key) == value for key, value in format.items()):
-            return float(row["relative"])
-    have = ", ".join(f"{row['weight']} by {row['activation']}" for row in rows) or "nothing"
-    raise InputError(f"no area of {unit} for {' by '.join(format.values())}; compared: {have}")
 
 
 def write_areas(liberty: Path | None = None) -> None:

@@ -9,7 +9,7 @@ import pytest
 from rtl_support import need_yosys
 
 from tokenfab.errors import InputError
-from tokenfab.rtl import compare
+from tokenfab.rtl import areas, compare
 from tokenfab.rtl.area import find_liberty
 from tokenfab.rtl.units import chosen_units, load_unit, unit_names
 
@@ -36,6 +36,18 @@ def test_arrays_of_products_have_the_cycles_of_each(name):
         unit.cycles(shape | {"m": shape["m"] * 0}, FORMATS[name], unit.check({}))
 
 
+@pytest.mark.parametrize("name", unit_names())
+def test_tiles_follow_one_another_whatever_their_order(name):
+    """A product is its tiles: cost models deal them out to arrays."""
+    unit, format = load_unit(name), FORMATS[name]
+    rows, columns = unit.tile(format, unit.check({}))
+    for a, b, k in ((1, 1, 5), (2, 3, 64), (7, 5, 300), (13, 1, 1000)):
+        square = unit.cycles({"m": rows * a, "n": columns * b, "k": k}, format, unit.check({}))
+        assert square == unit.cycles({"m": rows, "n": columns * a * b, "k": k}, format, unit.check({}))
+        ragged = unit.cycles({"m": rows * (a - 1) + 1, "n": columns * (b - 1) + 1, "k": k}, format, unit.check({}))
+        assert square == ragged
+
+
 @pytest.mark.parametrize(
     ("name", "parameters", "format", "macs"),
     [
@@ -50,14 +62,14 @@ def test_arrays_of_products_have_the_cycles_of_each(name):
 )
 def test_throughput_by_hand(name, parameters, format, macs):
     unit = load_unit(name)
-    assert compare.macs_per_cycle(unit, unit.check(parameters), format) == pytest.approx(macs, rel=1e-12)
+    assert areas.macs_per_cycle(unit, unit.check(parameters), format) == pytest.approx(macs, rel=1e-12)
 
 
 def test_areas_are_those_kept():
     """``areas.json``, which cost models read, is what Yosys says of the RTL as it is."""
     need_yosys()
     library = find_liberty(None)
-    kept = json.loads(compare.AREAS.read_text(encoding="utf-8"))
+    kept = json.loads(areas.AREAS.read_text(encoding="utf-8"))
     if library is None or library.name != kept["liberty"]:
         pytest.skip(f"needs the liberty file {kept['liberty']}: apt-get install qflow-tech-osu018")
     rows = compare.compare_rows(chosen_units([]), library, lambda name: None)
@@ -68,20 +80,20 @@ def test_areas_are_those_kept():
 
 
 def test_ratios_are_areas_at_equal_throughput():
-    rows = compare.kept_areas()
+    rows = areas.kept_areas()
     (base,) = [row for row in rows if row["unit"] == "fp16_mac" and row["relative"] == 1]
     for row in rows:
         assert row["relative"] == pytest.approx(row["gates_per_mac"] / base["gates_per_mac"], rel=1e-3)
-    fp4, int8 = (compare.relative_area("bit_serial_pe", {"weight": w, "activation": "fp16"}) for w in ("fp4", "int8"))
+    fp4, int8 = (areas.relative_area("bit_serial_pe", {"weight": w, "activation": "fp16"}) for w in ("fp4", "int8"))
     assert int8 == pytest.approx(2 * fp4, rel=1e-3)  # the same array, four cycles instead of two
-    assert compare.relative_area("fp16_mac", {}) == 1
+    assert areas.relative_area("fp16_mac", {}) == 1
 
 
 def test_an_area_that_nobody_compared_is_refused():
     with pytest.raises(InputError, match="no area of ovp_decoder for int3 by fp16; compared: ovp4 by ovp4"):
-        compare.relative_area("ovp_decoder", {"weight": "int3", "activation": "fp16"})
+        areas.relative_area("ovp_decoder", {"weight": "int3", "activation": "fp16"})
     with pytest.raises(InputError, match="compared: nothing"):
-        compare.relative_area("nothing", {"weight": "int3"})
+        areas.relative_area("nothing", {"weight": "int3"})
 
 
 def test_areas_without_a_liberty_file_are_refused(monkeypatch):
