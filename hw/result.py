@@ -128,8 +128,13 @@ def provenance(result: Estimate, trace: Trace) -> list[str]:
 
 def _constants(device: Device) -> list[str]:
     """Where the constants of its kernels' time are from: of a GPU's kernel models, else of the roofline."""
+    m = device.model
+    if device.arrays:
+        return [
+            f"products take the cycles of {device.arrays.unit}'s cycle model, which its RTL is held equal to",
+            f"streams reach {m.memory_efficiency.text} of bandwidth: {m.memory_efficiency.source}",
+        ]
     if device.kind not in gpu.KINDS:
-        m = device.model
         return [
             f"matmul reaches {m.matmul_efficiency.text} of peak: {m.matmul_efficiency.source}",
             f"streams reach {m.memory_efficiency.text} of bandwidth: {m.memory_efficiency.source}",
