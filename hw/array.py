@@ -35,10 +35,10 @@ import numpy as np
 from ..errors import InputError
 from ..rtl.areas import macs_per_cycle, relative_area
 from ..rtl.units import Unit, load_unit
-from ..workloads.compiled import CompiledTrace, Row
+from ..workloads.compiled import CompiledTrace, Row, compile_trace
 from ..workloads.expr import Expr
 from ..workloads.expr_functions import Array
-from ..workloads.trace import Operator, Tensor
+from ..workloads.trace import Operator, Tensor, Trace
 from .collective import collective_time
 from .cost import Errors, RowCosts
 from .roofline import MATRIX_KINDS, Collective, dram_energy, errors_of, family, power_interval
@@ -207,6 +207,19 @@ def engine_of(device: Device) -> Engine:
         (levels[0].capacity.value if levels[0] else np.inf, levels[1].capacity.value if levels[1] else np.inf),
         (_bit_energy(levels[0]), _bit_energy(levels[1])),
     )  # fmt: skip
+
+
+def peak(trace: Trace, device: Device) -> tuple[str, float]:
+    """The arrays' fastest pair of formats among the products of ``trace``, and their FLOP/s in it."""
+    engine = engine_of(device)
+    rows = compile_trace(trace).rows
+    work = [found for i, row in enumerate(rows) if row.operator.kind in MATRIX_KINDS
+            if (found := _work(i, row, engine, device)) is not None]  # fmt: skip
+    rates = {tuple(w.format.values()): macs_per_cycle(engine.unit, engine.config, w.format) for w in work}
+    if not rates:
+        return device.rate(trace.format)[0], device.rate(trace.format)[1].value
+    pair, rate = max(rates.items(), key=lambda x: x[1])
+    return " by ".join(pair), 2 * rate * engine.count * engine.clock_hz
 
 
 def arrays_area(device: Device, format: dict[str, str]) -> float:

@@ -13,7 +13,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenfab.errors import InputError
-from tokenfab.hw.array import Product, Work, arrays_area, engine_of, prepare
+from tokenfab.hw.array import Product, Work, arrays_area, engine_of, peak, prepare
 from tokenfab.hw.cost import cost
 from tokenfab.hw.devices import find_architecture, load_device
 from tokenfab.hw.spec import Device, parse_device
@@ -167,6 +167,13 @@ def test_bitmod_layers_take_the_published_cycles(truth):
         assert moved / 32 == pytest.approx(float(row["dram_cycles"]), rel=2e-3), row["layer"]
         seen += 1
     assert seen == 8
+
+
+def test_the_peak_is_that_of_the_fastest_pair_of_formats():
+    """16 x 64 elements of 4 lanes at 1 GHz: two cycles for 4 bits, three for 6 (cache: 8 bits, four)."""
+    assert peak(narrow(), load_device("bitmod")) == ("fp4 by fp16", pytest.approx(2 * 16 * 64 * 4 / 2 * 1e9))
+    six = apply_techniques(capture("llama-2-7b"), ["weight-only:bits=6,head=1", "kv-quant:bits=8"])
+    assert peak(six, load_device("bitmod")) == ("int6 by fp16", pytest.approx(2 * 16 * 64 * 4 / 3 * 1e9))
 
 
 def test_arrays_are_as_large_as_published():
