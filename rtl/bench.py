@@ -9,6 +9,7 @@ The run's parameters, seed and files come from the environment (``rtl/flow.py`` 
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 from collections import Counter, deque
@@ -18,9 +19,13 @@ from random import Random
 from typing import Any
 
 import cocotb
+import numpy as np
+import numpy.typing as npt
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge, ReadOnly
 from cocotb.types import LogicArray
+
+from .layer import Layer, compare
 
 FOUR_STATE = not cocotb.SIM_NAME.lower().startswith("verilator")
 """Whether the simulator knows X."""
@@ -57,6 +62,23 @@ def unpack(word: int, width: int, count: int) -> list[int]:
     return [(((word >> (i * width)) & ((1 << width) - 1)) ^ half) - half for i in range(count)]
 
 
+def pack_rows(values: npt.ArrayLike, width: int) -> list[int]:
+    """:func:`pack` of every row of a matrix, all at once."""
+    matrix = np.asarray(values, np.int64)
+    bits = (matrix[..., None] >> np.arange(width) & 1).astype(np.uint8).reshape(len(matrix), -1)
+    return [int.from_bytes(row.tobytes(), "little") for row in np.packbits(bits, axis=1, bitorder="little")]
+
+
+def unpack_rows(words: Iterable[int], width: int, count: int) -> npt.NDArray[np.int64]:
+    """:func:`unpack` of every one of ``words``, a row each; ``width`` is at most 64."""
+    size = -(-width * count // 8)
+    data = np.frombuffer(b"".join(word.to_bytes(size, "little") for word in words), np.uint8).reshape(-1, size)
+    bits = np.unpackbits(data, axis=1, bitorder="little")[:, : width * count].reshape(-1, count, width)
+    value = np.left_shift(1, np.arange(width, dtype=np.int64))
+    value[-1] = -(1 << (width - 1))
+    return bits.astype(np.int64) @ value
+
+
 class Source:
     """Drives one valid/ready input of the design.
 
@@ -72,12 +94,14 @@ class Source:
         self.queue: deque[Mapping[str, int]] = deque()
         self.taken_at: list[int] = []  # cycle in which each beat was taken
         self.offering = False
+        self.held: dict[str, int] = {}  # what the pins hold: a pin that stays is not driven again
         self.clear()
 
     def clear(self) -> None:
         """Offer nothing."""
         self.offering = False
         self.valid.value = 0
+        self.held.clear()
         for handle in self.pins.values():
             width = len(handle)
             handle.value = LogicArray("X" * width) if FOUR_STATE else self.random.getrandbits(width)
@@ -90,9 +114,12 @@ class Source:
             self.clear()
             return
         self.offering = True
-        self.valid.value = 1
+        beat = self.queue[0]
+        if not self.held:
+            self.valid.value = 1
         for pin, handle in self.pins.items():
-            handle.value = self.queue[0][pin]
+            if self.held.get(pin) != beat[pin]:
+                handle.value = self.held[pin] = beat[pin]
 
     def sample(self, cycle: int) -> bool:
         """Whether the coming edge takes the beat on offer."""
@@ -125,8 +152,9 @@ class Sink:
 
     def drive(self) -> None:
         """Be ready, or, with probability ``stall``, not."""
-        self.is_ready = self.random.random() >= self.stall
-        self.ready.value = int(self.is_ready)
+        was_ready, self.is_ready = self.is_ready, self.random.random() >= self.stall
+        if self.is_ready != was_ready:
+            self.ready.value = int(self.is_ready)
 
     def sample(self, cycle: int) -> bool:
         """Whether the coming edge takes a result."""
@@ -182,6 +210,7 @@ class Bench:
             source.clear()
         for sink in self.sinks:
             sink.waiting = None
+            sink.is_ready = False
             sink.ready.value = 0
         for _ in range(2):
             await FallingEdge(self.dut.clk_i)
@@ -204,6 +233,11 @@ class Bench:
         """``count`` cycles."""
         for _ in range(count):
             await self.step()
+
+    @property
+    def took(self) -> int:
+        """Cycles from the one that took the first beat to the one that gave the last result, both counted."""
+        return self.sinks[0].given_at[-1] - min(source.taken_at[0] for source in self.sources) + 1
 
     async def drain(self, results: int) -> None:
         """Run until the first sink has ``results`` results and every source is empty, then a little longer.
@@ -231,9 +265,21 @@ _hits: Counter[str] = Counter()
 
 
 def cover(*points: str) -> None:
-    """Count functional coverage points; the goals are in the unit's ``unit.toml``."""
+    """Count functional coverage points; the goals are in the unit's ``verification.toml``.
+
+    The counts are written when a point is hit first and when the simulation ends: after a crash
+    ``functional.json`` names every point that was hit, with counts of some moment before.
+    """
+    known = len(_hits)
     _hits.update(points)
-    _write("functional.json", dict(_hits))
+    if len(_hits) > known:
+        _write_hits()
+
+
+@atexit.register
+def _write_hits() -> None:
+    if _hits:
+        _write("functional.json", dict(_hits))
 
 
 _cases: list[dict[str, Any]] = []
@@ -250,3 +296,31 @@ def _write(name: str, document: Any) -> None:
     folder = os.environ.get("TOKENFAB_RTL_RUN")
     if folder:
         Path(folder, name).write_text(json.dumps(document), encoding="utf-8")
+
+
+# -- a layer of a model ----------------------------------------------------------------------------
+_layer = os.environ.get("TOKENFAB_RTL_LAYER")
+
+layer_test = cocotb.test(skip=_layer is None)
+"""Decorates the test ``a_layer_of_a_model``, which runs only where the run gives a layer (``rtl/layer.py``)."""
+
+
+def given_layer() -> Layer:
+    """The layer this run gives."""
+    assert _layer is not None, "no layer was given"
+    return Layer.load(Path(_layer))
+
+
+def check_layer(
+    bench: Bench, layer: Layer, expected: Iterable[npt.ArrayLike], got: Iterable[npt.ArrayLike],
+    values: npt.ArrayLike, cycles_model: int,
+) -> None:  # fmt: skip
+    """Record how the RTL did on ``layer``, then assert that every bit and the cycle count are as they must be.
+
+    ``expected``, ``got``: the kernel's arrays and the RTL's, in the same order, each (m, n) or one that tells
+    of an output once: sums, exponents, flags. ``values`` (m, n): what the RTL's results stand for.
+    """
+    found = compare(layer, list(expected), list(got), values, bench.took, cycles_model)
+    _write("layer.json", found)
+    assert found["mismatches"] == 0, f"{found['mismatches']} of {found['outputs']} outputs differ from the kernel"
+    assert found["cycles_rtl"] == cycles_model, f"{found['cycles_rtl']} cycles, model {cycles_model}"

@@ -7,8 +7,11 @@ from typing import Any
 import cocotb
 import numpy as np
 
-from ...kernels.bitserial import BITS, Quantised, Widths, bitserial_dot, num_terms
-from ..bench import Bench, check_equal, cover, pack, record_case, run_cases, run_parameters, unpack
+from ...kernels.bitserial import BITS, Quantised, Widths, bitserial_dot, num_terms, quantise
+from ..bench import (
+    Bench, check_equal, check_layer, cover, given_layer, layer_test, pack, pack_rows, record_case, run_cases,
+    run_parameters, unpack, unpack_rows,
+)  # fmt: skip
 from . import cycles as model
 
 P = run_parameters()
@@ -412,3 +415,47 @@ async def cycles_equal_the_model(dut: Any) -> None:
         if took != told or not values_equal:
             wrong.append(f"{shape} {format}: {took} cycles, model {told}, values equal: {values_equal}")
     assert not wrong, wrong[0]
+
+
+@layer_test
+async def a_layer_of_a_model(dut: Any) -> None:
+    """FP16 activations by weights in groups of 128, each with its scale and special value."""
+    layer = given_layer()
+    (m, k), n = layer.activations.shape, layer.weights.shape[0]
+    acts = layer.activations.astype(np.float16).view(np.uint16).astype(np.int64)
+    weights = quantise(layer.weights, layer.format["weight"])
+    count, group = k // LANES, weights.group // LANES  # beats of a tile, of a group
+    assert (m % ROWS, n % COLS, k % weights.group, weights.group % LANES) == (0, 0, 0, 0), "the layer is whole tiles"
+
+    act_words, weight_words = (
+        pack_rows(matrix.reshape(-1, rows, count, LANES).swapaxes(1, 2).reshape(-1, rows * LANES), width)
+        for matrix, rows, width in ((acts, ROWS, 16), (weights.codes, COLS, 8))
+    )
+    special_words, scale_words = (
+        pack_rows(matrix.reshape(n // COLS, COLS, -1).swapaxes(1, 2).reshape(-1, COLS), width)
+        for matrix, width in ((weights.special, 2), (weights.scale, 8))
+    )
+    bench = ArrayBench(dut, "layer")
+    await bench.start()
+    for top in range(m // ROWS):
+        for place, word in enumerate(weight_words):
+            beat = place % count
+            bench.input.queue.append({
+                "act_i": act_words[top * count + beat], "weight_i": word, "special_i": special_words[place // group],
+                "scale_i": scale_words[place // group], "format_i": FORMATS.index(weights.format), "int8_i": 0,
+                "group_i": int((beat + 1) % group == 0), "last_i": int(beat == count - 1),
+            })  # fmt: skip
+    await bench.drain(m * n // COLS)
+
+    def matrix_of(pin: str, width: int) -> np.ndarray:
+        found = unpack_rows((r[pin] for r in bench.output.results), width, COLS)
+        return found.reshape(-1, n // COLS, ROWS, COLS).swapaxes(1, 2).reshape(m, n)
+
+    exponents = matrix_of("exponent_o", 6) & 63
+    invalid = np.array([r["invalid_o"] for r in bench.output.results]).reshape(-1, n // COLS, ROWS, 1)
+    invalid = np.broadcast_to(invalid.swapaxes(1, 2), (m // ROWS, ROWS, n // COLS, COLS)).reshape(m, n) != 0
+    got = (matrix_of("sum_o", SUM), exponents, matrix_of("overflow_o", 1) != 0, invalid)
+    wanted = bitserial_dot(acts, weights, widths=WIDTHS)
+    expected = (wanted.mantissa, wanted.exponent, wanted.overflow, np.repeat(wanted.invalid[:, None], n, axis=1))
+    values = np.ldexp(got[0].astype(float), exponents - 26 - GUARD - EXTRA) * weights.step
+    check_layer(bench, layer, expected, got, values, model.cycles(layer.shape, layer.format, P))
