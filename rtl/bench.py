@@ -19,13 +19,9 @@ from random import Random
 from typing import Any
 
 import cocotb
-import numpy as np
-import numpy.typing as npt
 from cocotb.clock import Clock
 from cocotb.triggers import FallingEdge, ReadOnly
 from cocotb.types import LogicArray
-
-from .layer import Layer, compare
 
 FOUR_STATE = not cocotb.SIM_NAME.lower().startswith("verilator")
 """Whether the simulator knows X."""
@@ -60,23 +56,6 @@ def unpack(word: int, width: int, count: int) -> list[int]:
     """The ``count`` signed words of ``width`` bits in ``word``, lowest first."""
     half = 1 << (width - 1)
     return [(((word >> (i * width)) & ((1 << width) - 1)) ^ half) - half for i in range(count)]
-
-
-def pack_rows(values: npt.ArrayLike, width: int) -> list[int]:
-    """:func:`pack` of every row of a matrix, all at once."""
-    matrix = np.asarray(values, np.int64)
-    bits = (matrix[..., None] >> np.arange(width) & 1).astype(np.uint8).reshape(len(matrix), -1)
-    return [int.from_bytes(row.tobytes(), "little") for row in np.packbits(bits, axis=1, bitorder="little")]
-
-
-def unpack_rows(words: Iterable[int], width: int, count: int) -> npt.NDArray[np.int64]:
-    """:func:`unpack` of every one of ``words``, a row each; ``width`` is at most 64."""
-    size = -(-width * count // 8)
-    data = np.frombuffer(b"".join(word.to_bytes(size, "little") for word in words), np.uint8).reshape(-1, size)
-    bits = np.unpackbits(data, axis=1, bitorder="little")[:, : width * count].reshape(-1, count, width)
-    value = np.left_shift(1, np.arange(width, dtype=np.int64))
-    value[-1] = -(1 << (width - 1))
-    return bits.astype(np.int64) @ value
 
 
 class Source:
@@ -234,11 +213,6 @@ class Bench:
         for _ in range(count):
             await self.step()
 
-    @property
-    def took(self) -> int:
-        """Cycles from the one that took the first beat to the one that gave the last result, both counted."""
-        return self.sinks[0].given_at[-1] - min(source.taken_at[0] for source in self.sources) + 1
-
     async def drain(self, results: int) -> None:
         """Run until the first sink has ``results`` results and every source is empty, then a little longer.
 
@@ -296,31 +270,3 @@ def _write(name: str, document: Any) -> None:
     folder = os.environ.get("TOKENFAB_RTL_RUN")
     if folder:
         Path(folder, name).write_text(json.dumps(document), encoding="utf-8")
-
-
-# -- a layer of a model ----------------------------------------------------------------------------
-_layer = os.environ.get("TOKENFAB_RTL_LAYER")
-
-layer_test = cocotb.test(skip=_layer is None)
-"""Decorates the test ``a_layer_of_a_model``, which runs only where the run gives a layer (``rtl/layer.py``)."""
-
-
-def given_layer() -> Layer:
-    """The layer this run gives."""
-    assert _layer is not None, "no layer was given"
-    return Layer.load(Path(_layer))
-
-
-def check_layer(
-    bench: Bench, layer: Layer, expected: Iterable[npt.ArrayLike], got: Iterable[npt.ArrayLike],
-    values: npt.ArrayLike, cycles_model: int,
-) -> None:  # fmt: skip
-    """Record how the RTL did on ``layer``, then assert that every bit and the cycle count are as they must be.
-
-    ``expected``, ``got``: the kernel's arrays and the RTL's, in the same order, each (m, n) or one that tells
-    of an output once: sums, exponents, flags. ``values`` (m, n): what the RTL's results stand for.
-    """
-    found = compare(layer, list(expected), list(got), values, bench.took, cycles_model)
-    _write("layer.json", found)
-    assert found["mismatches"] == 0, f"{found['mismatches']} of {found['outputs']} outputs differ from the kernel"
-    assert found["cycles_rtl"] == cycles_model, f"{found['cycles_rtl']} cycles, model {cycles_model}"

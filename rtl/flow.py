@@ -91,25 +91,22 @@ def build(
 def run(
     unit: Unit, simulator: str, parameters: Mapping[str, int], *, tests: str | None = None, seed: int = 1,
     cases: int | None = None, coverage: bool = False, built: Path | None = None, session: str | None = None,
-    layer: Path | None = None,
 ) -> Run:  # fmt: skip
     """Run the unit's cocotb tests (those whose names match the pattern ``tests``) and read their results.
 
-    ``cases``: how many random cases tests with cases try. ``layer``: the file of a model's layer for the test
-    that takes one; without it that test is skipped. Within one ``session`` (any text) the same run is
+    ``cases``: how many random cases tests with cases try. Within one ``session`` (any text) the same run is
     run once: who asks later gets its results. Raises as :func:`build`, and ``RuntimeError`` when the
     simulation ends without results.
     """
     folder = built or build(unit, simulator, parameters, coverage=coverage)
-    key = [tests, seed, cases, str(layer)]
-    name = "run" + (f"-{_hash(key)}" if key != [None, 1, None, "None"] else "")
+    name = "run" + (f"-{_hash([tests, seed, cases])}" if (tests, seed, cases) != (None, 1, None) else "")
     here = folder / name
     with locked(here):
         marker = here / "session"
         if not (session and marker.is_file() and marker.read_text(encoding="utf-8") == session):
             shutil.rmtree(here, ignore_errors=True)
             here.mkdir(parents=True)
-            _simulate(unit, simulator, parameters, folder, here, tests, seed, cases, layer)
+            _simulate(unit, simulator, parameters, folder, here, tests, seed, cases)
             if session:
                 marker.write_text(session, encoding="utf-8")
         names, failed = read_results(here / "results.xml", here / "simulation.log")
@@ -192,7 +189,7 @@ def _build(
 
 def _simulate(
     unit: Unit, simulator: str, parameters: Mapping[str, int], folder: Path, here: Path, tests: str | None,
-    seed: int, cases: int | None, layer: Path | None,
+    seed: int, cases: int | None,
 ) -> None:  # fmt: skip
     environment = {
         "TOKENFAB_RTL_PARAMETERS": json.dumps(dict(parameters)), "TOKENFAB_RTL_SEED": str(seed),
@@ -201,8 +198,6 @@ def _simulate(
     }  # fmt: skip
     if cases is not None:
         environment["TOKENFAB_RTL_CASES"] = str(cases)
-    if layer is not None:
-        environment["TOKENFAB_RTL_LAYER"] = str(layer)
     if shutil.which("timeout"):
         environment["SIM_CMD_PREFIX"] = f"timeout -k 5 {SIMULATION_LIMIT_S}"
     # A failed test or a crash is read from the results; the runner's own verdict depends on who calls it.

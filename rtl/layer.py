@@ -1,32 +1,27 @@
 """A layer of a model through a unit's array: real numbers in, quantised by ``kernels/``, every output compared.
 
-Who has a model makes a :class:`Layer` of the activations that reach one of its matrices; :func:`run_layer`
-simulates the unit on the whole product, with the parameters and formats of one of its ``[[layer]]`` tables, and
-tells what came of it. In the simulator the unit's test ``a_layer_of_a_model`` quantises, streams and compares.
+Who has a model makes a :class:`Layer` of a matrix and of the activations that reach it. The unit's ``layer.py``
+quantises both and says what goes in beat by beat, what must come out, and what number it stands for
+(:class:`Stream`); ``rtl/stream.py`` simulates it without Python in its loop; :func:`run_layer` compares.
 """
 
 from __future__ import annotations
 
-import hashlib
-import io
-import json
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
-from pathlib import Path
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
-from ..files import write_whole
-from .flow import build_root, run
 from .parameters import Parameters
 from .units import Unit
 
-LAYER_TEST = "a_layer_of_a_model"
-"""The cocotb test of that name takes a layer."""
-SIMULATOR = "verilator"
+Bytes = npt.NDArray[np.uint8]
+Integers = npt.NDArray[np.int64]
+Floats = npt.NDArray[np.float64]
 
 
 @dataclass(frozen=True)
@@ -36,81 +31,128 @@ class Layer:
     ``format`` is what the unit's cycle model takes: ``weight``, ``activation``, ``sparsity``.
     """
 
-    activations: npt.NDArray[np.float64]
-    weights: npt.NDArray[np.float64]
-    format: Mapping[str, str] = field(default_factory=dict)
+    activations: Floats
+    weights: Floats
+    format: Mapping[str, str]
 
     @property
     def shape(self) -> dict[str, int]:
         """m, n and k, as a cycle model takes them."""
         return {"m": self.activations.shape[0], "n": self.weights.shape[0], "k": self.weights.shape[1]}
 
-    def product(self) -> npt.NDArray[np.float64]:
+    def product(self) -> Floats:
         """The layer's output (m, n), in floating point."""
         return self.activations @ self.weights.T
 
-    def save(self, path: Path) -> None:
-        """Write it as an npz file."""
-        data = io.BytesIO()
-        np.savez(data, activations=self.activations, weights=self.weights, format=json.dumps(dict(self.format)))
-        write_whole(path, data.getvalue())
 
-    @classmethod
-    def load(cls, path: Path) -> Layer:
-        """Read what :meth:`save` wrote."""
-        with np.load(path, allow_pickle=False) as held:
-            return cls(held["activations"], held["weights"], json.loads(str(held["format"])))
+@dataclass(frozen=True)
+class Input:
+    """A valid/ready input of a design: its pins' names, and the beats, one row of each pin's array per beat.
+
+    A row holds the bits of the pin, lowest first, in whole words of 32 bits (:func:`pack_rows`).
+    """
+
+    valid: str
+    ready: str
+    pins: Mapping[str, Bytes]
 
 
+@dataclass(frozen=True)
+class Stream:
+    """A product as one unit takes it.
+
+    ``outputs``: pins of the output (``valid_o``, ``ready_i``) and their bits. ``results``: how many come.
+    ``expected``: the kernel's answer, arrays (m, n) of sums, flags and the like. ``read`` makes the same
+    arrays of the results, given as rows of bytes by pin, and the numbers (m, n) that they stand for.
+    """
+
+    inputs: tuple[Input, ...]
+    outputs: Mapping[str, int]
+    results: int
+    expected: tuple[npt.NDArray[Any], ...]
+    read: Callable[[Mapping[str, Bytes]], tuple[tuple[npt.NDArray[Any], ...], Floats]]
+
+
+# -- bits ------------------------------------------------------------------------------------------
+def pack_rows(values: npt.ArrayLike, width: int) -> Bytes:
+    """Every row of a matrix as words of ``width`` bits, two's complement, the first lowest, in words of 32 bits."""
+    matrix = np.asarray(values, np.int64)
+    bits = (matrix[..., None] >> np.arange(width) & 1).astype(np.uint8).reshape(len(matrix), -1)
+    return np.packbits(np.pad(bits, ((0, 0), (0, -bits.shape[1] % 32))), axis=1, bitorder="little")
+
+
+def unpack_rows(data: Bytes, width: int, count: int, signed: bool = True) -> Integers:
+    """The inverse: ``count`` words of ``width`` bits, at most 64, of every row."""
+    bits = np.unpackbits(data, axis=1, bitorder="little")[:, : width * count].reshape(-1, count, width)
+    value = np.left_shift(np.int64(1), np.arange(width, dtype=np.int64))
+    if signed:
+        value[-1] = -(1 << (width - 1))
+    return np.asarray(bits.astype(np.int64) @ value, np.int64)
+
+
+def tiles(matrix: npt.ArrayLike, rows: int, columns: int) -> Integers:
+    """(r, c) cut into pieces of ``rows`` x ``columns``, one row of the result each, all of a strip in order.
+
+    Raises ``InputError`` when they do not fill the matrix.
+    """
+    whole = np.asarray(matrix, np.int64)
+    if whole.shape[0] % rows or whole.shape[1] % columns:
+        raise InputError(f"{whole.shape[0]} x {whole.shape[1]} is not whole pieces of {rows} x {columns}")
+    return whole.reshape(-1, rows, whole.shape[1] // columns, columns).swapaxes(1, 2).reshape(-1, rows * columns)
+
+
+def untiled(pieces: npt.ArrayLike, shape: tuple[int, int], rows: int, columns: int) -> Integers:
+    """The inverse of :func:`tiles`: the matrix of ``shape``."""
+    found = np.asarray(pieces, np.int64).reshape(-1, shape[1] // columns, rows, columns)
+    return found.swapaxes(1, 2).reshape(shape)
+
+
+def every_pair(tops: int, lefts: int, beats: int) -> tuple[Integers, Integers, Integers]:
+    """Order in which tiles go in, beat by beat: row of the activations' words, of the weights' words, beat in its tile.
+
+    ``tops`` strips of activations; for each all ``lefts`` strips of weights; ``beats`` of each tile.
+    """
+    top, left, beat = np.meshgrid(np.arange(tops), np.arange(lefts), np.arange(beats), indexing="ij")
+    return (top * beats + beat).ravel(), (left * beats + beat).ravel(), beat.ravel()
+
+
+# -- a run -----------------------------------------------------------------------------------------
 def relative_error(values: npt.ArrayLike, exact: npt.ArrayLike) -> float:
     """Root mean square of the difference, over that of ``exact``."""
     right = np.asarray(exact, np.float64)
     return float(np.sqrt(np.square(np.asarray(values) - right).mean() / np.square(right).mean()))
 
 
-def compare(
-    layer: Layer, expected: Sequence[npt.ArrayLike], got: Sequence[npt.ArrayLike], values: npt.ArrayLike,
-    cycles_rtl: int, cycles_model: int,
-) -> dict[str, Any]:  # fmt: skip
-    """What a unit made of a layer: MACs, outputs, outputs that differ in any of their arrays, cycles, error.
-
-    ``expected`` and ``got``: the kernel's arrays and the RTL's, (m, n) each. ``values`` (m, n): the numbers that
-    the RTL's results stand for; ``error`` is their :func:`relative_error` against the layer's own output.
-    Raises ``InputError`` when the arrays are not the layer's outputs, one by one.
-    """
-    outputs = (layer.shape["m"], layer.shape["n"])
-    pairs = [(np.asarray(e), np.asarray(g)) for e, g in zip(expected, got, strict=True)]
-    if not pairs or any(a.shape != outputs for pair in pairs for a in pair) or np.shape(values) != outputs:
-        shapes = [a.shape for pair in pairs for a in pair]
-        raise InputError(f"results of shapes {shapes} and {np.shape(values)}; the layer has {outputs}")
-    differ = np.any([e != g for e, g in pairs], axis=0)
-    return {
-        "macs": outputs[0] * outputs[1] * layer.shape["k"], "outputs": differ.size, "mismatches": int(differ.sum()),
-        "cycles_rtl": cycles_rtl, "cycles_model": cycles_model, "error": relative_error(values, layer.product()),
-    }  # fmt: skip
-
-
 def layer_parameters(unit: Unit, number: int) -> Parameters:
     """Parameters of the unit's ``[[layer]]`` table ``number``: its keys in capitals, completed and checked."""
-    table = unit.recipe["layer"][number]
-    return unit.check({key: value for key, value in table.items() if key.isupper()})
+    return unit.check({key: value for key, value in unit.recipe["layer"][number].items() if key.isupper()})
 
 
 def run_layer(unit: Unit, number: int, activations: npt.ArrayLike, weights: npt.ArrayLike) -> dict[str, Any]:
     """Simulate ``activations`` (m, k) times the transpose of ``weights`` (n, k) with ``[[layer]]`` table ``number``.
 
-    Returns what :func:`compare` does, with ``unit``, ``parameters``, ``format``, ``error_bound`` (the table's
-    ``error``) and ``failed``, messages of the test by name. Raises as :func:`.flow.run`.
+    Returns ``macs``, ``outputs``, ``mismatches`` (outputs of which any bit differs from the kernel's),
+    ``cycles_rtl``, ``cycles_model``, ``error`` (:func:`relative_error` against the layer's own output),
+    ``error_bound`` (the table's ``error``), ``parameters``, ``format`` and ``cpu_s`` of the simulation. Raises
+    ``InputError`` when Verilator is missing, when the product is not whole tiles, and on results of another shape;
+    ``RuntimeError`` when the unit does not build, hangs, or gives more results than it should.
     """
+    from .stream import simulate
+
     table = unit.recipe["layer"][number]
     layer = Layer(np.asarray(activations, np.float64), np.asarray(weights, np.float64), table["format"])
-    digest = hashlib.sha256(layer.activations.tobytes() + layer.weights.tobytes())
-    digest.update(json.dumps([layer.shape, layer.format]).encode())
-    path = build_root() / "layers" / f"{digest.hexdigest()[:16]}.npz"
-    layer.save(path)
     parameters = layer_parameters(unit, number)
-    done = run(unit, SIMULATOR, parameters, tests=f"{LAYER_TEST}$", layer=path)
+    stream: Stream = importlib.import_module(f"{__package__}.{unit.name}.layer").stream(layer, parameters)
+    done = simulate(unit, parameters, stream)
+    got, values = stream.read(done.pins)
+    outputs = (layer.shape["m"], layer.shape["n"])
+    shapes = {np.shape(array) for array in (*got, *stream.expected, values)}
+    if shapes != {outputs} or len(got) != len(stream.expected):
+        raise InputError(f"{unit.name}: results of shapes {shapes}; the layer has {outputs}")
+    differ = np.any([e != g for e, g in zip(stream.expected, got, strict=True)], axis=0)
     return {
-        "unit": unit.name, "parameters": parameters, "format": dict(layer.format), "error_bound": table["error"],
-        "failed": done.failed, **(done.document("layer") or {}),
+        "unit": unit.name, "parameters": parameters, "format": dict(layer.format), "outputs": differ.size,
+        "macs": differ.size * layer.shape["k"], "mismatches": int(differ.sum()), "cycles_rtl": done.cycles,
+        "cycles_model": unit.cycles(layer.shape, layer.format, parameters), "cpu_s": done.cpu_s,
+        "error": relative_error(values, layer.product()), "error_bound": table["error"],
     }  # fmt: skip

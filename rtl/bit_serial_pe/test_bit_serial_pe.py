@@ -7,11 +7,8 @@ from typing import Any
 import cocotb
 import numpy as np
 
-from ...kernels.bitserial import BITS, Quantised, Widths, bitserial_dot, num_terms, quantise
-from ..bench import (
-    Bench, check_equal, check_layer, cover, given_layer, layer_test, pack, pack_rows, record_case, run_cases,
-    run_parameters, unpack, unpack_rows,
-)  # fmt: skip
+from ...kernels.bitserial import BITS, Quantised, Widths, bitserial_dot, num_terms
+from ..bench import Bench, check_equal, cover, pack, record_case, run_cases, run_parameters, unpack
 from . import cycles as model
 
 P = run_parameters()
@@ -24,16 +21,6 @@ EDGES = (0x0000, 0x8000, 0x0001, 0x83FF, 0x0400, 0x8400, ONE, 0xBC00, 0x7BFF, 0x
 NOT_FINITE = (0x7C00, 0xFC00, 0x7E00, 0x7C01, 0xFFFF)
 Beat = dict[str, int]
 Result = tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...], bool]
-
-
-_noted: set[str] = set()
-
-
-def note(point: str) -> None:
-    """A functional coverage point, told once: telling writes a file."""
-    if point not in _noted:
-        _noted.add(point)
-        cover(point)
 
 
 class ArrayBench(Bench):
@@ -147,10 +134,10 @@ def enqueue(bench: ArrayBench, acts: np.ndarray, weights: Quantised, int8: bool 
             for r in range(top, top + ROWS):
                 row = (sums.mantissa[r, cols], sums.exponent[r, cols], sums.overflow[r, cols])
                 expected.append((*(tuple(v.tolist()) for v in row), bool(sums.invalid[r])))  # type: ignore[arg-type]
-    note(f"{weights.format} by {'int8' if int8 else 'fp16'}")
-    note("one group" if weights.scale.shape[1] == 1 else "several groups")
+    cover(f"{weights.format} by {'int8' if int8 else 'fp16'}")
+    cover("one group" if weights.scale.shape[1] == 1 else "several groups")
     if sums.invalid.any():
-        note("an infinity or a NaN")
+        cover("an infinity or a NaN")
     return expected
 
 
@@ -176,7 +163,7 @@ async def random_products_with_idles_and_stalls(dut: Any) -> None:
             expected += random_product(bench, format, bench.random.random() < 0.3, most=4 * LANES)
         await bench.drain(len(expected))
         check_equal(expected, bench.results())
-        note(f"idle {idle > 0}, stall {stall > 0}")
+        cover(f"idle {idle > 0}, stall {stall > 0}")
 
 
 @cocotb.test()
@@ -246,7 +233,7 @@ async def int8_activations_are_exact(dut: Any) -> None:
             ]
             if not any(any(r[2]) for r in expected):
                 check_equal(exact.tolist(), got)
-                note("integer products exact")
+                cover("integer products exact")
 
 
 @cocotb.test()
@@ -317,7 +304,7 @@ async def a_group_saturates_and_says_so(dut: Any) -> None:
                 result = enqueue_groups(bench, [(beats, 255)])
                 assert result[0][2][0] is (beyond == 1), (sign, beyond)
                 expected += result
-                note(f"group bound {sign}, {beyond} beyond")
+                cover(f"group bound {sign}, {beyond} beyond")
     expected += enqueue_groups(bench, [(exact_group(1), 1)])  # the flag is cleared
     await bench.drain(len(expected))
     check_equal(expected, bench.results())
@@ -339,7 +326,7 @@ async def a_column_saturates_and_says_so(dut: Any) -> None:
                 result = enqueue_groups(bench, [*groups, (exact_group(-sign), 1)])
                 assert result[0][2][0] is (beyond == 1), (sign, beyond)
                 expected += result
-                note(f"column bound {sign}, {beyond} beyond")
+                cover(f"column bound {sign}, {beyond} beyond")
     expected += enqueue_groups(bench, [(exact_group(-1), 1)])
     await bench.drain(len(expected))
     check_equal(expected, bench.results())
@@ -378,7 +365,7 @@ async def reset_drops_what_is_under_way(dut: Any) -> None:
         for format in ("int4", "fp3"):
             random_product(bench, format, False, most=2 * LANES)
         await bench.steps(pause)
-        note("a result waits at reset" if bench.output.waiting else "no result waits at reset")
+        cover("a result waits at reset" if bench.output.waiting else "no result waits at reset")
         await bench.reset()
         bench.output.results.clear()
         bench.output.stall = 0.2
@@ -409,53 +396,9 @@ async def cycles_equal_the_model(dut: Any) -> None:
         told = model.cycles(shape, format, P)
         lengths = model.group_lengths(shape, format, P)
         hidden = all(length >= ROWS + 9 for length in lengths)
-        note("dequantisation hidden" if hidden else "groups too short to hide dequantisation")
+        cover("dequantisation hidden" if hidden else "groups too short to hide dequantisation")
         values_equal = bench.results() == expected
         record_case({"shape": shape, "format": format}, values_equal, took, told)
         if took != told or not values_equal:
             wrong.append(f"{shape} {format}: {took} cycles, model {told}, values equal: {values_equal}")
     assert not wrong, wrong[0]
-
-
-@layer_test
-async def a_layer_of_a_model(dut: Any) -> None:
-    """FP16 activations by weights in groups of 128, each with its scale and special value."""
-    layer = given_layer()
-    (m, k), n = layer.activations.shape, layer.weights.shape[0]
-    acts = layer.activations.astype(np.float16).view(np.uint16).astype(np.int64)
-    weights = quantise(layer.weights, layer.format["weight"])
-    count, group = k // LANES, weights.group // LANES  # beats of a tile, of a group
-    assert (m % ROWS, n % COLS, k % weights.group, weights.group % LANES) == (0, 0, 0, 0), "the layer is whole tiles"
-
-    act_words, weight_words = (
-        pack_rows(matrix.reshape(-1, rows, count, LANES).swapaxes(1, 2).reshape(-1, rows * LANES), width)
-        for matrix, rows, width in ((acts, ROWS, 16), (weights.codes, COLS, 8))
-    )
-    special_words, scale_words = (
-        pack_rows(matrix.reshape(n // COLS, COLS, -1).swapaxes(1, 2).reshape(-1, COLS), width)
-        for matrix, width in ((weights.special, 2), (weights.scale, 8))
-    )
-    bench = ArrayBench(dut, "layer")
-    await bench.start()
-    for top in range(m // ROWS):
-        for place, word in enumerate(weight_words):
-            beat = place % count
-            bench.input.queue.append({
-                "act_i": act_words[top * count + beat], "weight_i": word, "special_i": special_words[place // group],
-                "scale_i": scale_words[place // group], "format_i": FORMATS.index(weights.format), "int8_i": 0,
-                "group_i": int((beat + 1) % group == 0), "last_i": int(beat == count - 1),
-            })  # fmt: skip
-    await bench.drain(m * n // COLS)
-
-    def matrix_of(pin: str, width: int) -> np.ndarray:
-        found = unpack_rows((r[pin] for r in bench.output.results), width, COLS)
-        return found.reshape(-1, n // COLS, ROWS, COLS).swapaxes(1, 2).reshape(m, n)
-
-    exponents = matrix_of("exponent_o", 6) & 63
-    invalid = np.array([r["invalid_o"] for r in bench.output.results]).reshape(-1, n // COLS, ROWS, 1)
-    invalid = np.broadcast_to(invalid.swapaxes(1, 2), (m // ROWS, ROWS, n // COLS, COLS)).reshape(m, n) != 0
-    got = (matrix_of("sum_o", SUM), exponents, matrix_of("overflow_o", 1) != 0, invalid)
-    wanted = bitserial_dot(acts, weights, widths=WIDTHS)
-    expected = (wanted.mantissa, wanted.exponent, wanted.overflow, np.repeat(wanted.invalid[:, None], n, axis=1))
-    values = np.ldexp(got[0].astype(float), exponents - 26 - GUARD - EXTRA) * weights.step
-    check_layer(bench, layer, expected, got, values, model.cycles(layer.shape, layer.format, P))

@@ -8,11 +8,8 @@ from typing import Any
 import cocotb
 import numpy as np
 
-from ...kernels.lut import Group, LutFormat, Tile, as_floats, codes, lut_matmul, lut_tile, quantise
-from ..bench import (
-    Bench, check_equal, check_layer, cover, given_layer, layer_test, pack, pack_rows, record_case, run_cases,
-    run_parameters, unpack, unpack_rows,
-)  # fmt: skip
+from ...kernels.lut import Group, LutFormat, codes, lut_tile
+from ..bench import Bench, check_equal, cover, pack, record_case, run_cases, run_parameters, unpack
 from . import cycles as model
 
 P = run_parameters()
@@ -367,49 +364,3 @@ async def cycles_equal_the_model(dut: Any) -> None:
         if took != told or not values_equal:
             wrong.append(f"{shape} {format}: {took} cycles, model {told}, values equal: {values_equal}")
     assert not wrong, wrong[0]
-
-
-@layer_test
-async def a_layer_of_a_model(dut: Any) -> None:
-    """INT8 activations with a scale per token, or binary16, by weights with a scale per output."""
-    layer = given_layer()
-    (m, k), n = layer.activations.shape, layer.weights.shape[0]
-    bits = model.weight_bits(layer.format["weight"], P)
-    weights = quantise(layer.weights, bits, k)
-    integers = quantise(layer.activations, 8, k)
-    acts, scales = (layer.activations, np.ones((m, 1))) if IS_FLOAT else (integers.values, integers.scales)
-    words = acts.astype(np.float16).view(np.uint16) if IS_FLOAT else acts
-    count = k // K  # groups of a tile
-    assert (m % M, n % N, k % K) == (0, 0, 0), "the layer is whole tiles"
-
-    groups = words.reshape(-1, M, count, K).swapaxes(1, 2).reshape(-1, M * K)
-    act_words = pack_rows(groups, P["ACT_WIDTH"])
-    places = weights.values.reshape(-1, N, count, K).swapaxes(1, 2).reshape(-1, K)  # tile, group, column
-    planes = codes(places, bits, weights.odd).reshape(bits, -1, N).swapaxes(0, 1)  # tile and group, bit, column
-    plane_words = pack_rows(planes.reshape(-1, N), K)
-    bench = LutBench(dut, "layer")
-    await bench.start()
-    for top in range(m // M):
-        for place in range(n // N * count):
-            beat = place % count
-            bench.acts.queue.append({
-                "act_i": act_words[top * count + beat], "bits_i": bits - 1, "odd_i": int(weights.odd),
-                "last_i": int(beat == count - 1),
-            })  # fmt: skip
-        bench.planes.queue.extend({"weight_i": word} for word in plane_words)
-    await bench.drain(m // M * n // COLUMNS)
-
-    def matrix_of(pin: str, width: int) -> np.ndarray:
-        found = unpack_rows((r[pin] for r in bench.output.results), width, M * COLUMNS)
-        return found.reshape(-1, n, M).swapaxes(1, 2).reshape(m, n)
-
-    sums = matrix_of("sum_o", WIDTH)
-    sums = sums % 2**WIDTH if IS_FLOAT else sums
-    invalid = unpack_rows((r["invalid_o"] for r in bench.output.results), 1, M).reshape(-1, n // COLUMNS, 1, M)
-    invalid = np.repeat(invalid, COLUMNS, axis=2).reshape(-1, n, M).swapaxes(1, 2).reshape(m, n) != 0
-    wanted = lut_matmul(acts, weights.values, bits, FORMAT, weights.odd)
-    expected = (wanted.results, wanted.overflow, np.repeat(wanted.invalid[:, None], n, axis=1))
-    got = (sums, matrix_of("overflow_o", 1) != 0, invalid)
-    numbers = as_floats(Tile(sums, got[1], invalid[:, 0]), FORMAT).astype(float) if IS_FLOAT else sums
-    told = model.cycles(layer.shape, layer.format, P)
-    check_layer(bench, layer, expected, got, numbers * scales * weights.scales.T, told)

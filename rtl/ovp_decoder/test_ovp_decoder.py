@@ -8,12 +8,9 @@ from typing import Any
 import cocotb
 import numpy as np
 
-from ...kernels.ovp import BIAS_LIMIT, FORMATS as BY_NAME, OVP4, OVP8, Format, decode, fit, tile_matmul
+from ...kernels.ovp import BIAS_LIMIT, OVP4, OVP8, Format, decode, tile_matmul
 from ...kernels.ovp import pack as pack_codes
-from ..bench import (
-    Bench, check_equal, check_layer, cover, given_layer, layer_test, pack, pack_rows, record_case, run_cases,
-    run_parameters, unpack, unpack_rows,
-)  # fmt: skip
+from ..bench import Bench, check_equal, cover, pack, record_case, run_cases, run_parameters, unpack
 from . import cycles as model
 
 P = run_parameters()
@@ -402,42 +399,3 @@ async def cycles_equal_the_model(dut: Any) -> None:
         if took != told or not values_equal:
             wrong.append(f"{shape} {format}: {took} cycles, model {told}, values equal: {values_equal}")
     assert not wrong, wrong[0]
-
-
-@layer_test
-async def a_layer_of_a_model(dut: Any) -> None:
-    """Activations and weights as pairs, each with one scale and bias; outliers of both are in it."""
-    layer = given_layer()
-    (m, k), n = layer.activations.shape, layer.weights.shape[0]
-    form = BY_NAME[layer.format["weight"]]
-    rows, columns = side(form)
-    assert (m % rows, n % columns, k % 2) == (0, 0, 0), "the layer is whole tiles"
-    acts, weights = fit(layer.activations, form), fit(layer.weights, form)
-    assert all((part.codes == form.identifier).sum() > 20 for part in (acts, weights)), "a layer with outliers"
-
-    count = k // 2  # beats of a tile
-    act_words, weight_words = (
-        pack_rows(pack_codes(codes, form).reshape(-1, lanes, count, form.bits // 4).swapaxes(1, 2).reshape(
-            -1, lanes * form.bits // 4), 8)
-        for codes, lanes in ((acts.codes, rows), (weights.codes, columns))
-    )  # fmt: skip
-    bench = TileBench(dut, "layer")
-    await bench.start()
-    for top in range(m // rows):
-        for place, word in enumerate(weight_words):
-            beat = place % count
-            bench.input.queue.append({
-                "act_i": act_words[top * count + beat], "weight_i": word, "act_bias_i": acts.bias,
-                "weight_bias_i": weights.bias, "wide_i": int(form.bits == 8), "last_i": int(beat == count - 1),
-            })  # fmt: skip
-    await bench.drain(m * n // columns)
-
-    assert [r["last_o"] for r in bench.output.results] == ([0] * (rows - 1) + [1]) * (m // rows * n // columns)
-    sums, flags = (
-        unpack_rows((r[pin] for r in bench.output.results), width, COLS)[:, :: COLS // columns]
-        .reshape(-1, n // columns, rows, columns).swapaxes(1, 2).reshape(m, n)
-        for pin, width in (("sum_o", ACC), ("overflow_o", 1))
-    )  # fmt: skip
-    expected = tile_matmul(acts.codes, weights.codes, form, (acts.bias, weights.bias), ACC)
-    told = model.cycles(layer.shape, layer.format, P)
-    check_layer(bench, layer, expected, (sums, flags != 0), sums * acts.scale * weights.scale, told)

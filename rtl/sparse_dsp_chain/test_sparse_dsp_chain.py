@@ -7,12 +7,8 @@ from typing import Any
 import cocotb
 import numpy as np
 
-from ...kernels.lut import quantise
 from ...kernels.sparse import Compressed, chain_dot, compress, prune
-from ..bench import (
-    Bench, check_equal, check_layer, cover, given_layer, layer_test, pack, pack_rows, record_case, run_cases,
-    run_parameters, unpack, unpack_rows,
-)  # fmt: skip
+from ..bench import Bench, check_equal, cover, pack, record_case, run_cases, run_parameters, unpack
 from . import cycles as model
 
 P = run_parameters()
@@ -303,44 +299,3 @@ async def cycles_equal_the_model(dut: Any) -> None:
         if took != told or not values_equal:
             wrong.append(f"{shape} {format}: {took} cycles, model {told}, values equal: {values_equal}")
     assert not wrong, wrong[0]
-
-
-@layer_test
-async def a_layer_of_a_model(dut: Any) -> None:
-    """INT8 activations with a scale per token by INT8 or INT4 weights with a scale per output, pruned as told."""
-    layer = given_layer()
-    (m, k), n = layer.activations.shape, layer.weights.shape[0]
-    acts = quantise(layer.activations, 8, k)
-    weights = quantise(layer.weights, int(layer.format["weight"][3:]), k)
-    sparsity = layer.format["sparsity"]
-    kept, block = (M, M) if sparsity == "dense" else (int(part) for part in sparsity.split(":"))
-    stored = compress(prune(weights.values, kept, block), model.stored_per_block(sparsity, P), M)
-    count = stored.values.shape[1] // LANES  # beats of a row
-    assert (m % PACK, stored.values.shape[1] % LANES) == (0, 0), "the layer is whole beats"
-
-    mode = (M // stored.n).bit_length() - 1
-    windows = np.zeros((m // PACK, count, PACK, WINDOW), np.int64)
-    windows[..., : k // count] = acts.values.reshape(m // PACK, PACK, count, -1).swapaxes(1, 2)
-    act_words = pack_rows(windows.reshape(m // PACK * count, -1), 8)
-    weight_words = pack_rows(stored.values.reshape(n * count, LANES), BITS)
-    index_words = pack_rows(stored.index.reshape(n * count, LANES), M.bit_length() - 1)
-
-    bench = ChainBench(dut, "layer")
-    await bench.start()
-    for top in range(m // PACK):
-        for place, (weight, index) in enumerate(zip(weight_words, index_words, strict=True)):
-            beat = place % count
-            bench.input.queue.append({
-                "act_i": act_words[top * count + beat], "weight_i": weight, "index_i": index, "sparsity_i": mode,
-                "last_i": int(beat == count - 1),
-            })  # fmt: skip
-    await bench.drain(m // PACK * n)
-
-    sums, flags = (
-        unpack_rows((r[pin] for r in bench.output.results), width, PACK).reshape(-1, n, PACK).swapaxes(1, 2)
-        for pin, width in (("sum_o", ACC), ("overflow_o", 1))
-    )
-    got = (sums.reshape(m, n), flags.reshape(m, n) != 0)
-    values = got[0] * acts.scales * weights.scales.T
-    told = model.cycles(layer.shape, layer.format, P)
-    check_layer(bench, layer, chain_dot(acts.values, stored, LANES, ACC), got, values, told)
