@@ -20,16 +20,13 @@ from .layer import Bytes, Stream
 from .simulators import check_simulator, prepare_environment
 from .units import ROOM, Unit
 
-LONGEST = 20_000_000
-"""Cycles after which a simulation is given up."""
-AFTERWARDS = 1000
-"""Cycles that a simulation goes on after its last result, in which no other may come."""
+PATIENCE = 5000
+"""Cycles without a handshake after which a simulation ends: all is done, or the unit hangs."""
 FAST = ("-O3", "-fno-dfg", "-fno-gate", "--x-assign", "fast", "--x-initial", "fast",
         "-MAKEFLAGS", "OPT_FAST=-O1 OPT_SLOW=-O0 OPT_GLOBAL=-O0")  # fmt: skip
 BENCH = """\
 #include <cstdint>
 #include <cstdio>
-#include <cstdlib>
 #include <cstring>
 #include <ctime>
 #include <vector>
@@ -54,13 +51,12 @@ static size_t whole(size_t size) { return (size + 3) / 4 * 4; }
 #define PUT(pin) memcpy(&top.pin, at, sizeof top.pin); at += whole(sizeof top.pin);
 #define GET(pin) get(&top.pin, sizeof top.pin);
 struct Input { std::vector<char> beats; size_t size, next; bool offering; };
-// Arguments: results wanted, file of results, a file of beats for every input.
+// Arguments: file of results, a file of beats for every input.
 int main(int argc, char** argv) {
-    const uint64_t wanted = strtoull(argv[1], nullptr, 10);
     static V@TOP@ top;
     Input inputs[] = {@INPUTS@};
     for (int i = 0; i < @COUNT@; i++) {
-        inputs[i].beats = load(argv[3 + i]);
+        inputs[i].beats = load(argv[2 + i]);
         if (inputs[i].beats.size() % inputs[i].size) return 3;
     }
     top.ready_i = 1;
@@ -71,10 +67,10 @@ int main(int argc, char** argv) {
         top.eval();
         if (i < 2) { top.clk_i = 1; top.eval(); }
     }
-    uint64_t cycle = 0, first = 0, last = 0, given = 0;
+    uint64_t cycle = 0, first = 0, last = 0, given = 0, moved = 0;
     bool begun = false;
     const clock_t start = clock();
-    for (; cycle < @LONGEST@ && (given < wanted || cycle <= last + @AFTERWARDS@); cycle++) {
+    for (; cycle <= moved + @PATIENCE@; cycle++) {
         @DRIVE@
         top.clk_i = 0;
         top.eval();
@@ -82,6 +78,7 @@ int main(int argc, char** argv) {
         @TAKE@
         if (taken && !begun) { begun = true; first = cycle; }
         if (top.valid_o) { @GET@ given++; last = cycle; }
+        if (taken || top.valid_o) moved = cycle;
         top.clk_i = 1;
         top.eval();
     }
@@ -89,7 +86,7 @@ int main(int argc, char** argv) {
     for (const Input& input : inputs) left += (input.beats.size() - input.next) / input.size + input.offering;
     const uint64_t head[4] = {last - first + 1, given, left, uint64_t(1e9 * (clock() - start) / CLOCKS_PER_SEC)};
     top.final();
-    FILE* out = fopen(argv[2], "wb");
+    FILE* out = fopen(argv[1], "wb");
     if (!out) return 4;
     const bool bad = fwrite(head, 8, 4, out) != 4 || fwrite(results.data(), 1, results.size(), out) != results.size();
     return fclose(out) || bad;
@@ -128,7 +125,7 @@ def simulate(unit: Unit, parameters: Mapping[str, int], stream: Stream) -> Done:
             files.append(folder / f"beats-{number}.bin")
             files[-1].write_bytes(np.hstack(list(port.pins.values())).tobytes())
         out = folder / "results.bin"
-        ran = subprocess.run([program, str(stream.results), out, *files], timeout=600)
+        ran = subprocess.run([program, out, *files], timeout=600)
         if ran.returncode:
             raise RuntimeError(f"{unit.name}: the bench ended with {ran.returncode}")
         told = out.read_bytes()
@@ -165,7 +162,7 @@ def bench_text(unit: Unit, stream: Stream) -> str:
     filled = {
         "TOP": unit.top, "INPUTS": ", ".join(starts), "COUNT": len(starts), "IDLE": " ".join(idle),
         "DRIVE": "\n        ".join(drive), "TAKE": "\n        ".join(take),
-        "GET": " ".join(f"GET({pin})" for pin in stream.outputs), "LONGEST": LONGEST, "AFTERWARDS": AFTERWARDS,
+        "GET": " ".join(f"GET({pin})" for pin in stream.outputs), "PATIENCE": PATIENCE,
     }  # fmt: skip
     text = BENCH
     for key, value in filled.items():
