@@ -22,7 +22,7 @@ from .units import ROOM, Unit
 
 PATIENCE = 5000
 """Cycles without a handshake after which a simulation ends: all is done, or the unit hangs."""
-FAST = ("-O3", "-fno-dfg", "-fno-gate", "--x-assign", "fast", "--x-initial", "fast",
+FAST = ("-O3", "-fno-dfg", "-fno-gate", "--x-assign", "fast", "--x-initial", "fast", "--output-split", "0",
         "-MAKEFLAGS", "OPT_FAST=-O1 OPT_SLOW=-O0 OPT_GLOBAL=-O0")  # fmt: skip
 BENCH = """\
 #include <cstdint>

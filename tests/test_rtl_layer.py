@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from rtl_support import UNITS, need_simulator, sets
 
 from tokenfab.errors import InputError
+from tokenfab.kernels.ovp import OVP4, fit
 from tokenfab.models.config import ModelConfig
 from tokenfab.models.decoder import build
 from tokenfab.rtl.layer import Layer, Stream, layer_parameters, pack_rows, run_layer, tiles, unpack_rows, untiled
@@ -70,6 +71,12 @@ def test_a_layer_of_a_model_is_bit_exact_in_the_cycles_of_the_model(name, number
     assert found["cycles_rtl"] == found["cycles_model"]
     # A bound far above what is seen would not notice a quantiser that went wrong.
     assert 0.85 * found["error_bound"] < found["error"] <= found["error_bound"]
+
+
+def test_the_layer_has_outliers_that_pairs_are_for(layer):
+    acts, weights = (fit(values, OVP4).codes for values in (layer.activations, layer.weights))
+    assert (acts == OVP4.identifier).sum() > 100
+    assert (weights == OVP4.identifier).sum() > 50
 
 
 def test_every_unit_has_a_layer():
