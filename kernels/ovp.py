@@ -168,6 +168,37 @@ def choose_bias(values: npt.ArrayLike, form: Format, scale: float) -> int:
     return min(errors)[1]
 
 
+@dataclass(frozen=True)
+class Quantised:
+    """A tensor in pairs: a value of ``codes`` (rows, k), decoded with ``bias``, times ``scale``."""
+
+    codes: Integers
+    scale: float
+    bias: int
+
+
+def fit(values: npt.ArrayLike, form: Format, steps: int = 48) -> Quantised:
+    """``values`` (rows, k) with the complementary bias and the one scale of least squared error.
+
+    As OliVe does (section 3.4 and its code) the scale is searched for: ``steps`` of them, evenly spaced in
+    proportion, from the one that maps the greatest outlier to the greatest magnitude (or a twentieth of the next,
+    if that is greater) up to the one at which the greatest magnitude is the greatest normal value. Raises
+    ``InputError`` as :func:`quantise`, and when all values are zero.
+    """
+    numbers = np.asarray(values, np.float64)
+    bias = complementary_bias(form)
+    most = float(np.abs(numbers).max(initial=0))
+    if not most:
+        raise InputError("values are all zero: they have no scale")
+    last = max(outlier_magnitudes(form, bias))
+    found = []
+    for scale in np.geomspace(max(most / last, most / form.top / 20), most / form.top, steps).tolist():
+        codes = quantise(numbers, form, scale, bias)
+        found.append((float(np.square(decode(codes, form, bias) * scale - numbers).sum()), scale, codes))
+    _, scale, codes = min(found, key=lambda each: each[:2])
+    return Quantised(codes, scale, bias)
+
+
 # -- bit layout --------------------------------------------------------------------------------------
 def pack(codes: npt.ArrayLike, form: Format) -> npt.NDArray[np.uint8]:
     """Bytes (rows, k · bits / 8) of ``codes`` (rows, k): 4-bit pairs as one byte, the first in its low half.

@@ -9,6 +9,7 @@ The run's parameters, seed and files come from the environment (``rtl/flow.py`` 
 
 from __future__ import annotations
 
+import atexit
 import json
 import os
 from collections import Counter, deque
@@ -72,12 +73,14 @@ class Source:
         self.queue: deque[Mapping[str, int]] = deque()
         self.taken_at: list[int] = []  # cycle in which each beat was taken
         self.offering = False
+        self.held: dict[str, int] = {}  # what the pins hold: a pin that stays is not driven again
         self.clear()
 
     def clear(self) -> None:
         """Offer nothing."""
         self.offering = False
         self.valid.value = 0
+        self.held.clear()
         for handle in self.pins.values():
             width = len(handle)
             handle.value = LogicArray("X" * width) if FOUR_STATE else self.random.getrandbits(width)
@@ -90,9 +93,12 @@ class Source:
             self.clear()
             return
         self.offering = True
-        self.valid.value = 1
+        beat = self.queue[0]
+        if not self.held:
+            self.valid.value = 1
         for pin, handle in self.pins.items():
-            handle.value = self.queue[0][pin]
+            if self.held.get(pin) != beat[pin]:
+                handle.value = self.held[pin] = beat[pin]
 
     def sample(self, cycle: int) -> bool:
         """Whether the coming edge takes the beat on offer."""
@@ -125,8 +131,9 @@ class Sink:
 
     def drive(self) -> None:
         """Be ready, or, with probability ``stall``, not."""
-        self.is_ready = self.random.random() >= self.stall
-        self.ready.value = int(self.is_ready)
+        was_ready, self.is_ready = self.is_ready, self.random.random() >= self.stall
+        if self.is_ready != was_ready:
+            self.ready.value = int(self.is_ready)
 
     def sample(self, cycle: int) -> bool:
         """Whether the coming edge takes a result."""
@@ -182,6 +189,7 @@ class Bench:
             source.clear()
         for sink in self.sinks:
             sink.waiting = None
+            sink.is_ready = False
             sink.ready.value = 0
         for _ in range(2):
             await FallingEdge(self.dut.clk_i)
@@ -231,9 +239,21 @@ _hits: Counter[str] = Counter()
 
 
 def cover(*points: str) -> None:
-    """Count functional coverage points; the goals are in the unit's ``unit.toml``."""
+    """Count functional coverage points; the goals are in the unit's ``verification.toml``.
+
+    The counts are written when a point is hit first and when the simulation ends: after a crash
+    ``functional.json`` names every point that was hit, with counts of some moment before.
+    """
+    known = len(_hits)
     _hits.update(points)
-    _write("functional.json", dict(_hits))
+    if len(_hits) > known:
+        _write_hits()
+
+
+@atexit.register
+def _write_hits() -> None:
+    if _hits:
+        _write("functional.json", dict(_hits))
 
 
 _cases: list[dict[str, Any]] = []

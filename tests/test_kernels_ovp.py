@@ -18,6 +18,7 @@ from tokenfab.kernels.ovp import (
     complementary_bias,
     decode,
     decode_parts,
+    fit,
     operand_parts,
     outlier_magnitudes,
     pack,
@@ -285,3 +286,29 @@ def test_the_cycle_model_refuses_what_the_unit_cannot_do(shape, format, config, 
 
 def test_formats_are_found_by_their_names():
     assert {name: form.bits for name, form in FORMATS.items()} == {"ovp4": 4, "ovp8": 8}
+
+
+# -- fitting -----------------------------------------------------------------------------------------
+@pytest.mark.parametrize(("form", "factor"), [(OVP4, 20), (OVP8, 1)])
+def test_fitting_a_tensor_with_outliers_beats_scaling_to_its_greatest(form, factor):
+    rng = np.random.default_rng(3)
+    values = rng.standard_normal((32, 64))
+    values[::4, 5] *= 15
+    found = fit(values, form)
+    assert found.bias == complementary_bias(form)
+    assert (found.codes == quantise(values, form, found.scale, found.bias)).all()
+    error, plain = (
+        np.square(decode(quantise(values, form, scale, found.bias), form, found.bias) * scale - values).sum()
+        for scale in (found.scale, np.abs(values).max() / form.top)
+    )
+    assert error < plain / factor
+    assert (found.codes == form.identifier).any()
+
+
+def test_fitting_keeps_integers_of_their_scale_and_refuses_zeros():
+    values = np.arange(-7, 7).reshape(1, 14) * 0.25
+    found = fit(values, OVP4)
+    assert found.scale == pytest.approx(0.25)
+    assert decode(found.codes, OVP4, found.bias).tolist() == [[*range(-7, 7)]]
+    with pytest.raises(InputError, match="all zero"):
+        fit(np.zeros((1, 2)), OVP4)

@@ -23,16 +23,6 @@ Beat = dict[str, int]
 Result = tuple[tuple[int, ...], tuple[int, ...], tuple[bool, ...], bool]
 
 
-_noted: set[str] = set()
-
-
-def note(point: str) -> None:
-    """A functional coverage point, told once: telling writes a file."""
-    if point not in _noted:
-        _noted.add(point)
-        cover(point)
-
-
 class ArrayBench(Bench):
     """The bench with the array's one input and one output."""
 
@@ -144,10 +134,10 @@ def enqueue(bench: ArrayBench, acts: np.ndarray, weights: Quantised, int8: bool 
             for r in range(top, top + ROWS):
                 row = (sums.mantissa[r, cols], sums.exponent[r, cols], sums.overflow[r, cols])
                 expected.append((*(tuple(v.tolist()) for v in row), bool(sums.invalid[r])))  # type: ignore[arg-type]
-    note(f"{weights.format} by {'int8' if int8 else 'fp16'}")
-    note("one group" if weights.scale.shape[1] == 1 else "several groups")
+    cover(f"{weights.format} by {'int8' if int8 else 'fp16'}")
+    cover("one group" if weights.scale.shape[1] == 1 else "several groups")
     if sums.invalid.any():
-        note("an infinity or a NaN")
+        cover("an infinity or a NaN")
     return expected
 
 
@@ -173,7 +163,7 @@ async def random_products_with_idles_and_stalls(dut: Any) -> None:
             expected += random_product(bench, format, bench.random.random() < 0.3, most=4 * LANES)
         await bench.drain(len(expected))
         check_equal(expected, bench.results())
-        note(f"idle {idle > 0}, stall {stall > 0}")
+        cover(f"idle {idle > 0}, stall {stall > 0}")
 
 
 @cocotb.test()
@@ -243,7 +233,7 @@ async def int8_activations_are_exact(dut: Any) -> None:
             ]
             if not any(any(r[2]) for r in expected):
                 check_equal(exact.tolist(), got)
-                note("integer products exact")
+                cover("integer products exact")
 
 
 @cocotb.test()
@@ -314,7 +304,7 @@ async def a_group_saturates_and_says_so(dut: Any) -> None:
                 result = enqueue_groups(bench, [(beats, 255)])
                 assert result[0][2][0] is (beyond == 1), (sign, beyond)
                 expected += result
-                note(f"group bound {sign}, {beyond} beyond")
+                cover(f"group bound {sign}, {beyond} beyond")
     expected += enqueue_groups(bench, [(exact_group(1), 1)])  # the flag is cleared
     await bench.drain(len(expected))
     check_equal(expected, bench.results())
@@ -336,7 +326,7 @@ async def a_column_saturates_and_says_so(dut: Any) -> None:
                 result = enqueue_groups(bench, [*groups, (exact_group(-sign), 1)])
                 assert result[0][2][0] is (beyond == 1), (sign, beyond)
                 expected += result
-                note(f"column bound {sign}, {beyond} beyond")
+                cover(f"column bound {sign}, {beyond} beyond")
     expected += enqueue_groups(bench, [(exact_group(-1), 1)])
     await bench.drain(len(expected))
     check_equal(expected, bench.results())
@@ -375,7 +365,7 @@ async def reset_drops_what_is_under_way(dut: Any) -> None:
         for format in ("int4", "fp3"):
             random_product(bench, format, False, most=2 * LANES)
         await bench.steps(pause)
-        note("a result waits at reset" if bench.output.waiting else "no result waits at reset")
+        cover("a result waits at reset" if bench.output.waiting else "no result waits at reset")
         await bench.reset()
         bench.output.results.clear()
         bench.output.stall = 0.2
@@ -406,7 +396,7 @@ async def cycles_equal_the_model(dut: Any) -> None:
         told = model.cycles(shape, format, P)
         whole, length, rest = model.group_cycles(shape, format, P)
         hidden = (not whole or length >= ROWS + 9) and (not rest or rest >= ROWS + 9)
-        note("dequantisation hidden" if hidden else "groups too short to hide dequantisation")
+        cover("dequantisation hidden" if hidden else "groups too short to hide dequantisation")
         values_equal = bench.results() == expected
         record_case({"shape": shape, "format": format}, values_equal, took, told)
         if took != told or not values_equal:
