@@ -91,12 +91,13 @@ def build(
 def run(
     unit: Unit, simulator: str, parameters: Mapping[str, int], *, tests: str | None = None, seed: int = 1,
     cases: int | None = None, coverage: bool = False, built: Path | None = None, session: str | None = None,
+    most_failures: int = 0,
 ) -> Run:  # fmt: skip
     """Run the unit's cocotb tests (those whose names match the pattern ``tests``) and read their results.
 
     ``cases``: how many random cases tests with cases try. Within one ``session`` (any text) the same run is
-    run once: who asks later gets its results. Raises as :func:`build`, and ``RuntimeError`` when the
-    simulation ends without results.
+    run once: who asks later gets its results. After ``most_failures`` failed tests (0: never) the rest are not
+    run. Raises as :func:`build`, and ``RuntimeError`` when the simulation ends without results.
     """
     folder = built or build(unit, simulator, parameters, coverage=coverage)
     name = "run" + (f"-{_hash([tests, seed, cases])}" if (tests, seed, cases) != (None, 1, None) else "")
@@ -106,7 +107,7 @@ def run(
         if not (session and marker.is_file() and marker.read_text(encoding="utf-8") == session):
             shutil.rmtree(here, ignore_errors=True)
             here.mkdir(parents=True)
-            _simulate(unit, simulator, parameters, folder, here, tests, seed, cases)
+            _simulate(unit, simulator, parameters, folder, here, tests, seed, cases, most_failures)
             if session:
                 marker.write_text(session, encoding="utf-8")
         names, failed = read_results(here / "results.xml", here / "simulation.log")
@@ -189,12 +190,12 @@ def _build(
 
 def _simulate(
     unit: Unit, simulator: str, parameters: Mapping[str, int], folder: Path, here: Path, tests: str | None,
-    seed: int, cases: int | None,
+    seed: int, cases: int | None, most_failures: int,
 ) -> None:  # fmt: skip
     environment = {
         "TOKENFAB_RTL_PARAMETERS": json.dumps(dict(parameters)), "TOKENFAB_RTL_SEED": str(seed),
         "TOKENFAB_RTL_RUN": str(here), "COCOTB_ANSI_OUTPUT": "0",
-        "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "COCOTB_MAX_FAILURES": str(most_failures),
     }  # fmt: skip
     if cases is not None:
         environment["TOKENFAB_RTL_CASES"] = str(cases)
