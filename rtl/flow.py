@@ -24,6 +24,8 @@ from .units import ROOM, Unit
 
 SIMULATION_LIMIT_S = 600
 """Seconds after which a simulation is ended."""
+NOT_RUN = "Regression stopped after"
+"""How cocotb's message for a test begins that it left out because others had failed."""
 
 
 @dataclass(frozen=True)
@@ -126,11 +128,14 @@ def read_results(results: Path, log: Path) -> tuple[list[str], dict[str, str]]:
     ran = [case for case in cases if case.find("skipped") is None]
     if not ran:
         raise RuntimeError(f"the simulation ended without results:\n{_tail(log)}")
-    failed = {}
-    for case in ran:
+    failed: dict[str, str] = {}
+    for case in list(ran):
         for fault in (*case.findall("failure"), *case.findall("error")):
-            message = fault.get("error_msg") or fault.get("message") or fault.text or "failed"
-            failed[case.get("name", "?")] = message.strip()
+            message = (fault.get("error_msg") or fault.get("message") or fault.text or "failed").strip()
+            if message.startswith(NOT_RUN):
+                ran.remove(case)
+            else:
+                failed[case.get("name", "?")] = message
     return [case.get("name", "?") for case in ran], failed
 
 
@@ -196,6 +201,7 @@ def _simulate(
         "TOKENFAB_RTL_PARAMETERS": json.dumps(dict(parameters)), "TOKENFAB_RTL_SEED": str(seed),
         "TOKENFAB_RTL_RUN": str(here), "COCOTB_ANSI_OUTPUT": "0",
         "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "COCOTB_MAX_FAILURES": str(most_failures),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # cocotb wants pytest's assertions only
     }  # fmt: skip
     if cases is not None:
         environment["TOKENFAB_RTL_CASES"] = str(cases)
