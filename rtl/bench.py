@@ -253,7 +253,9 @@ def _write(name: str, document: Any) -> None:
     """Write ``name`` anew. Its file stays open, for opening takes longest; what stands in it only ever grows."""
     folder = os.environ.get("TOKENFAB_RTL_RUN")
     if folder:
-        file = _files.get(name) or _files.setdefault(name, Path(folder, name).open("w", encoding="utf-8"))
+        if name not in _files:
+            _files[name] = Path(folder, name).open("w", encoding="utf-8")  # noqa: SIM115
+        file = _files[name]
         file.seek(0)
         file.write(json.dumps(document))
         file.flush()
