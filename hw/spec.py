@@ -272,7 +272,7 @@ def _quantities(data: object, key: str) -> Iterator[tuple[str, Quantity]]:
 # ---------------------------------------------------------------- reading
 
 DEFAULT: Final = "default"
-"""The architecture every device inherits from first: what holds for a card that nobody measured."""
+"""The architecture every device without ``[arrays]`` inherits from first: what holds for a card nobody measured."""
 
 Architecture = tuple[str, bytes]
 """An architecture's file: its name as error messages show it, and its bytes."""
@@ -290,7 +290,8 @@ def parse_device(data: bytes, file: str, architecture: Callable[[str], Architect
     inherited: dict[str, Quantity | str] = {}
     digest = hashlib.sha256(data)
     if architecture is not None:
-        for parent in (DEFAULT, *([name] if isinstance(name, str) else [])):
+        general = [] if "arrays" in raw else [DEFAULT]  # what was measured on GPUs says nothing of arrays
+        for parent in (*general, *([name] if isinstance(name, str) else [])):
             try:
                 parent_file, parent_data = architecture(parent)
             except InputError as error:
