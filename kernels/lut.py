@@ -42,7 +42,7 @@ class LutFormat:
     """Numbers of a lookup unit.
 
     ``k``: activations of a table, 2 to 6. ``activation_bits``: 2 to 8 for signed integers, 16 for binary16.
-    ``accumulator_bits``: it saturates. For binary16 only: ``guard`` bits kept below the significand, 0 to 29;
+    ``accumulator_bits``: 2 to 80; it saturates. For binary16 only: ``guard`` bits kept below the significand, 0 to 29;
     ``table_bits``: bits to which entries are rounded, 0 for all; ``half``: results in binary16, else binary32.
     """
 
@@ -58,6 +58,8 @@ class LutFormat:
             raise InputError(f"k = {self.k}: a table is made of 2 to 6 activations")
         if not (2 <= self.activation_bits <= 8 or self.is_float):
             raise InputError(f"activation_bits = {self.activation_bits}: 2 to 8, or 16 for binary16")
+        if not 2 <= self.accumulator_bits <= 80:
+            raise InputError(f"accumulator_bits = {self.accumulator_bits}: 2 to 80")
         if not self.is_float and (self.guard or self.table_bits or self.half):
             raise InputError("guard, table_bits and half are for binary16 activations")
         if not 0 <= self.guard <= 29:
@@ -134,12 +136,15 @@ def quantise(weights: npt.ArrayLike, bits: int, group: int) -> Quantised:
 
     From 2 bits on: two's complement without its least value, scale = max |w| / (2^(bits-1) - 1), to
     nearest. 1 bit: odd, ±1, scale = mean |w| (the least square error, XNOR-Net, arXiv:1603.05279). A group of
-    zeros has scale 0. Raises ``InputError`` on bits beyond 1 to 8 and when k is no multiple of the group.
+    zeros has scale 0. Raises ``InputError`` on bits beyond 1 to 8, on what is not finite, and when k is no
+    multiple of the group.
     """
     _check_bits(bits)
     matrix = np.asarray(weights, np.float64)
     if matrix.ndim != 2 or group < 1 or matrix.shape[1] % group:
         raise InputError(f"weights have shape {matrix.shape}; wanted (rows, a multiple of the group, {group})")
+    if not np.isfinite(matrix).all():
+        raise InputError("weights must be finite")
     blocks = matrix.reshape(matrix.shape[0], -1, group)
     if bits == 1:
         scales = np.abs(blocks).mean(-1)
@@ -154,10 +159,10 @@ def codes(weights: npt.ArrayLike, bits: int, odd: bool = False) -> Integers:
     """Codes of ``weights`` (n, K), top bit first: (bits, n).
 
     A code is the index of a table entry, and 2^(K-1) more where the entry is to be negated. Raises
-    ``InputError`` on a weight that ``bits`` bits do not hold.
+    ``InputError`` on a weight that ``bits`` bits do not hold, and on what is no matrix of whole numbers.
     """
     _check_bits(bits)
-    matrix = np.asarray(weights, np.int64)
+    matrix = _whole("weights", weights)
     signed = matrix if odd else 2 * matrix + 1
     if (signed % 2 == 0).any() or (np.abs(signed) >= 2**bits).any():
         kind = "odd numbers" if odd else "two's complement"
@@ -217,11 +222,15 @@ def group_sums(table: Integers, group_codes: Integers, odd: bool) -> Integers:
 def lut_tile(groups: Sequence[Group], format: LutFormat) -> Tile:
     """Sum of the products of ``groups``, in their order, as the lookup unit computes it.
 
-    Raises ``InputError`` on activations or weights that the format does not hold, and on shapes that differ.
+    Raises ``InputError`` on activations or weights that the format does not hold, on shapes that differ, and
+    without groups.
     """
+    if not groups:
+        raise InputError("a tile has one group at least")
     high = 2 ** (format.accumulator_bits - 1) - 1
-    # Python integers where 64 bits might not do; saturation makes the order of groups matter.
-    kind: Any = np.int64 if format.accumulator_bits <= 62 else object
+    # Python integers where 64 bits might not do: for the total, or for what a group adds to it.
+    added = format.entry_bits + 8 + (29 if format.is_float else 0)
+    kind: Any = np.int64 if max(format.accumulator_bits, added) <= 62 else object
     shape = (groups[0].activations.shape[0], groups[0].weights.shape[0])
     total = np.zeros(shape, kind)
     overflow, invalid = np.zeros(shape, np.bool_), np.zeros(shape[0], np.bool_)
@@ -251,12 +260,14 @@ def lut_matmul(
     Activations are integers, or floating-point numbers that are first rounded to binary16. k that is no
     multiple of ``format.k`` is filled up with zero activations. Raises as :func:`lut_tile`.
     """
-    acts, matrix = np.asarray(activations), np.asarray(weights, np.int64)
-    if acts.ndim != 2 or matrix.ndim != 2 or acts.shape[1] != matrix.shape[1] or not acts.size or not matrix.size:
+    acts, matrix = np.asarray(activations), _whole("weights", weights)
+    if acts.ndim != 2 or acts.shape[1] != matrix.shape[1] or not acts.size:
         raise InputError(f"activations have shape {acts.shape}, weights {matrix.shape}: wanted (m, k) and (n, k)")
     if format.is_float:
         with np.errstate(over="ignore"):  # beyond 65504 is infinity, which the result then says
             acts = acts.astype(np.float16).view(np.uint16)
+    else:
+        acts = _whole("activations", acts)
     more = ((0, 0), (0, -acts.shape[1] % format.k))
     acts = np.pad(acts.astype(np.int64), more)
     matrix = np.pad(matrix, more, constant_values=int(odd))
@@ -317,6 +328,13 @@ def _rounded(total: npt.NDArray[Any], overflow: Flags, invalid: Flags, format: L
     results[invalid] = 0x7E00 if format.half else 0x7FC00000
     flags[invalid] = False
     return Tile(results, flags, invalid)
+
+
+def _whole(name: str, numbers: npt.ArrayLike) -> Integers:
+    matrix = np.asarray(numbers)
+    if matrix.ndim != 2 or not matrix.size or not np.issubdtype(matrix.dtype, np.integer):
+        raise InputError(f"{name} have shape {matrix.shape} and type {matrix.dtype}; wanted a matrix of whole numbers")
+    return matrix.astype(np.int64)
 
 
 def _check_bits(bits: int) -> None:

@@ -16,7 +16,7 @@ from collections import Counter, deque
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from random import Random
-from typing import Any
+from typing import Any, TextIO
 
 import cocotb
 from cocotb.clock import Clock
@@ -25,7 +25,7 @@ from cocotb.types import LogicArray
 
 FOUR_STATE = not cocotb.SIM_NAME.lower().startswith("verilator")
 """Whether the simulator knows X."""
-PATIENCE = 20_000
+PATIENCE = 2_000
 """Cycles without any handshake after which a bench gives up."""
 
 
@@ -266,7 +266,16 @@ def record_case(what: Mapping[str, Any], values_equal: bool, cycles_rtl: int, cy
     _write("cases.json", _cases)
 
 
+_files: dict[str, TextIO] = {}
+
+
 def _write(name: str, document: Any) -> None:
+    """Write ``name`` anew. Its file stays open, for opening takes longest; what stands in it only ever grows."""
     folder = os.environ.get("TOKENFAB_RTL_RUN")
     if folder:
-        Path(folder, name).write_text(json.dumps(document), encoding="utf-8")
+        if name not in _files:
+            _files[name] = Path(folder, name).open("w", encoding="utf-8")  # noqa: SIM115
+        file = _files[name]
+        file.seek(0)
+        file.write(json.dumps(document))
+        file.flush()

@@ -24,6 +24,8 @@ from .units import ROOM, Unit
 
 SIMULATION_LIMIT_S = 600
 """Seconds after which a simulation is ended."""
+NOT_RUN = "Regression stopped after"
+"""How cocotb's message for a test begins that it left out because others had failed."""
 
 
 @dataclass(frozen=True)
@@ -91,12 +93,13 @@ def build(
 def run(
     unit: Unit, simulator: str, parameters: Mapping[str, int], *, tests: str | None = None, seed: int = 1,
     cases: int | None = None, coverage: bool = False, built: Path | None = None, session: str | None = None,
+    most_failures: int = 0,
 ) -> Run:  # fmt: skip
     """Run the unit's cocotb tests (those whose names match the pattern ``tests``) and read their results.
 
     ``cases``: how many random cases tests with cases try. Within one ``session`` (any text) the same run is
-    run once: who asks later gets its results. Raises as :func:`build`, and ``RuntimeError`` when the
-    simulation ends without results.
+    run once: who asks later gets its results. After ``most_failures`` failed tests (0: never) the rest are not
+    run. Raises as :func:`build`, and ``RuntimeError`` when the simulation ends without results.
     """
     folder = built or build(unit, simulator, parameters, coverage=coverage)
     name = "run" + (f"-{_hash([tests, seed, cases])}" if (tests, seed, cases) != (None, 1, None) else "")
@@ -106,7 +109,7 @@ def run(
         if not (session and marker.is_file() and marker.read_text(encoding="utf-8") == session):
             shutil.rmtree(here, ignore_errors=True)
             here.mkdir(parents=True)
-            _simulate(unit, simulator, parameters, folder, here, tests, seed, cases)
+            _simulate(unit, simulator, parameters, folder, here, tests, seed, cases, most_failures)
             if session:
                 marker.write_text(session, encoding="utf-8")
         names, failed = read_results(here / "results.xml", here / "simulation.log")
@@ -125,11 +128,14 @@ def read_results(results: Path, log: Path) -> tuple[list[str], dict[str, str]]:
     ran = [case for case in cases if case.find("skipped") is None]
     if not ran:
         raise RuntimeError(f"the simulation ended without results:\n{_tail(log)}")
-    failed = {}
-    for case in ran:
+    failed: dict[str, str] = {}
+    for case in list(ran):
         for fault in (*case.findall("failure"), *case.findall("error")):
-            message = fault.get("error_msg") or fault.get("message") or fault.text or "failed"
-            failed[case.get("name", "?")] = message.strip()
+            message = (fault.get("error_msg") or fault.get("message") or fault.text or "failed").strip()
+            if message.startswith(NOT_RUN):
+                ran.remove(case)
+            else:
+                failed[case.get("name", "?")] = message
     return [case.get("name", "?") for case in ran], failed
 
 
@@ -189,12 +195,13 @@ def _build(
 
 def _simulate(
     unit: Unit, simulator: str, parameters: Mapping[str, int], folder: Path, here: Path, tests: str | None,
-    seed: int, cases: int | None,
+    seed: int, cases: int | None, most_failures: int,
 ) -> None:  # fmt: skip
     environment = {
         "TOKENFAB_RTL_PARAMETERS": json.dumps(dict(parameters)), "TOKENFAB_RTL_SEED": str(seed),
         "TOKENFAB_RTL_RUN": str(here), "COCOTB_ANSI_OUTPUT": "0",
-        "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1",
+        "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1", "COCOTB_MAX_FAILURES": str(most_failures),
+        "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1",  # cocotb wants pytest's assertions only
     }  # fmt: skip
     if cases is not None:
         environment["TOKENFAB_RTL_CASES"] = str(cases)

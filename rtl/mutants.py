@@ -30,7 +30,7 @@ SIMULATOR = "icarus"
 
 @dataclass(frozen=True)
 class Verdict:
-    """What became of a mutant: names of the tests that failed; none means it survived."""
+    """What became of a mutant: the test that failed first; none means it survived."""
 
     unit: str
     number: int
@@ -66,7 +66,7 @@ def try_mutant(unit: Unit, number: int) -> Verdict:
         sources = mutated_sources(unit, mutant, folder / "sources")
         built = build(unit, SIMULATOR, parameters, folder=folder / "build", sources=sources)
         try:
-            failed = sorted(run(unit, SIMULATOR, parameters, built=built).failed)
+            failed = sorted(run(unit, SIMULATOR, parameters, built=built, most_failures=1).failed)
         except RuntimeError:
             failed = ["(the simulation crashed)"]
         write_whole(verdict, json_text(failed))

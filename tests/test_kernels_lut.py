@@ -95,6 +95,14 @@ def test_the_accumulator_saturates_group_by_group():
     assert lut_tile([back, back, back, group], form).results.tolist() == [[-512 + 254]]
 
 
+def test_a_group_wider_than_64_bits_saturates_too():
+    form = LutFormat(4, 16, accumulator_bits=60, guard=29)
+    group = Group(np.full((1, 4), 0x7BFF), np.full((1, 4), 127), 8)
+    tile = lut_tile([group], form)  # 4 · 127 · 65504 in units of 2^-53 needs 78 bits
+    assert as_floats(tile, form).tolist() == [[2.0**59 / 2.0**53]]
+    assert tile.overflow.tolist() == [[True]]
+
+
 # -- quantisers ------------------------------------------------------------------------------------
 @given(st.integers(1, 8), st.sampled_from([2, 4, 8]), seeds)
 def test_quantised_weights_are_near_and_symmetric(bits, group, seed):
@@ -225,6 +233,12 @@ def test_rounding_at_the_edge_of_binary16():
         (lambda: LutFormat(guard=1), "are for binary16"),
         (lambda: LutFormat(activation_bits=16, guard=30), "0 to 29"),
         (lambda: LutFormat(activation_bits=16, table_bits=15), "0, or 4 to 14"),
+        (lambda: LutFormat(accumulator_bits=81), "2 to 80"),
+        (lambda: codes([[0.5, 1.0]], 2), "wanted a matrix of whole numbers"),
+        (lambda: codes([0, 1], 2), "wanted a matrix of whole numbers"),
+        (lambda: lut_matmul([[0.5, 1.0]], [[1, 1]], 2, LutFormat()), "activations have shape .* of whole numbers"),
+        (lambda: lut_tile([], LutFormat()), "one group at least"),
+        (lambda: quantise([[1.0, np.nan]], 4, 2), "must be finite"),
         (lambda: codes([[2, 0]], 2), "not all two's complement of 2 bits"),
         (lambda: codes([[2, 1]], 2, True), "not all odd numbers of 2 bits"),
         (lambda: codes([[0]], 9), "9 bits: 1 to 8"),

@@ -166,6 +166,7 @@ def test_failures_are_read_from_the_results(tmp_path):
     (tmp_path / "r.xml").write_text(
         '<testsuites><testsuite><testcase name="a"/><testcase name="b"><failure error_msg="no"/></testcase>'
         '<testcase name="c"><error message="crash"/></testcase><testcase name="d"><skipped/></testcase>'
+        '<testcase name="e"><failure error_msg="Regression stopped after 1 failures (limit=1)"/></testcase>'
         "</testsuite></testsuites>"
     )
     assert read_results(tmp_path / "r.xml", tmp_path) == (["a", "b", "c"], {"b": "no", "c": "crash"})
@@ -174,7 +175,7 @@ def test_failures_are_read_from_the_results(tmp_path):
 def test_within_a_session_a_simulation_is_run_once(tmp_path, monkeypatch):
     runs = []
 
-    def simulate(unit, simulator, parameters, folder, here, tests, seed, cases):
+    def simulate(unit, simulator, parameters, folder, here, tests, seed, cases, most_failures):
         runs.append(here)
         (here / "results.xml").write_text('<testsuites><testcase name="a"/></testsuites>')
 

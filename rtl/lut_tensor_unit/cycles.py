@@ -17,13 +17,13 @@ from ..parameters import Count, Parameter, Parameters, Rule, Shape, ceil_div, co
 DESCRIPTION = "tensor core that multiplies by table lookup, one weight bit per cycle (LUT Tensor Core)"
 
 PARAMETERS = {
-    "M": Parameter(2, "rows of a tile: activation vectors", (1, 2, 3, 4)),
-    "N": Parameter(64, "columns of a tile: outputs", (1, 2, 4, 8, 16)),
-    "K": Parameter(4, "activations of a table", (2, 3, 4, 5)),
+    "M": Parameter(2, "rows of a tile: activation vectors", (1, 2, 3)),
+    "N": Parameter(64, "columns of a tile: outputs", (1, 2, 4, 8)),
+    "K": Parameter(4, "activations of a table", (2, 3, 4, 6)),
     "ACT_WIDTH": Parameter(8, "bits of an activation; 16 is binary16", (2, 4, 8, 16, 16, 16)),
     "MAX_BITS": Parameter(8, "most bits of a weight", (1, 2, 4, 5, 8)),
     "COLUMNS": Parameter(8, "columns of a beat of results", (1, 2, 4, 8)),
-    "GUARD": Parameter(0, "bits kept below a binary16 significand", (0, 0, 3, 10, 29)),
+    "GUARD": Parameter(0, "bits kept below a binary16 significand", (0, 0, 3, 29)),
     "TABLE_WIDTH": Parameter(0, "bits to which a table entry is rounded, 0 for all", (0, 0, 8, 12)),
     "HALF": Parameter(0, "1 for results in binary16", (0, 0, 1)),
     "ACC_WIDTH": Parameter(32, "bits of an accumulator, saturating", (16, 20, 32, 48, 56, 64, 80)),
