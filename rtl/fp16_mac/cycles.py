@@ -15,10 +15,10 @@ from ..parameters import Parameter, Parameters, Rule, complete
 DESCRIPTION = "array of conventional multiply-accumulate elements: binary16 products, binary32 sums"
 
 PARAMETERS = {
-    "ROWS": Parameter(8, "activation vectors at a time", (1, 2, 3, 4)),
-    "COLS": Parameter(8, "outputs at a time", (1, 2, 3)),
+    "ROWS": Parameter(8, "activation vectors at a time", (1, 2, 3)),
+    "COLS": Parameter(8, "outputs at a time", (1, 2)),
     "LANES": Parameter(1, "products per element and cycle", (1, 2, 4, 8)),
-    "GUARD": Parameter(3, "bits below the products when lanes are aligned", (0, 1, 3, 8)),
+    "GUARD": Parameter(3, "bits below the products when lanes are aligned", (3, 8)),
     "FRACTION": Parameter(10, "bits of the operands' fractions: 10 binary16, 2 FP8 (E5M2)", (2, 3, 7, 10)),
 }
 
