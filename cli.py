@@ -444,19 +444,21 @@ def rtl_cycles(
 def rtl_area(
     units: Units = None,
     liberty: Annotated[Path | None, typer.Option(help="Liberty file. Default: an installed one, if any.")] = None,
+    compare: Annotated[bool, typer.Option("--compare", help="Per operation, beside published ratios.")] = False,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """FPGA primitives and standard cells of the units, by Yosys.
+    """FPGA primitives and standard cells of the units, by Yosys; or their area per operation.
 
     Example: tokenfab rtl area sparse_dsp_chain --liberty osu018_stdcells.lib
     """
+    from .rtl.compare import compare_rows
     from .rtl.jobs import area_rows
     from .rtl.units import chosen_units
 
     with terminal.progress(quiet or json_) as step:
-        rows = area_rows(chosen_units(units or []), liberty, step)
-    _answer(rows, json_, quiet, lambda: terminal.rtl_area(rows))
+        rows = (compare_rows if compare else area_rows)(chosen_units(units or []), liberty, step)
+    _answer(rows, json_, quiet, lambda: (terminal.rtl_comparison if compare else terminal.rtl_area)(rows))
 
 
 @app.callback(invoke_without_command=True)

@@ -11,7 +11,7 @@ from ..workloads.compiled import compile_trace
 from ..workloads.expr_functions import Array
 from ..workloads.parallel import tensor_parallel
 from ..workloads.trace import Trace
-from . import gpu
+from . import array, gpu
 from .cost import Costs, cost
 from .estimate import USD_PER_KWH, Estimate, Phase, memory_fit
 from .spec import Device
@@ -87,15 +87,15 @@ def model_facts(trace: Trace) -> dict[str, Any]:
 
 def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
     """The device's numbers, each with its source, and its roofline for the model's format."""
-    used, rate = device.rate(trace.format)
+    used, rate = array.peak(trace, device) if device.arrays else _peak(trace, device)
     return {
         "name": device.name,
         "description": device.description,
         "kind": device.kind,
         "architecture": device.architecture,
-        "peak_flops": rate.value,
+        "peak_flops": rate,
         "peak_format": used,
-        "achievable_flops": rate.value * device.model.matmul_efficiency.value,
+        "achievable_flops": rate * device.model.matmul_efficiency.value,
         "bandwidth": device.dram.bandwidth.value,
         "achievable_bandwidth": device.dram.bandwidth.value * device.model.memory_efficiency.value,
         "capacity_bytes": device.dram.capacity.value,
@@ -106,6 +106,11 @@ def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
             for key, q in device.quantities()
         ],
     }
+
+
+def _peak(trace: Trace, device: Device) -> tuple[str, float]:
+    used, rate = device.rate(trace.format)
+    return used, rate.value
 
 
 def provenance(result: Estimate, trace: Trace) -> list[str]:
@@ -128,8 +133,13 @@ def provenance(result: Estimate, trace: Trace) -> list[str]:
 
 def _constants(device: Device) -> list[str]:
     """Where the constants of its kernels' time are from: of a GPU's kernel models, else of the roofline."""
+    m = device.model
+    if device.arrays:
+        return [
+            f"products take the cycles of {device.arrays.unit}'s cycle model, which its RTL is held equal to",
+            f"streams reach {m.memory_efficiency.text} of bandwidth: {m.memory_efficiency.source}",
+        ]
     if device.kind not in gpu.KINDS:
-        m = device.model
         return [
             f"matmul reaches {m.matmul_efficiency.text} of peak: {m.matmul_efficiency.source}",
             f"streams reach {m.memory_efficiency.text} of bandwidth: {m.memory_efficiency.source}",

@@ -135,7 +135,7 @@ def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
     return RooflineModel(
         reasons=reasons,
         static_power_w=static_w,
-        power_interval=_power_interval(device),
+        power_interval=power_interval(device),
         low=np.array([[interval(row.operator, r, device).low.value for row in rows] for r in reasons]),
         high=np.array([[interval(row.operator, r, device).high.value for row in rows] for r in reasons]),
         errors=errors_of(compiled, device),
@@ -144,7 +144,7 @@ def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
         launch=launch,
         energy={
             "compute": compute_energy,
-            "dram": moved * 8 * _dram_energy(device),
+            "dram": moved * 8 * dram_energy(device),
             "transport": moved * 8 * (constants.transport_energy.value if constants.transport_energy else 0.0),
         },
         dynamic_limit_w=dynamic_w,
@@ -216,14 +216,15 @@ def _power(device: Device) -> tuple[float, float]:
     return device.power.tdp.value - static, static
 
 
-def _power_interval(device: Device) -> tuple[float, float]:
+def power_interval(device: Device) -> tuple[float, float]:
+    """Measured over predicted energy, 5 % and 95 % quantile. Raises ``InputError`` where the device has none."""
     interval = device.intervals.get("power")
     if interval is None:
         raise InputError(f"device {device.name}: intervals.power is missing; no estimate without an interval")
     return interval.low.value, interval.high.value
 
 
-def _dram_energy(device: Device) -> float:
+def dram_energy(device: Device) -> float:
     """Joules per bit moved to or from DRAM. Raises ``InputError`` when the device file does not say."""
     if device.dram.energy is None:
         raise InputError(

@@ -158,6 +158,22 @@ class Interval(_Data):
     high: Quantity
 
 
+class Arrays(_Data):
+    """Arrays of a hardware unit of ``rtl/``, as many as ``compute.units``, at ``compute.clock``.
+
+    ``parameters`` are the unit's, in lower case (its defaults where a file does not say); ``power`` is what one
+    array draws while it works. ``weights`` and ``activations`` say as what the unit takes a trace's formats
+    (``int4 = "fp4"``) where the names differ. ``mac_area`` (mm²) is a binary16 multiply-accumulate in the
+    device's process: with the unit's relative area it gives the arrays'."""
+
+    unit: str
+    power: Quantity
+    mac_area: Quantity | None = None
+    parameters: dict[str, Quantity] = {}
+    weights: dict[str, str] = {}
+    activations: dict[str, str] = {}
+
+
 class Device(_Data):
     """One device. ``digest`` is the SHA-256 of the file's bytes followed by its architecture's."""
 
@@ -168,6 +184,7 @@ class Device(_Data):
     architecture: str | None = None
     year: int
     engines: dict[str, dict[str, Quantity]]
+    arrays: Arrays | None = None
     compute: Compute
     memory: dict[str, Memory]
     links: dict[str, Link] = {}
@@ -255,7 +272,7 @@ def _quantities(data: object, key: str) -> Iterator[tuple[str, Quantity]]:
 # ---------------------------------------------------------------- reading
 
 DEFAULT: Final = "default"
-"""The architecture every device inherits from first: what holds for a card that nobody measured."""
+"""The architecture every device without ``[arrays]`` inherits from first: what holds for a card nobody measured."""
 
 Architecture = tuple[str, bytes]
 """An architecture's file: its name as error messages show it, and its bytes."""
@@ -273,7 +290,8 @@ def parse_device(data: bytes, file: str, architecture: Callable[[str], Architect
     inherited: dict[str, Quantity | str] = {}
     digest = hashlib.sha256(data)
     if architecture is not None:
-        for parent in (DEFAULT, *([name] if isinstance(name, str) else [])):
+        general = [] if "arrays" in raw else [DEFAULT]  # what was measured on GPUs says nothing of arrays
+        for parent in (*general, *([name] if isinstance(name, str) else [])):
             try:
                 parent_file, parent_data = architecture(parent)
             except InputError as error:

@@ -121,7 +121,7 @@ class Key(NamedTuple):
         return f"{dimension.phrase} between {self.low} and {self.high}, e.g. {example}"
 
 
-DEVICE_KINDS: Final = ("gpu", "tpu", "cpu", "fpga", "pim", "lut", "bit-serial", "storage", "dataflow")
+DEVICE_KINDS: Final = ("gpu", "tpu", "cpu", "fpga", "pim", "lut", "bit-serial", "systolic", "storage", "dataflow")
 _WORDS: Final = {
     "text": "one line of text",
     "name": "a name of lower-case letters, digits, '-', '_' and '.'",
@@ -237,13 +237,19 @@ KEYS: Final[Mapping[str, Key]] = {
             ("high", Key("number", "1", "100", "1.4", False)),
         )
     },
+    "arrays.unit": Key("name", example="bit_serial_pe"),
+    "arrays.power": Key("power", "1 nW", "1 kW", "37.5 mW"),
+    "arrays.mac_area": Key("area", "0.1 um2", "1 mm2", "1968.7 um2", required=False),
+    "arrays.parameters.*": Key("count", "1", "65536", "8"),
+    "arrays.weights.*": Key("name", example="fp4"),
+    "arrays.activations.*": Key("name", example="fp16"),
     "parameters.*": Key("any", example="1.5 ns"),
 }
 """Every key a device file may hold; ``*`` stands for a name (of an engine and a number format, a
 memory level, a link, a source, a parameter). ``parameters`` are numbers that only the cost model of
 the device's kind understands (banks per channel, MACs per tile): any dimension, known by its unit."""
 
-OPTIONAL_SECTIONS: Final = ("die",)
+OPTIONAL_SECTIONS: Final = ("die", "arrays")
 """Sections with required keys that a file may leave out as a whole."""
 
 ARCHITECTURE_KEYS: Final[Mapping[str, Key]] = {

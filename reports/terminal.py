@@ -342,6 +342,24 @@ def rtl_area(rows: list[Document]) -> None:
     say("", f"{said}. dsp to bram: UltraScale+ by Yosys, which packs only a slice's multiplier into its DSP48E2.")
 
 
+def rtl_comparison(rows: list[Document]) -> None:
+    """One row per array and pair of formats, over the area of the binary16 array at equal throughput."""
+    columns = ("unit", "weight", "activation", "MACs/cycle", "gates/MAC", "ratio", "published", "parameters")
+    lines = []
+    for row in rows:
+        published = "–" if row["published"] is None else f"{row['published']:.3f}"
+        sizes = f"{row['macs_per_cycle']:.1f}", f"{row['gates_per_mac']:,.0f}", f"{row['relative']:.3f}", published
+        lines.append([row["unit"], row["weight"], row["activation"], *sizes, _settings(row["parameters"])])
+    say(table(columns, lines, right=columns[3:7]))
+    for row in rows:
+        if row["source"]:
+            which = f"{row['unit']}, {row['weight']} by {row['activation']}, published {row['published']:.3f}"
+            say("", f"{which}: {row['source']}")
+    libraries = sorted({row["liberty"] for row in rows})
+    said = f"gates: areas in {', '.join(libraries)} over its NAND2, whole arrays"
+    say("", f"{said}; ratio: gates per multiply-accumulate and cycle over those of binary16.")
+
+
 def _settings(parameters: Document) -> str:
     return " ".join(f"{name}={value}" for name, value in parameters.items())
 

@@ -61,7 +61,7 @@ def area(unit: Unit, parameters: Mapping[str, int], liberty: Path | None = None)
     if lacking := sorted(kind for kind in mapped if sizes and kind not in sizes):
         raise InputError(f"{liberty}: has no cell for {', '.join(lacking)}")
     total = sum(sizes[kind] * count for kind, count in mapped.items()) if sizes else None
-    nand2 = min((size for kind, size in sizes.items() if re.match(r"NAND2|nand2|.*__nand2_", kind)), default=None)
+    nand2 = nand2_area(sizes)
     return {
         "unit": unit.name, "parameters": dict(parameters), "cells": sum(mapped.values()), "area": total,
         "gate_equivalents": total / nand2 if total is not None and nand2 else None,
@@ -95,6 +95,11 @@ def cascades(unit: Unit, parameters: Mapping[str, int]) -> tuple[int, int]:
     cells = netlist(unit, parameters, [f"synth_xilinx -flatten -family xc7 -noiopad -top {unit.top}"])
     links = [bits > 0 for kind, bits in cells if kind == "DSP48E1"]
     return len(links), sum(links)
+
+
+def nand2_area(sizes: Mapping[str, float]) -> float | None:
+    """The smallest NAND2 among cells of a library, the gate that areas are counted in."""
+    return min((size for kind, size in sizes.items() if re.match(r"NAND2|nand2|.*__nand2_", kind)), default=None)
 
 
 def cell_areas(liberty: Path) -> dict[str, float]:

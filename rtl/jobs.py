@@ -43,7 +43,7 @@ def test_rows(units: Sequence[Unit], simulators: Sequence[str], step: Callable[[
         return done
 
     rows: dict[tuple[str, str], Row] = {}
-    for done in _everywhere(job, jobs):
+    for done in everywhere(job, jobs):
         empty = {"unit": done.unit, "simulator": done.simulator, "tests": 0, "failed": 0, "failures": []}
         row = rows.setdefault((done.unit, done.simulator), empty)
         row["tests"] += len(done.tests)
@@ -82,7 +82,7 @@ def cycles_rows(units: Sequence[Unit], simulator: str, cases: int, seed: int, st
             step(f"{unit.name}: {share} cases")
             return done
 
-        found = [(done, case) for done in _everywhere(job, jobs) for case in done.document("cases") or []]
+        found = [(done, case) for done in everywhere(job, jobs) for case in done.document("cases") or []]
         values = [case for _, case in found if not case["values_equal"]]
         times = [case for _, case in found if case["cycles_rtl"] != case["cycles_model"]]
         wrong = [(d, c) for d, c in found if not c["values_equal"] or c["cycles_rtl"] != c["cycles_model"]]
@@ -105,7 +105,7 @@ def area_rows(units: Sequence[Unit], liberty: Path | None, step: Callable[[str],
         step(what[0].name)
         return done
 
-    return list(_everywhere(job, jobs))
+    return list(everywhere(job, jobs))
 
 
 def refusal(unit: Unit, simulator: str, parameters: Parameters) -> str:
@@ -117,7 +117,7 @@ def refusal(unit: Unit, simulator: str, parameters: Parameters) -> str:
     return ""
 
 
-def _everywhere(job: Callable[[T], R], jobs: Sequence[T]) -> Iterator[R]:
-    """``job`` of every one of ``jobs``, on all processors: the work is in processes that the threads wait for."""
+def everywhere(job: Callable[[T], R], jobs: Sequence[T]) -> Iterator[R]:
+    """``job`` of every one of ``jobs``, in order, on all processors: the work is in processes that threads wait for."""
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         yield from pool.map(job, jobs)

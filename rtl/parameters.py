@@ -5,10 +5,17 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from random import Random
+from typing import Any, TypeAlias
+
+import numpy as np
 
 from ..errors import InputError, unknown_name
 
 Parameters = dict[str, int]
+Count: TypeAlias = Any
+"""An ``int``, or an integer array: a cycle model answers for one product or for many at once."""
+Shape: TypeAlias = Mapping[str, Any]
+"""Sizes of a product by name (``m``, ``n``, ``k``), each a :data:`Count`; arrays broadcast."""
 
 
 @dataclass(frozen=True)
@@ -61,6 +68,24 @@ def draw(
             return check({name: random.choice(parameter.choices) for name, parameter in known.items()})
         except InputError:
             continue
+
+
+def positive(unit: str, shape: Shape, *names: str) -> None:
+    """Raises ``InputError`` where a size of ``shape`` is below 1."""
+    for name in names:
+        least = np.min(shape[name]) if np.size(shape[name]) else 1
+        if least < 1:
+            raise InputError(f"{unit}: {name} must be at least 1; it is {least}")
+
+
+def ceil_div(total: Count, part: int) -> Count:
+    """How many parts hold ``total``, the last one perhaps not full."""
+    return -(-total // part)
+
+
+def larger(a: Count, b: Count) -> Count:
+    """The larger one, element by element where there are arrays."""
+    return max(a, b) if isinstance(a, int) and isinstance(b, int) else np.maximum(a, b)
 
 
 def power_of_two(value: int, low: int, high: int) -> bool:

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import unknown_name
-from .parameters import Parameter, Parameters, Rule
+from .parameters import Count, Parameter, Parameters, Rule, Shape
 
 ROOM = Path(__file__).resolve().parent
 
@@ -21,7 +21,8 @@ class Unit:
     """One hardware unit, as its folder describes it.
 
     ``check`` completes parameters and refuses illegal ones; ``cycles(shape, format, config)`` is the cycle
-    model. ``recipe`` is ``unit.toml`` (parameter sets) with ``verification.toml`` (goals, exclusions, mutants).
+    model, ``tile(format, config)`` the (m, n) of outputs computed at a time. ``recipe`` is ``unit.toml`` (parameter
+    sets) with ``verification.toml`` (goals, exclusions, mutants).
     """
 
     name: str
@@ -29,7 +30,8 @@ class Unit:
     parameters: Mapping[str, Parameter]
     rules: tuple[Rule, ...]
     check: Callable[[Mapping[str, int]], Parameters]
-    cycles: Callable[[Mapping[str, int], Mapping[str, str], Mapping[str, int]], int]
+    cycles: Callable[[Shape, Mapping[str, str], Mapping[str, int]], Count]
+    tile: Callable[[Mapping[str, str], Mapping[str, int]], tuple[int, int]]
     folder: Path
     recipe: Mapping[str, Any]
 
@@ -71,7 +73,8 @@ def load_unit(name: str) -> Unit:
     for file in ("unit.toml", "verification.toml"):
         recipe |= tomllib.loads((folder / file).read_text(encoding="utf-8"))
     return Unit(
-        name, module.DESCRIPTION, module.PARAMETERS, module.RULES, module.check, module.cycles, folder, recipe
+        name, module.DESCRIPTION, module.PARAMETERS, module.RULES, module.check, module.cycles, module.tile,
+        folder, recipe,
     )  # fmt: skip
 
 

@@ -251,8 +251,9 @@ def test_longer_contexts_and_larger_batches_never_cost_less(model, point) -> Non
 @pytest.mark.parametrize("name", device_names())
 def test_every_catalogue_device_costs_a_model(name: str) -> None:
     card = load_device(name)
-    costs = cost(trace(), card, [1, 8], [512, 1], [0, 512])
-    moved = trace().total("bytes")([1, 8], [512, 1], [0, 512])
+    model = apply_techniques(trace(), ["weight-only:head=1", "kv-quant:bits=4"]) if card.arrays else trace()
+    costs = cost(model, card, [1, 8], [512, 1], [0, 512])
+    moved = model.total("bytes")([1, 8], [512, 1], [0, 512])
     assert (costs.latency_s >= moved / card.dram.bandwidth.value).all()
     assert (costs.low_s < costs.latency_s).all()
     assert (costs.high_s > costs.latency_s).all()

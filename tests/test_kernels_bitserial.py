@@ -24,7 +24,7 @@ from tokenfab.kernels.bitserial import (
     quantise,
     terms,
 )  # fmt: skip
-from tokenfab.rtl.bit_serial_pe.cycles import TERMS, check, cycles, group_lengths
+from tokenfab.rtl.bit_serial_pe.cycles import TERMS, check, cycles, group_cycles
 from tokenfab.rtl.bit_serial_pe.speed import measure
 
 GRIDS = {"fp3": [0, 1, 2, 4, -1, -2, -4], "fp4": [s * v for s in (1, -1) for v in (0, 0.5, 1, 1.5, 2, 3, 4, 6)]}
@@ -248,7 +248,7 @@ def test_an_accumulator_saturates_and_comes_back():
 def test_cycles_by_hand():
     p = check({})
     fp4 = {"weight": "fp4"}
-    assert group_lengths({"m": 1, "n": 1, "k": 300}, fp4, p) == [64, 64, 22]  # 128 inputs: 32 beats of 2 cycles
+    assert group_cycles({"m": 1, "n": 1, "k": 300}, fp4, p) == (2, 64, 22)  # 128 inputs: 32 beats of 2 cycles
     assert cycles({"m": 1, "n": 1, "k": 4}, fp4, p) == 2 + 1 + 3 + 8 + 8
     assert cycles({"m": 8, "n": 8, "k": 4096}, fp4, p) == 32 * 64 + 20  # scales are hidden
     assert cycles({"m": 9, "n": 17, "k": 4096}, fp4, p) == 2 * 3 * 32 * 64 + 20

@@ -74,12 +74,15 @@ def test_embedding_norms_biases_routers_and_head_keep_their_format(name):
             assert (now.shape, now.touched, now.role, now.name) == (was.shape, was.touched, was.role, was.name)
 
 
-def test_the_head_is_narrowed_only_when_asked_and_never_when_it_is_the_embedding():
+def test_the_head_is_narrowed_only_when_asked_and_has_a_table_of_its_own_then():
     llama = apply_techniques(trace_of("llama-2-7b"), ["weight-only:head=1"])
     assert weight(find(llama, "head")).bits == 4.125
     opt = apply_techniques(trace_of("opt-6.7b"), ["weight-only:head=1"])
-    tied = [w for op, _ in opt.operators() for w in op.weights if w.name == "embedding.weight"]
-    assert [w.bits for w in tied] == [16, 16]
+    table = [w for op, _ in opt.operators() for w in op.weights if w.name.startswith("embedding.weight")]
+    assert [(w.name, w.bits) for w in table] == [("embedding.weight", 16), ("embedding.weight int4-g128", 4.125)]
+    kept = apply_techniques(trace_of("opt-6.7b"), ["weight-only"])
+    copy = 50272 * 4096 * 4.125 / 8
+    assert opt.weights_bytes == pytest.approx(kept.weights_bytes + copy, rel=1e-12)
 
 
 @pytest.mark.parametrize("name", MODELS)

@@ -8,10 +8,10 @@ all output tiles follow one another. After a group its scale (8 cycles, one per 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil, log2
+from math import log2
 
 from ...errors import InputError
-from ..parameters import Parameter, Parameters, Rule, complete
+from ..parameters import Count, Parameter, Parameters, Rule, Shape, ceil_div, complete, larger, positive
 
 DESCRIPTION = "array of bit-serial elements for INT4 to INT8 and FP3, FP4 weights with special values (BitMoD)"
 
@@ -58,10 +58,10 @@ def check(parameters: Mapping[str, int]) -> Parameters:
     return complete("bit_serial_pe", PARAMETERS, RULES, parameters)
 
 
-def group_lengths(shape: Mapping[str, int], format: Mapping[str, str], config: Mapping[str, int]) -> list[int]:
-    """Cycles of the groups of one output tile, in order; arguments as of :func:`cycles`.
+def group_cycles(shape: Shape, format: Mapping[str, str], config: Mapping[str, int]) -> tuple[Count, Count, Count]:
+    """(whole groups of one output tile, cycles of each, cycles of the rest); arguments as of :func:`cycles`.
 
-    The last one is shorter when ``group`` does not divide ``k``.
+    The rest, 0 cycles where there is none, is the last group where ``group`` does not divide ``k``.
     """
     p = check(config)
     weight, activation = format.get("weight", "int8"), format.get("activation", "fp16")
@@ -70,12 +70,9 @@ def group_lengths(shape: Mapping[str, int], format: Mapping[str, str], config: M
             f"bit_serial_pe: accepted: fp16 or int8 activations, weights {', '.join(TERMS)}; got {dict(format)}"
         )
     size = {"group": 128} | dict(shape)
-    for name in ("m", "n", "k", "group"):
-        if size[name] < 1:
-            raise InputError(f"bit_serial_pe: {name} must be at least 1; it is {size[name]}")
-    whole, rest = divmod(size["k"], size["group"])
-    inputs = [size["group"]] * whole + [rest] * (rest > 0)
-    return [ceil(i / p["LANES"]) * TERMS[weight] for i in inputs]
+    positive("bit_serial_pe", size, "m", "n", "k", "group")
+    whole, rest = size["k"] // size["group"], size["k"] % size["group"]
+    return whole, ceil_div(size["group"], p["LANES"]) * TERMS[weight], ceil_div(rest, p["LANES"]) * TERMS[weight]
 
 
 def latency(config: Mapping[str, int]) -> int:
@@ -83,7 +80,13 @@ def latency(config: Mapping[str, int]) -> int:
     return SCALE_BITS + 3 + check(config)["ROWS"]
 
 
-def cycles(shape: Mapping[str, int], format: Mapping[str, str], config: Mapping[str, int]) -> int:
+def tile(format: Mapping[str, str], config: Mapping[str, int]) -> tuple[int, int]:
+    """(m, n) of the outputs that are computed at a time; arguments as of :func:`cycles`."""
+    p = check(config)
+    return p["ROWS"], p["COLS"]
+
+
+def cycles(shape: Shape, format: Mapping[str, str], config: Mapping[str, int]) -> Count:
     """Cycles of a product, from the one that takes the first beat to the one that gives the last result, both counted.
 
     ``shape``: ``m`` activation vectors, ``n`` outputs of each, ``k`` inputs, ``group`` inputs that share a scale
@@ -93,8 +96,9 @@ def cycles(shape: Mapping[str, int], format: Mapping[str, str], config: Mapping[
     Exact when neither side stalls. Raises ``InputError`` on what the unit cannot do.
     """
     p = check(config)
-    lengths = group_lengths(shape, format, p)
-    tiles = ceil(shape["m"] / p["ROWS"]) * ceil(shape["n"] / p["COLS"])
+    whole, length, rest = group_cycles(shape, format, p)
+    tiles = ceil_div(shape["m"], p["ROWS"]) * ceil_div(shape["n"], p["COLS"])
     shadow = SCALE_BITS + 1 + p["ROWS"]
-    hidden = tiles * sum(max(length, shadow) for length in lengths)
-    return hidden - max(lengths[0], shadow) + lengths[0] + 1 + latency(p)
+    hidden = tiles * (whole * larger(length, shadow) + larger(rest, shadow) * (rest > 0))
+    first = length * (whole > 0) + rest * (whole == 0)
+    return hidden - larger(first, shadow) + first + 1 + latency(p)

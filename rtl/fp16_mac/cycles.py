@@ -7,10 +7,9 @@ the rows of one leave while the next one goes in.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil
 
 from ...errors import InputError
-from ..parameters import Parameter, Parameters, Rule, complete
+from ..parameters import Count, Parameter, Parameters, Rule, Shape, ceil_div, complete, larger, positive
 
 DESCRIPTION = "array of conventional multiply-accumulate elements: binary16 products, binary32 sums"
 
@@ -41,7 +40,13 @@ def latency(config: Mapping[str, int]) -> int:
     return 3 if check(config)["LANES"] == 1 else 4
 
 
-def cycles(shape: Mapping[str, int], format: Mapping[str, str], config: Mapping[str, int]) -> int:
+def tile(format: Mapping[str, str], config: Mapping[str, int]) -> tuple[int, int]:
+    """(m, n) of the outputs that are computed at a time; arguments as of :func:`cycles`."""
+    p = check(config)
+    return p["ROWS"], p["COLS"]
+
+
+def cycles(shape: Shape, format: Mapping[str, str], config: Mapping[str, int]) -> Count:
     """Cycles of a product, from the one that takes the first beat to the one that gives the last result, both counted.
 
     ``shape``: ``m`` activation vectors, ``n`` outputs of each, ``k`` inputs. ``format``: ``weight`` and
@@ -54,9 +59,7 @@ def cycles(shape: Mapping[str, int], format: Mapping[str, str], config: Mapping[
     wanted = {"weight": name, "activation": name}
     if wanted | dict(format) != wanted:
         raise InputError(f"fp16_mac: accepted: {name} weights and activations; got {dict(format)}")
-    for size in ("m", "n", "k"):
-        if shape[size] < 1:
-            raise InputError(f"fp16_mac: {size} must be at least 1; it is {shape[size]}")
-    beats = ceil(shape["k"] / p["LANES"])
-    tiles = ceil(shape["m"] / p["ROWS"]) * ceil(shape["n"] / p["COLS"])
-    return beats + (tiles - 1) * max(beats, p["ROWS"] + 1) + latency(p) + p["ROWS"] - 1
+    positive("fp16_mac", shape, "m", "n", "k")
+    beats = ceil_div(shape["k"], p["LANES"])
+    tiles = ceil_div(shape["m"], p["ROWS"]) * ceil_div(shape["n"], p["COLS"])
+    return beats + (tiles - 1) * larger(beats, p["ROWS"] + 1) + latency(p) + p["ROWS"] - 1

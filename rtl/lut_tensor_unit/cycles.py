@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from math import ceil, log2
 
 from ...errors import InputError
-from ..parameters import Parameter, Parameters, Rule, complete, power_of_two
+from ..parameters import Count, Parameter, Parameters, Rule, Shape, ceil_div, complete, larger, positive, power_of_two
 
 DESCRIPTION = "tensor core that multiplies by table lookup, one weight bit per cycle (LUT Tensor Core)"
 
@@ -90,14 +90,20 @@ def check(parameters: Mapping[str, int]) -> Parameters:
     return complete("lut_tensor_unit", PARAMETERS, RULES, parameters)
 
 
-def tiles(shape: Mapping[str, int], config: Mapping[str, int]) -> int:
+def tile(format: Mapping[str, str], config: Mapping[str, int]) -> tuple[int, int]:
+    """(m, n) of the outputs that are computed at a time; arguments as of :func:`cycles`."""
+    p = check(config)
+    return p["M"], p["N"]
+
+
+def tiles(shape: Shape, config: Mapping[str, int]) -> Count:
     """Tiles of a product of ``shape`` (m, n, k); a tile runs over all of k."""
-    return ceil(shape["m"] / config["M"]) * ceil(shape["n"] / config["N"])
+    return ceil_div(shape["m"], config["M"]) * ceil_div(shape["n"], config["N"])
 
 
-def planes(shape: Mapping[str, int], format: Mapping[str, str], config: Mapping[str, int]) -> int:
+def planes(shape: Shape, format: Mapping[str, str], config: Mapping[str, int]) -> Count:
     """Planes of one tile, a cycle each; arguments as of :func:`cycles`."""
-    return ceil(shape["k"] / config["K"]) * weight_bits(format.get("weight", "int4"), config)
+    return ceil_div(shape["k"], config["K"]) * weight_bits(format.get("weight", "int4"), config)
 
 
 def weight_bits(weight: str, config: Mapping[str, int]) -> int:
@@ -108,7 +114,7 @@ def weight_bits(weight: str, config: Mapping[str, int]) -> int:
     return int(found[1])
 
 
-def cycles(shape: Mapping[str, int], format: Mapping[str, str], config: Mapping[str, int]) -> int:
+def cycles(shape: Shape, format: Mapping[str, str], config: Mapping[str, int]) -> Count:
     """Cycles of a product, from the one that takes the first input to the one that gives the last result, both counted.
 
     ``shape``: ``m`` activation vectors, ``n`` outputs of each, ``k`` inputs. ``format``: ``weight`` (``"int1"`` to
@@ -122,9 +128,7 @@ def cycles(shape: Mapping[str, int], format: Mapping[str, str], config: Mapping[
     activation = format.get("activation", accepted[-1])
     if activation not in accepted:
         raise InputError(f"lut_tensor_unit: activation {activation!r}: accepted: {', '.join(accepted)}")
-    for name in ("m", "n", "k"):
-        if shape[name] < 1:
-            raise InputError(f"lut_tensor_unit: {name} must be at least 1; it is {shape[name]}")
+    positive("lut_tensor_unit", shape, "m", "n", "k")
     beats = p["N"] // p["COLUMNS"]
     one = planes(shape, format, p)
-    return TABLE_CYCLES + one + (tiles(shape, p) - 1) * max(one, beats) + RESULT_CYCLES - 1 + beats
+    return TABLE_CYCLES + one + (tiles(shape, p) - 1) * larger(one, beats) + RESULT_CYCLES - 1 + beats

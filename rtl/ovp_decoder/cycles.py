@@ -7,10 +7,9 @@ multiplies once per cycle. In the 8-bit mode four elements make one product per 
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil
 
 from ...errors import InputError
-from ..parameters import Parameter, Parameters, Rule, complete
+from ..parameters import Count, Parameter, Parameters, Rule, Shape, ceil_div, complete, larger, positive
 
 DESCRIPTION = "systolic tile with outlier-victim pair decoders on two edges (OliVe)"
 
@@ -50,8 +49,8 @@ def latency(config: Mapping[str, int]) -> int:
     return p["COLS"] + 4 + p["DECODE_REG"] + 2 * (p["ROWS"] - 1)
 
 
-def tiles(shape: Mapping[str, int], format: Mapping[str, str], config: Mapping[str, int]) -> tuple[int, int]:
-    """(tiles, beats of each) of a product; arguments as of :func:`cycles`."""
+def tile(format: Mapping[str, str], config: Mapping[str, int]) -> tuple[int, int]:
+    """(m, n) of the outputs that are computed at a time; arguments and errors as of :func:`cycles`."""
     p = check(config)
     weight, activation = (format.get(side, "ovp4") for side in ("weight", "activation"))
     accepted = ("ovp4", "ovp8") if p["WIDE"] else ("ovp4",)
@@ -59,15 +58,18 @@ def tiles(shape: Mapping[str, int], format: Mapping[str, str], config: Mapping[s
         raise InputError(
             f"ovp_decoder: accepted: weights and activations both {' or both '.join(accepted)}; got {dict(format)}"
         )
-    for name in ("m", "n", "k"):
-        if shape[name] < 1:
-            raise InputError(f"ovp_decoder: {name} must be at least 1; it is {shape[name]}")
     side = 2 if weight == "ovp8" else 1
-    rows, columns = p["ROWS"] // side, p["COLS"] // side
-    return ceil(shape["m"] / rows) * ceil(shape["n"] / columns), ceil(shape["k"] / 2)
+    return p["ROWS"] // side, p["COLS"] // side
 
 
-def cycles(shape: Mapping[str, int], format: Mapping[str, str], config: Mapping[str, int]) -> int:
+def tiles(shape: Shape, format: Mapping[str, str], config: Mapping[str, int]) -> tuple[Count, Count]:
+    """(tiles, beats of each) of a product; arguments as of :func:`cycles`."""
+    rows, columns = tile(format, config)
+    positive("ovp_decoder", shape, "m", "n", "k")
+    return ceil_div(shape["m"], rows) * ceil_div(shape["n"], columns), ceil_div(shape["k"], 2)
+
+
+def cycles(shape: Shape, format: Mapping[str, str], config: Mapping[str, int]) -> Count:
     """Cycles of a product, from the one that takes the first beat to the one that gives the last row, both counted.
 
     ``shape``: ``m`` activation vectors, ``n`` outputs of each, ``k`` inputs. ``format``: ``weight`` and
@@ -80,4 +82,4 @@ def cycles(shape: Mapping[str, int], format: Mapping[str, str], config: Mapping[
     """
     p = check(config)
     count, beats = tiles(shape, format, p)
-    return 2 * beats + 2 * (count - 1) * max(beats, p["ROWS"]) + latency(p) - 1
+    return 2 * beats + 2 * (count - 1) * larger(beats, p["ROWS"]) + latency(p) - 1

@@ -7,10 +7,10 @@ product, for ``PACK`` activation vectors at once: N:M sparsity is M/N times as f
 from __future__ import annotations
 
 from collections.abc import Mapping
-from math import ceil, log2
+from math import log2
 
 from ...errors import InputError
-from ..parameters import Parameter, Parameters, Rule, complete, power_of_two
+from ..parameters import Count, Parameter, Parameters, Rule, Shape, ceil_div, complete, positive, power_of_two
 
 DESCRIPTION = "chain of DSP48 slices that skips the zeros of N:M sparse weights (FlightLLM)"
 
@@ -81,20 +81,23 @@ def latency(config: Mapping[str, int]) -> int:
     return p["SEGMENT"] + 5 + int(log2(p["LANES"] // p["SEGMENT"]))
 
 
-def beats(shape: Mapping[str, int], format: Mapping[str, str], config: Mapping[str, int]) -> int:
+def beats(shape: Shape, format: Mapping[str, str], config: Mapping[str, int]) -> Count:
     """Beats of a product; arguments as of :func:`cycles`."""
     p = check(config)
     accepted = ("int4", "int8") if p["WEIGHT_WIDTH"] == 8 else ("int4",)
     if format.get("weight", "int8") not in accepted or format.get("activation", "int8") != "int8":
         raise InputError(f"sparse_dsp_chain: accepted: int8 activations, weights {' or '.join(accepted)}; got {format}")
-    for name in ("m", "n", "k"):
-        if shape[name] < 1:
-            raise InputError(f"sparse_dsp_chain: {name} must be at least 1; it is {shape[name]}")
+    positive("sparse_dsp_chain", shape, "m", "n", "k")
     covered = p["LANES"] * p["M"] // stored_per_block(format.get("sparsity", "dense"), p)
-    return ceil(shape["m"] / p["PACK"]) * shape["n"] * ceil(shape["k"] / covered)
+    return ceil_div(shape["m"], p["PACK"]) * shape["n"] * ceil_div(shape["k"], covered)
 
 
-def cycles(shape: Mapping[str, int], format: Mapping[str, str], config: Mapping[str, int]) -> int:
+def tile(format: Mapping[str, str], config: Mapping[str, int]) -> tuple[int, int]:
+    """(m, n) of the outputs that are computed at a time; arguments as of :func:`cycles`."""
+    return check(config)["PACK"], 1
+
+
+def cycles(shape: Shape, format: Mapping[str, str], config: Mapping[str, int]) -> Count:
     """Cycles of a product, from the one that takes the first beat to the one that gives the last result, both counted.
 
     ``shape``: ``m`` activation vectors, ``n`` outputs of each, ``k`` inputs. ``format``: ``weight`` (``"int8"`` or

@@ -3,7 +3,8 @@
 Matmul and expert weights are stored at ``bits`` with one scale (and for asymmetric grids one zero
 point) per group of ``group`` weights along the reduction dimension, as AWQ (arXiv:2306.00978) and
 GPTQ (arXiv:2210.17323) do. Bits per weight: bits + (scale_bits + zero_bits) / group. Embedding,
-norms, biases and, unless ``head=1``, the output head stay as they are. Results are dequantised to
+norms, biases and, unless ``head=1``, the output head stay as they are; a head that shares the
+embedding's table then has a narrow copy of its own. Results are dequantised to
 the activation format in the kernel; that work is counted by the device model.
 """
 
@@ -19,7 +20,8 @@ def apply(trace: Trace, bits: int, group: int, scale_bits: int, zero_bits: int, 
     stored = bits + ((scale_bits + zero_bits) / group if group else 0.0)
     label = f"int{bits}" + (f"-g{group}" if group else "")
     tied = {w.name for op, _ in trace.operators() if op.kind == "embedding" for w in op.weights}
-    kept = set() if head else {id(op) for op in _heads(trace)}
+    heads = {id(op) for op in _heads(trace)}
+    kept = set() if head else heads
 
     def narrow(op: Operator) -> Operator:
         rank = {"matmul": 2, "experts": 3}.get(op.kind)  # fewer axes: biases
@@ -27,9 +29,11 @@ def apply(trace: Trace, bits: int, group: int, scale_bits: int, zero_bits: int, 
             return op
 
         def store(t: Tensor) -> Tensor:
-            if t.role != "weight" or len(t.shape) < rank or t.name in tied or t.bits <= stored:
+            own = id(op) in heads  # a copy of the table it shares
+            if t.role != "weight" or len(t.shape) < rank or t.bits <= stored or (t.name in tied and not own):
                 return t
-            return t.model_copy(update={"format": label, "bits": stored})
+            name = f"{t.name} {label}" if t.name in tied else t.name
+            return t.model_copy(update={"name": name, "format": label, "bits": stored})
 
         return map_tensors(op, store)
 

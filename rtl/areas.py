@@ -1,0 +1,48 @@
+"""What the arrays of a unit do per cycle, and their area per operation, as cost models use them.
+
+The ratios of ``areas.json`` were made by :mod:`.compare` from the RTL; reading them needs no tools.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from functools import cache
+from typing import Any
+
+from ..errors import InputError
+from .parameters import Parameters
+from .units import ROOM, Unit
+
+Row = dict[str, Any]
+AREAS = ROOM / "areas.json"
+LONG = {"m": 4096, "n": 4096, "k": 4096}
+"""A product that fills every array evenly."""
+
+
+def macs_per_cycle(unit: Unit, parameters: Parameters, format: Mapping[str, Any]) -> float:
+    """Multiply-accumulates per cycle of a product that goes on: products of zeros that are skipped count too."""
+    words = {key: format[key] for key in ("weight", "activation", "sparsity") if key in format}
+    twice = LONG | {"m": 2 * LONG["m"]}
+    more = unit.cycles(twice, words, parameters) - unit.cycles(LONG, words, parameters)
+    return float(LONG["m"] * LONG["n"] * LONG["k"] / more)
+
+
+@cache
+def kept_areas() -> tuple[Row, ...]:
+    """The rows of ``areas.json``: unit, formats, parameters, ``gates_per_mac`` and ``relative``."""
+    return tuple(json.loads(AREAS.read_text(encoding="utf-8"))["rows"])
+
+
+def relative_area(unit: str, format: Mapping[str, str]) -> float:
+    """Area of one multiply-accumulate per cycle in ``unit`` over that of the baseline's (binary16 by binary16).
+
+    ``format``: ``weight``, ``activation``, ``sparsity``, as of the unit's ``cycles``. Raises ``InputError``
+    for a pair that nobody compared.
+    """
+    rows = [row for row in kept_areas() if row["unit"] == unit]
+    for row in rows:
+        if all(row.get(key) == value for key, value in format.items()):
+            return float(row["relative"])
+    have = ", ".join(f"{row['weight']} by {row['activation']}" for row in rows) or "nothing"
+    raise InputError(f"no area of {unit} for {' by '.join(format.values())}; compared: {have}")
