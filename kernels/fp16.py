@@ -49,7 +49,7 @@ class Numbers:
     @property
     def zero(self) -> Bools:
         """Whether a number is a zero."""
-        return (self.significand == 0) & ~self.infinite & ~self.nan
+        return np.asarray((self.significand == 0) & ~self.infinite & ~self.nan)
 
 
 def decode(numbers: npt.ArrayLike, fraction: int = 10) -> Numbers:
@@ -151,7 +151,7 @@ def _with_special(found: npt.NDArray[np.uint32], a: Numbers, w: Numbers) -> npt.
         """Whether some k has x in the activation and y in the weight, (m, n)."""
         return np.asarray(x.astype(np.float32) @ y.astype(np.float32).T > 0)
 
-    nan = a.nan.any(axis=1)[:, None] | w.nan.any(axis=1)[None, :]
+    nan = np.any(a.nan, axis=1, keepdims=True) | np.any(w.nan, axis=1, keepdims=True).T
     nan |= some(a.infinite, w.zero) | some(a.zero, w.infinite)
     signs = [np.zeros_like(nan), np.zeros_like(nan)]  # positive and negative infinities
     for a_minus in (0, 1):

@@ -166,11 +166,12 @@ ROUNDINGS = {
 def factors(value: float) -> tuple[int, int]:
     """Bits of two binary16 numbers whose product is ``value``."""
     whole, over = abs(value).as_integer_ratio()
-    whole, over = (whole // (low := whole & -whole), over / low)
+    low = whole & -whole
+    whole, scale = whole // low, low / over  # an odd number, and a power of two
     for a in range(1, 2048, 2):
         if whole % a == 0 and whole // a < 2048:
             for e in range(-24, 16):
-                pair = np.array([a * 2.0**e, whole // a / over / 2.0**e])
+                pair = np.array([a * 2.0**e, whole // a * scale / 2.0**e])
                 with np.errstate(over="ignore"):
                     half = pair.astype(np.float16)
                 if (half == pair).all():
