@@ -91,13 +91,13 @@ def test_every_module_and_every_data_file_is_inside(names):
     for folder in package_folders():
         wanted |= set(folder.glob("*.py"))
         if folder != ROOT:
-            wanted |= {f for kind in ("toml", "sv", "svh") for f in folder.rglob(f"*.{kind}")}
+            wanted |= {f for kind in ("toml", "sv", "svh", "json") for f in folder.rglob(f"*.{kind}")}
     assert {"tokenfab/" + f.relative_to(ROOT).as_posix() for f in wanted} - names == set()
 
 
 def test_the_package_holds_python_data_and_nothing_else(names):
     inside = [n for n in names if n.startswith("tokenfab/")]
-    assert {Path(n).suffix or Path(n).name for n in inside} <= {".py", ".typed", ".toml", ".sv", ".svh"}
+    assert {Path(n).suffix or Path(n).name for n in inside} <= {".py", ".typed", ".toml", ".sv", ".svh", ".json"}
 
 
 def test_tests_benchmarks_and_docs_stay_out(names):
