@@ -21,7 +21,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 CYCLES_TEST = "cycles_equal_the_model"
 """The cocotb test every unit has: random cases through RTL, golden model and cycle model."""
-DRAWN = 6
+DRAWN = 4
 """Random parameter sets, besides those of the recipe, over which random cases are spread."""
 
 

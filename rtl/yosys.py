@@ -49,7 +49,9 @@ def synthesise(commands: list[str], files: list[Path]) -> str:
     if problem:
         raise InputError(problem)
     texts = [file.read_text(encoding="utf-8", errors="replace") for file in (*files, *sorted(ROOM.glob("*.svh")))]
-    relative = [command.replace(str(ROOM), "") for command in commands]  # another checkout has the same answer
+    relative = commands  # another checkout, or another temporary folder, has the same answer
+    for file in files:
+        relative = [command.replace(str(file), file.name) for command in relative]
     kept = verdict_file("yosys", metadata.version("pyosys"), _DRIVER, relative, texts)
     if not kept.is_file():
         write_whole(kept, json_text(yosys(commands)))
