@@ -18,6 +18,9 @@ from tokenfab.workloads.trace import Trace
 
 FILES = {"report": "out/report.pdf", "html": "out/report.html", "pages": 12, "wall_s": 12.34}
 
+WIDE = [name for name in device_names() if not load_device(name).arrays]
+"""Devices that take a 16-bit model."""
+
 
 @pytest.fixture(scope="module")
 def trace(trace_file) -> Trace:
@@ -27,7 +30,7 @@ def trace(trace_file) -> Trace:
 @pytest.fixture(scope="module")
 def documents(trace) -> list[dict]:
     """A study of every device of the catalogue."""
-    return [estimate_document(estimate(trace, load_device(n), Request(), explain=True), trace) for n in device_names()]
+    return [estimate_document(estimate(trace, load_device(n), Request(), explain=True), trace) for n in WIDE]
 
 
 @pytest.fixture(params=[80, 120])
@@ -77,7 +80,7 @@ def test_rates_have_three_digits_and_whole_ones_from_a_hundred_on(value, text):
 
 # -- an estimate -----------------------------------------------------------------------------------
 def test_an_estimate_keeps_its_table_whole_and_says_how_sure_it_is(documents, printed, width):
-    lines = printed(terminal.estimate_summary, documents[device_names().index("h100-sxm")], False)
+    lines = printed(terminal.estimate_summary, documents[WIDE.index("h100-sxm")], False)
     assert max(map(len, lines)) <= width
     assert [line for line in lines if line != line.rstrip()] == []
     table = [line for line in lines if re.match(r" {10}|prefill |decode step |total ", line)]
@@ -94,7 +97,7 @@ def test_an_estimate_keeps_its_table_whole_and_says_how_sure_it_is(documents, pr
 
 
 def test_what_does_not_fit_is_said_in_capitals_with_what_is_missing(documents, printed, width):
-    document = documents[device_names().index("raspberry-pi-5")]
+    document = documents[WIDE.index("raspberry-pi-5")]
     missing = terminal.si(document["memory"]["missing_bytes"], "B")
     text = " ".join(printed(terminal.estimate_summary, document, False))
     assert f"DOES NOT FIT, {missing} missing; the times are of a device that had the room" in text

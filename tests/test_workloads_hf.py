@@ -123,11 +123,13 @@ def test_once_projections_are_fused_the_matmuls_are_ours(name, folder):
         assert moved(fused, role, *kinds) == moved(theirs, role, *kinds)
 
 
-def test_a_tied_head_is_not_narrowed_and_an_untied_one_only_when_asked(folder):
-    for name, bits in (("tiny opt-6.7b", 16.0), ("tiny llama-2-7b", 4.125)):
+def test_a_head_is_narrowed_only_when_asked_and_a_tied_one_as_a_copy(folder):
+    for name, copies in (("tiny opt-6.7b", 1), ("tiny llama-2-7b", 0)):
         _, _, theirs = both(name, folder)
-        head = apply_techniques(theirs, ["weight-only:head=1"]).blocks[-1].operators[-1]
-        assert [w.bits for w in head.weights] == [bits]
+        narrowed = apply_techniques(theirs, ["weight-only:head=1"])
+        head = narrowed.blocks[-1].operators[-1]
+        assert [w.bits for w in head.weights] == [4.125]
+        assert len(narrowed.weights()) == len(theirs.weights()) + copies
         plain = apply_techniques(theirs, ["weight-only"])
         assert [w.bits for w in plain.blocks[-1].operators[-1].weights] == [16.0]
         assert {w.bits for w in plain.blocks[1].operators[1].weights if len(w.shape) > 1} == {4.125}
