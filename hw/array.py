@@ -20,7 +20,7 @@ RTL. A product of m vectors, n outputs and k inputs is cut into tiles of what th
 
 Formats that the unit does not take run on the matrix engine if the device has one; else they are refused.
 
-Energy: an array's power while it works; SRAM per bit that tiles read; DRAM per bit; vector operations;
+Energy: an array's power for the tiles it computes; SRAM per bit that tiles read; DRAM per bit; vector operations;
 idle power over the whole time. Left out: overlap between operators, activations that stay on the chip.
 """
 
@@ -65,13 +65,17 @@ class Product:
 
 @dataclass(frozen=True)
 class Work:
-    """What the arrays do of a row: its products at points, their formats, stored bits of their operands."""
+    """What the arrays do of a row: its products at points, their formats, stored bits of their operands.
+
+    ``group``: weights that share a scale, 0 where the trace does not say.
+    """
 
     row: int
     products: Callable[[At], list[Product]]
     format: dict[str, str]
     weight_bits: float
     activation_bits: float
+    group: int = 0
 
 
 @dataclass(frozen=True)
@@ -94,13 +98,13 @@ class Engine:
         rows, columns = self.unit.tile(work.format, self.config)
         tiles = product.count * -(-product.m // rows) * -(-product.n // columns)
         each = -(-tiles // self.count)
-        shape = {"m": rows, "n": columns * each, "k": product.k}
+        shape = {"m": rows, "n": columns * each, "k": product.k} | ({"group": work.group} if work.group else {})
         seconds = self.unit.cycles(shape, work.format, self.config) / self.clock_hz
         bits = rows * work.activation_bits * self.sram_j[1] + columns * work.weight_bits * self.sram_j[0]
         held = product.n * product.k * work.weight_bits / 8, product.m * product.k * work.activation_bits / 8
-        fills = [np.ceil(size / room) - 1 for size, room in zip(held, self.buffers, strict=True)]
+        fills = [np.maximum(np.ceil(size / room) - 1, 0) for size, room in zip(held, self.buffers, strict=True)]
         again = product.count * np.minimum(fills[1] * held[0], fills[0] * held[1])
-        return seconds, self.power_w * seconds * np.minimum(tiles, self.count), tiles * product.k * bits, again
+        return seconds, self.power_w * seconds * tiles / each, tiles * product.k * bits, again
 
 
 @dataclass(frozen=True)
@@ -196,7 +200,10 @@ def prepare(compiled: CompiledTrace, device: Device) -> ArrayModel:
 def engine_of(device: Device) -> Engine:
     """The arrays of ``device``. Raises ``InputError`` where it has none, or parameters its unit refuses."""
     arrays = _arrays(device)
-    unit = load_unit(arrays.unit)
+    try:
+        unit = load_unit(arrays.unit)
+    except InputError as error:
+        raise InputError(f"device {device.name}: arrays.unit: {error}") from None
     try:
         config = unit.check({name.upper(): round(q.value) for name, q in arrays.parameters.items()})
     except InputError as error:
@@ -231,7 +238,7 @@ def arrays_area(device: Device, format: dict[str, str]) -> float:
     engine, arrays = engine_of(device), _arrays(device)
     if arrays.mac_area is None:
         raise InputError(f"device {device.name}: arrays.mac_area is missing; the arrays' area cannot be told")
-    each = macs_per_cycle(engine.unit, engine.config, format) * relative_area(arrays.unit, format)
+    each = macs_per_cycle(engine.unit, engine.config, format) * relative_area(arrays.unit, format, engine.config)
     return engine.count * each * arrays.mac_area.value
 
 
@@ -240,7 +247,7 @@ def _work(i: int, row: Row, engine: Engine, device: Device) -> Work | None:
     op, arrays = row.operator, _arrays(device)
     products = _PRODUCTS.get(op.kind if "latent_dim" not in op.dims else "latent")
     second = _second(op)
-    stored = second.format.partition("-g")[0]
+    stored, _, group = second.format.partition("-g")
     format = {
         "weight": arrays.weights.get(stored, stored),
         "activation": arrays.activations.get(op.format, op.format),
@@ -250,7 +257,8 @@ def _work(i: int, row: Row, engine: Engine, device: Device) -> Work | None:
     )
     if products is not None and not problem:
         activation = next((t.bits for t in op.reads if t.role == "activation"), 16.0)
-        return Work(i, partial(products, op), format, float(second.bits), float(activation))
+        shared = int(group) if group and second.role == "weight" else 0  # scales of the cache are taken elsewhere
+        return Work(i, partial(products, op), format, float(second.bits), float(activation), shared)
     if "matrix" in device.engines or op.kind == "router":
         return None
     raise InputError(

@@ -344,6 +344,8 @@ def rtl_area(rows: list[Document]) -> None:
 
 def rtl_comparison(rows: list[Document]) -> None:
     """One row per array and pair of formats, over the area of the binary16 array at equal throughput."""
+    if not rows:
+        return say("no area of these units is compared (docs/rtl.md)")
     columns = ("unit", "weight", "activation", "MACs/cycle", "gates/MAC", "ratio", "published", "parameters")
     lines = []
     for row in rows:

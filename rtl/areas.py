@@ -16,16 +16,19 @@ from .units import ROOM, Unit
 
 Row = dict[str, Any]
 AREAS = ROOM / "areas.json"
-LONG = {"m": 4096, "n": 4096, "k": 4096}
-"""A product that fills every array evenly."""
+TILES = 64
+"""Tiles of a long product, each way."""
+INPUTS = 61_440
+"""Inputs of a long product: a multiple of 2, 3, 4, 5, 8 and 128, so that no beat is ragged."""
 
 
 def macs_per_cycle(unit: Unit, parameters: Parameters, format: Mapping[str, Any]) -> float:
     """Multiply-accumulates per cycle of a product that goes on: products of zeros that are skipped count too."""
     words = {key: format[key] for key in ("weight", "activation", "sparsity") if key in format}
-    twice = LONG | {"m": 2 * LONG["m"]}
-    more = unit.cycles(twice, words, parameters) - unit.cycles(LONG, words, parameters)
-    return float(LONG["m"] * LONG["n"] * LONG["k"] / more)
+    rows, columns = unit.tile(words, parameters)
+    once = {"m": TILES * rows, "n": TILES * columns, "k": INPUTS}
+    more = unit.cycles(once | {"m": 2 * once["m"]}, words, parameters) - unit.cycles(once, words, parameters)
+    return float(once["m"] * once["n"] * once["k"] / more)
 
 
 @cache
@@ -34,15 +37,16 @@ def kept_areas() -> tuple[Row, ...]:
     return tuple(json.loads(AREAS.read_text(encoding="utf-8"))["rows"])
 
 
-def relative_area(unit: str, format: Mapping[str, str]) -> float:
+def relative_area(unit: str, format: Mapping[str, str], parameters: Mapping[str, int] | None = None) -> float:
     """Area of one multiply-accumulate per cycle in ``unit`` over that of the baseline's (binary16 by binary16).
 
-    ``format``: ``weight``, ``activation``, ``sparsity``, as of the unit's ``cycles``. Raises ``InputError``
-    for a pair that nobody compared.
+    ``format``: ``weight``, ``activation``, ``sparsity``, as of the unit's ``cycles``. Of several arrays that were
+    compared the one that shares most values with ``parameters``. Raises ``InputError`` for a pair that nobody compared.
     """
     rows = [row for row in kept_areas() if row["unit"] == unit]
-    for row in rows:
-        if all(row.get(key) == value for key, value in format.items()):
-            return float(row["relative"])
+    fitting = [row for row in rows if all(row.get(key) == value for key, value in format.items())]
+    if fitting:
+        wanted = dict(parameters or {}).items()
+        return float(max(fitting, key=lambda row: len(wanted & row["parameters"].items()))["relative"])
     have = ", ".join(f"{row['weight']} by {row['activation']}" for row in rows) or "nothing"
     raise InputError(f"no area of {unit} for {' by '.join(format.values())}; compared: {have}")

@@ -148,6 +148,36 @@ def test_what_fits_no_buffer_is_fetched_again():
     assert wide == pytest.approx(min(1 * 4 * weights, 64 * 17 * 16384 * 2))
 
 
+def test_without_a_buffer_nothing_is_fetched_again():
+    whole = load_device("bitmod")
+    bare = whole.model_copy(update={"memory": {"dram": whole.memory["dram"]}})
+    costs = cost(narrow(), bare, [1, 1], [256, 1], [0, 256])
+    moved = narrow().total("bytes")([1, 1], [256, 1], [0, 256])
+    assert (costs.latency_s >= moved / whole.dram.bandwidth.value).all()
+    assert costs.energy_parts_j["dram"] == pytest.approx(moved * 8 * 18.75e-12)
+    assert (cost(narrow(), whole, [1, 1], [256, 1], [0, 256]).latency_s >= costs.latency_s).all()
+
+
+def test_a_short_group_shows_its_scale():
+    """Groups of 16 end every 8 cycles, which does not hide the 8 of the scale and the rows of the drain."""
+    short = apply_techniques(capture("llama-2-7b"), ["weight-only:head=1,group=16", "kv-quant:bits=4"])
+    found = times(short, device(bandwidth=100_000), 1, 256, 0)["layer.attention.output"]
+    unit = load_unit("bit_serial_pe")
+    cycles = unit.cycles({"m": 8, "n": 8 * 1024, "k": 4096, "group": 16}, {"weight": "fp4"}, {})
+    assert cycles > 2 * 1024 * 4096 // 4 * 2
+    assert found == pytest.approx(cycles / 1e9 + 0.5e-6, rel=1e-12)
+
+
+@pytest.mark.parametrize("arrays", [1, 16, 17, 300])
+def test_energy_of_the_arrays_is_that_of_the_tiles(arrays):
+    """17 tiles draw the power of 17 tiles, however they are dealt out; fill and drain are once per array's share."""
+    engine = engine_of(device(arrays=arrays))
+    work = Work(0, lambda at: [], {"weight": "fp4", "activation": "fp16"}, 4.0625, 16.0)
+    one = np.ones(1, dtype=np.int64)
+    joules = engine.cost(Product(one, 8 * one, 17 * 8 * one, 4096 * one), work)[1]
+    assert joules[0] == pytest.approx(0.010 * 17 * 2048e-9, rel=0.012)
+
+
 # -- a published simulator ----------------------------------------------------------------------------
 def test_bitmod_layers_take_the_published_cycles(truth):
     """Linear layers of Llama-2-7B, 6-bit weights, 256 tokens: compute and DRAM cycles of BitMoD's simulator."""
@@ -256,7 +286,8 @@ def latent() -> Trace:
         (lambda: capture("llama-2-7b"), {}, r"layer.attention.qkv multiplies fp16 by fp16: .*try --apply weight-only"),
         (lambda: apply_techniques(capture("llama-2-7b"), ["weight-only:head=1"]), {}, "attention.*--apply kv-quant"),
         (lambda: narrow(bits=1), {}, r"fp16 by int1-g128: bit_serial_pe: accepted: .*; \[arrays.weights\] and"),
-        (narrow, {"unit": "bit-serial", "weight": "fp4", "activation": "fp16"}, "unknown unit 'bit-serial'"),
+        (narrow, {"unit": "bit-serial", "weight": "fp4", "activation": "fp16"},
+         r"device round: arrays\.unit: unknown unit 'bit-serial'"),
         (narrow, {"parameters": '[arrays.parameters]\nrows = { value = 65, source = "assumed: test" }'},
          "device round: arrays.parameters: bit_serial_pe: ROWS must be from 1 to 64; ROWS is 65"),
         (narrow, {"parameters": '[arrays.parameters]\nwidth = { value = 6, source = "assumed: test" }'},

@@ -57,6 +57,8 @@ def test_tiles_follow_one_another_whatever_their_order(name):
         ("ovp_decoder", {}, {"weight": "ovp4", "activation": "ovp4"}, 16),
         ("ovp_decoder", {}, {"weight": "ovp8", "activation": "ovp8"}, 4),
         ("sparse_dsp_chain", {}, {"weight": "int8", "activation": "int8", "sparsity": "2:4"}, 16 * 2 * 2),
+        ("fp16_mac", {"ROWS": 7, "COLS": 12, "LANES": 4}, {"weight": "fp16", "activation": "fp16"}, 7 * 12 * 4),
+        ("lut_tensor_unit", {"K": 3, "M": 3}, {"weight": "int2", "activation": "int8"}, 3 * 64 * 3 / 2),
         ("fp16_mac", {"ROWS": 8, "COLS": 8, "LANES": 1}, {"weight": "fp16", "activation": "fp16"}, 64),
     ],
 )
@@ -87,6 +89,9 @@ def test_ratios_are_areas_at_equal_throughput():
     fp4, int8 = (areas.relative_area("bit_serial_pe", {"weight": w, "activation": "fp16"}) for w in ("fp4", "int8"))
     assert int8 == pytest.approx(2 * fp4, rel=1e-3)  # the same array, four cycles instead of two
     assert areas.relative_area("fp16_mac", {}) == 1
+    pairs = {"weight": "ovp4", "activation": "ovp4"}
+    narrow, wide = (areas.relative_area("ovp_decoder", pairs, {"WIDE": w, "ROWS": 16}) for w in (0, 1))
+    assert narrow < wide
 
 
 def test_an_area_that_nobody_compared_is_refused():
