@@ -40,7 +40,7 @@ $(VENV)/.installed: $(RECIPE) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.installed-dev: $(RECIPE) | $(BIN)/python
-	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[hf,fit,rtl,dev]'
+	$(BIN)/python -m pip install --quiet -c constraints.txt -e '.[hf,kernels,fit,rtl,dev]'
 	@sh .ci/rtl-tools $(BIN)/python
 	@mkdir -p $(VENV)/typing && ln -sfn ../.. $(VENV)/typing/tokenfab  # gives the package its name for mypy
 	@touch $@ $(VENV)/.installed

@@ -39,10 +39,9 @@ from ..workloads.compiled import CompiledTrace, Row, compile_trace
 from ..workloads.expr import Expr
 from ..workloads.expr_functions import Array
 from ..workloads.trace import Operator, Tensor, Trace
-from .collective import collective_time
 from .cost import Errors, RowCosts
-from .roofline import MATRIX_KINDS, Collective, dram_energy, errors_of, family, power_interval
-from .spec import Arrays, Device, Interval, Memory
+from .roofline import MATRIX_KINDS, Collective, collective_of, dram_energy, errors_of, interval, power_interval
+from .spec import Arrays, Device, Memory
 from .units import number_format
 
 KINDS = ("bit-serial", "systolic", "lut")
@@ -82,7 +81,7 @@ class Work:
 class Engine:
     """The arrays of a device: unit, its parameters, how many, clock (Hz), watts of one that works.
 
-    ``weights`` and ``activations`` are the buffers' capacities in bytes, ``sram_j`` their energies per bit.
+    ``buffers`` are capacities in bytes, of weights and of activations; ``sram_j`` their energies per bit.
     """
 
     unit: Unit
@@ -151,12 +150,13 @@ class ArrayModel:
         for c in self.collectives:
             network[c.row] = c.time_s(c.size @ basis)
         times = np.stack([compute, moved / self.dram_bytes_s, network])
+        busy = dict(zip(REASONS, times, strict=True))
         overlapped, bound = np.max(times, axis=0), np.argmax(times, axis=0)
         launch = np.broadcast_to(self.launch[:, None], overlapped.shape)
         energy = {
             "compute": arrays_j + self.vector_j @ basis, "sram": sram_j, "dram": moved * 8 * self.dram_j,
         }  # fmt: skip
-        return RowCosts(overlapped + launch, launch, bound, bound, energy)
+        return RowCosts(overlapped + launch, launch, bound, bound, energy, busy)
 
 
 def prepare(compiled: CompiledTrace, device: Device) -> ArrayModel:
@@ -169,11 +169,8 @@ def prepare(compiled: CompiledTrace, device: Device) -> ArrayModel:
     for i, row in enumerate(compiled.rows):
         op = row.operator
         if op.kind == "collective":
-            world = round(op.dims["world"].constant or 1)
-            time_s = partial(collective_time, str(op.attrs["collective"]), world=world, device=device)
-            time_s(0.0)  # a link that is missing shows now
             launch[i] = 0.0
-            collectives.append(Collective(i, compiled.vector(op.dims["bytes"]), time_s))
+            collectives.append(collective_of(i, compiled, device))
         elif op.kind in MATRIX_KINDS and (found := _work(i, row, engine, device)) is not None:
             work.append(found)
             if op.kind == "attention":
@@ -183,7 +180,7 @@ def prepare(compiled: CompiledTrace, device: Device) -> ArrayModel:
             fixed[i] = coefficients["flops"][i] / (rate * constants.matmul_efficiency.value)
         else:
             flops[i] = coefficients["flops"][i]
-    sides = [[_interval(row.operator, reason, device) for row in compiled.rows] for reason in REASONS]
+    sides = [[interval(row.operator, reason, device) for row in compiled.rows] for reason in REASONS]
     return ArrayModel(
         compiled=compiled, engine=engine, work=tuple(work), fixed_s=fixed + flops / vector,
         moved=coefficients["weight_bytes"] + coefficients["kv_bytes"] + coefficients["activation_bytes"],
@@ -332,15 +329,6 @@ _PRODUCTS: dict[str, Callable[[Operator, At], list[Product]]] = {
 
 def _flops_per_score(op: Operator) -> float:
     return 2 * sum(op.dims[name].constant or 1 for name in ("head_dim", "value_dim"))
-
-
-def _interval(op: Operator, reason: str, device: Device) -> Interval:
-    """Interval of ``op`` where ``reason`` binds it. Raises ``InputError`` where the device has none."""
-    group = {"latent": "attention", "experts": "matmul"}.get(family(op), family(op))
-    name = f"{group}_{'compute' if reason == 'compute' else 'dram'}" if group in ("attention", "matmul") else group
-    if name not in device.intervals:
-        raise InputError(f"device {device.name}: intervals.{name} is missing; no estimate without an interval")
-    return device.intervals[name]
 
 
 def _arrays(device: Device) -> Arrays:

@@ -12,7 +12,7 @@ import os
 import pkgutil
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cache
 from typing import Protocol
 
@@ -39,6 +39,8 @@ class RowCosts:
 
     ``time_s`` = overlapped part + ``launch_s``; ``bound`` indexes the model's ``reasons`` by what
     set the overlapped part, ``regime`` its intervals; ``energy_j`` holds the dynamic energy by part.
+    ``busy_s`` says for how long a row occupies each resource that others may want too (by the resource's
+    name, never longer than the overlapped part): what the discrete-event level lets operators contend for.
     """
 
     time_s: Array
@@ -46,6 +48,7 @@ class RowCosts:
     bound: npt.NDArray[np.intp]
     regime: npt.NDArray[np.intp]
     energy_j: dict[str, Array]
+    busy_s: dict[str, Array] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

@@ -33,13 +33,25 @@ def load_device(name_or_path: str | os.PathLike[str]) -> Device:
     """A device of the catalogue by name, or any device file by path.
 
     A text that ends in ``.toml`` or contains a path separator is a path. The architecture a file
-    names is looked up in ``architectures/`` beside the file, then in the catalogue.
+    names is looked up in ``architectures/`` beside the file, then in the catalogue; a host beside the
+    file as ``NAME.toml``, then in the catalogue.
 
     Raises InputError, one line, for an unknown name (with near names), a file that cannot be read,
     and a file that :func:`.spec.parse_device` refuses.
     """
+    return _load(name_or_path, hosted=True)
+
+
+def _load(name_or_path: str | os.PathLike[str], *, hosted: bool) -> Device:
     data, file, own = read_device(name_or_path)
-    return parse_device(data, file, lambda name: find_architecture(name, own))
+
+    def host(name: str) -> Device:
+        if not hosted:
+            raise InputError(f"{name}: a host has no host of its own")
+        beside = own.parent / f"{name}.toml" if own is not None else None
+        return _load(beside if beside is not None and beside.is_file() else name, hosted=False)
+
+    return parse_device(data, file, lambda name: find_architecture(name, own), host)
 
 
 def read_device(name_or_path: str | os.PathLike[str]) -> tuple[bytes, str, Path | None]:

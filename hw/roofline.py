@@ -118,12 +118,8 @@ def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
         streams[i] = moved[i] / (dram.bandwidth.value * of_bandwidth)
         compute_energy[i] = coefficients["flops"][i] * dynamic_w / (peak * of_rate)
         if row.operator.kind == "collective":
-            dims, collective = row.operator.dims, str(row.operator.attrs["collective"])
-            world = round(dims["world"].constant or 1)
-            time_s = partial(collective_time, collective, world=world, device=device)
-            time_s(0.0)  # a link that is missing shows now
             launch[i] = 0.0  # the collective's own start is in its time
-            collectives.append(Collective(i, compiled.vector(dims["bytes"]), time_s))
+            collectives.append(collective_of(i, compiled, device))
     times = {
         "compute": compute,
         "dram": streams,
@@ -149,6 +145,15 @@ def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
         },
         dynamic_limit_w=dynamic_w,
     )
+
+
+def collective_of(row: int, compiled: CompiledTrace, device: Device) -> Collective:
+    """The collective that row ``row`` is, over ``device``'s links. Raises ``InputError`` for a link that is missing."""
+    op = compiled.rows[row].operator
+    world = round(op.dims["world"].constant or 1)
+    time_s = partial(collective_time, str(op.attrs["collective"]), world=world, device=device)
+    time_s(0.0)  # a link that is missing shows now
+    return Collective(row, compiled.vector(op.dims["bytes"]), time_s)
 
 
 def _rate(row: Row, device: Device) -> float:

@@ -175,13 +175,17 @@ class Arrays(_Data):
 
 
 class Device(_Data):
-    """One device. ``digest`` is the SHA-256 of the file's bytes followed by its architecture's."""
+    """One device. ``digest`` is the SHA-256 of the file's bytes followed by its architecture's and its host's.
+
+    ``host`` is the device beside which this one works and which does what this one does not (the GPU of a
+    processing-in-memory or computational-storage device)."""
 
     name: str
     description: str
     kind: str
     vendor: str
     architecture: str | None = None
+    host: Device | None = None
     year: int
     engines: dict[str, dict[str, Quantity]]
     arrays: Arrays | None = None
@@ -272,25 +276,32 @@ def _quantities(data: object, key: str) -> Iterator[tuple[str, Quantity]]:
 # ---------------------------------------------------------------- reading
 
 DEFAULT: Final = "default"
-"""The architecture every device without ``[arrays]`` inherits from first: what holds for a card nobody measured."""
+"""The architecture that devices of :data:`MEASURED_KINDS` inherit from first: what holds for a card nobody measured."""
+MEASURED_KINDS: Final = ("gpu", "tpu", "cpu")
+"""Kinds of which cards were measured; what holds for them says nothing of the others."""
 
 Architecture = tuple[str, bytes]
 """An architecture's file: its name as error messages show it, and its bytes."""
 
 
-def parse_device(data: bytes, file: str, architecture: Callable[[str], Architecture] | None = None) -> Device:
+def parse_device(
+    data: bytes,
+    file: str,
+    architecture: Callable[[str], Architecture] | None = None,
+    host: Callable[[str], Device] | None = None,
+) -> Device:
     """The device that ``data``, the bytes of a TOML file, describes.
 
     ``file`` is the file's name in error messages; ``architecture`` finds the architecture file that
-    the device names, and the default one. Raises InputError, one line: the file, the key, what is
-    wrong and what would be accepted.
+    the device names, and the default one; ``host`` finds the device it names as its host. Raises
+    InputError, one line: the file, the key, what is wrong and what would be accepted.
     """
     raw = _document(data, file)
     name = raw.get("architecture")
     inherited: dict[str, Quantity | str] = {}
     digest = hashlib.sha256(data)
     if architecture is not None:
-        general = [] if "arrays" in raw else [DEFAULT]  # what was measured on GPUs says nothing of arrays
+        general = [DEFAULT] if raw.get("kind") in MEASURED_KINDS else []
         for parent in (*general, *([name] if isinstance(name, str) else [])):
             try:
                 parent_file, parent_data = architecture(parent)
@@ -305,8 +316,20 @@ def parse_device(data: bytes, file: str, architecture: Callable[[str], Architect
     levels = {name: (Dram if name == "dram" else Memory, level) for name, level in fields["memory"].items()}
     fields["memory"] = {n: _checked(cls, level, file, f"memory.{n}") for n, (cls, level) in levels.items()}
     fields["power"] = _checked(Power, fields["power"], file, "power")
+    if "host" in fields:
+        fields["host"] = _host(fields["host"], file, host)
+        digest.update(fields["host"].digest.encode())
     device: Device = _checked(Device, {**fields, "digest": digest.hexdigest()}, file, "")
     return device
+
+
+def _host(name: str, file: str, find: Callable[[str], Device] | None) -> Device:
+    if find is None:
+        raise InputError(f"{file}: host: {name} cannot be looked up here; accepted: a file without a host")
+    try:
+        return find(name)
+    except InputError as error:
+        raise InputError(f"{file}: host: {error}") from None
 
 
 def parse_architecture(data: bytes, file: str, name: str) -> dict[str, Quantity | str]:

@@ -183,6 +183,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "kind": Key("kind", example="gpu"),
     "vendor": Key("text", example="NVIDIA"),
     "architecture": Key("name", example="ampere", required=False),
+    "host": Key("name", example="h100-sxm", required=False),
     "year": Key("year", example="2020"),
     "sources.*": Key("text", example="NVIDIA A100 datasheet, 2021, page 2"),
     "engines.*.*": _RATE,

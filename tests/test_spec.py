@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from importlib import resources
 from pathlib import Path
 
 import pytest
@@ -395,3 +396,20 @@ def test_a_mixed_format_is_its_own_only_substitute() -> None:
     assert device.rate("w2a8")[0] == "w2a8"
     with pytest.raises(InputError, match="cannot compute in w4a16"):
         device.rate("w4a16")
+
+
+def test_a_host_is_loaded_with_the_device(tmp_path: Path) -> None:
+    text = (resources.files("tokenfab.hw") / "catalog/t4.toml").read_text(encoding="utf-8")
+    mine = tmp_path / "mine.toml"
+    mine.write_text(text.replace('name = "t4"', 'name = "mine"\nhost = "h100-sxm"'), encoding="utf-8")
+    device = load_device(mine)
+    assert device.host is not None
+    assert device.host.name == "h100-sxm"
+    assert device.digest != load_device("t4").digest
+    assert {key for key, _ in device.quantities()} >= {"host.power.tdp", "power.tdp"}
+    (tmp_path / "other.toml").write_text(text.replace('name = "t4"', 'name = "other"\nhost = "mine"'), encoding="utf-8")
+    with pytest.raises(InputError, match=r"other.toml: host: .*mine.toml: host: .*a host has no host of its own"):
+        load_device(tmp_path / "other.toml")
+    (tmp_path / "other.toml").write_text(text.replace('name = "t4"', 'name = "other"\nhost = "h10"'), encoding="utf-8")
+    with pytest.raises(InputError, match="did you mean"):
+        load_device(tmp_path / "other.toml")
