@@ -18,8 +18,9 @@ from llvmlite import ir
 from .golden import DOT_TOP, LEAST, LUT_DROPPED, LUT_TOP
 from .vector import B64, F16, F32, H32, I8, I16, I32, I64, W16, Code, Value
 
-FIELDS = ("next", "data", "scales", "acts", "sums", "factors", "out", "groups", "group", "tokens", "x", "k", "n",
-          "blocks", "grain")  # fmt: skip
+FIELDS = ("next", "done", "prepared", "items", "data", "scales", "acts", "sums", "factors", "x", "out", "groups",
+          "group", "tokens", "k", "n")  # fmt: skip
+"""``next`` item to take, how many are ``done``, how many come before the blocks (``prepared``), and all ``items``."""
 PANEL = 64
 """Tokens whose sums of a block are kept together; more are done one panel after the other."""
 TILE = {"avx512": 6, "avx2": 1, "portable": 1}
@@ -36,8 +37,54 @@ class Job:
         self.code = code
         self.address = address
 
+    def place(self, name: str) -> Value:
+        """Address of a field."""
+        return self.code.at(self.address, 8 * FIELDS.index(name))
+
     def __getattr__(self, name: str) -> Value:
-        return self.code.load(I64, self.code.at(self.address, 8 * FIELDS.index(name)), align=8)
+        return self.code.load(I64, self.place(name), align=8)
+
+
+# -- sharing work ----------------------------------------------------------------------------------
+def emit_kernel(code: Code, address: Value, name: str, stored: int, bits: int, odd: bool, half: bool) -> None:
+    """All that a thread does for a job, see :mod:`.compiled`; ``stored`` bits per weight in memory."""
+    b, job = code.b, Job(code, address)
+    head, body, end = (b.append_basic_block(label) for label in ("take", "work", "none_left"))
+    b.branch(head)
+    b.position_at_end(head)
+    item = code.exchange_add(job.place("next"), 1)
+    b.cbranch(b.icmp_signed("<", item, job.items), body, end)
+    b.position_at_end(body)
+    prepared = job.prepared
+    with b.if_else(b.icmp_signed("<", item, prepared)) as (first, second):
+        with first:
+            if name == "lut_gemv":
+                emit_tables(code, job, bits, odd)
+            else:
+                emit_dot_activations(code, job, item, bits, odd)
+        with second:
+            code.wait_for(job.place("done"), prepared)
+            block = b.sub(item, prepared)
+            if name == "lut_gemv":
+                emit_lut_gemv(code, job, block, stored, half)
+            else:
+                (emit_dot_gemv if name == "dot_gemv" else emit_dot_gemm)(code, job, block, stored, odd, half)
+    code.exchange_add(job.place("done"), 1)
+    b.branch(head)
+    b.position_at_end(end)
+
+
+def emit_begin(code: Code, address: Value) -> None:
+    """Make a job's items available. None of an earlier run may be at work."""
+    job = Job(code, address)
+    code.store(I64(0), job.place("done"))
+    code.b.atomic_rmw("xchg", code.b.inttoptr(job.place("next"), I64.as_pointer()), I64(0), "seq_cst")
+
+
+def emit_wait(code: Code, address: Value) -> None:
+    """Until all items are done."""
+    job = Job(code, address)
+    code.wait_for(job.place("done"), job.items)
 
 
 # -- activations -----------------------------------------------------------------------------------

@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
 
 from ...errors import InputError
-from .compiled import instruction_sets, kernel, most_threads, runners
+from .compiled import instruction_sets, kernel, runners
 from .emit import FIELDS
 from .layout import BLOCK, QUAD, Packed
+from .team import team
 
 Floats = npt.NDArray[np.float32]
 _ALIGN = 64
@@ -24,7 +25,7 @@ def _aligned(size: int) -> npt.NDArray[np.uint8]:
 
 @dataclass
 class Plan:
-    """Products of ``tokens`` vectors by weights of one shape: kernels chosen, and room for activations.
+    """Products of ``tokens`` vectors by weights of one shape: a kernel, and room for activations.
 
     One plan serves any number of packed matrices of the same shape and layout, one product at a time.
     """
@@ -33,39 +34,31 @@ class Plan:
     tokens: int = 1
     threads: int = 1
     isa: str | None = None
-    _room: list[npt.NDArray[np.uint8]] = field(init=False, default_factory=list)
 
     def __post_init__(self) -> None:
-        if self.tokens < 1:
-            raise InputError(f"tokens = {self.tokens}: at least 1")
-        if not 1 <= self.threads <= most_threads():
-            raise InputError(f"threads = {self.threads}: 1 to {most_threads()} here (NUMBA_NUM_THREADS)")
-        p, isa = self.packed, self.isa or instruction_sets()[0]
+        if self.tokens < 1 or self.threads < 1:
+            raise InputError(f"tokens = {self.tokens}, threads = {self.threads}: at least 1")
+        p = self.packed
         n, k = p.shape
-        traits = (p.bits, p.odd, p.half, isa)
-        self._alone, self._shared = runners()
-        self._prepare = kernel(f"{p.layout}_acts", *traits)
-        one = p.layout == "lut" or self.tokens == 1
-        self._product = kernel(f"{p.layout}_gemv" if one else "dot_gemm", *traits)
+        lut = p.layout == "lut"
+        name = "lut_gemv" if lut else "dot_gemv" if self.tokens == 1 else "dot_gemm"
+        self.isa = self.isa or instruction_sets()[0]
+        self._kernel = kernel(name, p.bits, p.odd, p.half, self.isa)
+        self._team = team(self.threads - 1)
+        self._begin, self._lead, _ = runners()
         width = -(-n // BLOCK) * BLOCK
-        bytes_per_weight = QUAD if p.layout == "lut" else 1  # a table of 16 bytes per 4
-        many = 1 if p.layout == "lut" else self.tokens
-        self._room = [_aligned(size) for size in
-                      (many * k * bytes_per_weight, 4 * many * p.groups, 4 * many * p.groups)]  # fmt: skip
+        at_once = 1 if lut else self.tokens
+        sizes = (at_once * k * (QUAD if lut else 1), 4 * at_once * p.groups, 4 * at_once * p.groups)  # 16 bytes per 4
+        self._room = [_aligned(size) for size in sizes]
         self._padded = np.empty((self.tokens, width), np.float32)
-        self._jobs = [np.zeros(len(FIELDS), np.int64) for _ in range(2)]
+        self._job = _aligned(8 * len(FIELDS)).view(np.int64)
+        self._job[:] = 0
         acts, sums, factors = (room.ctypes.data for room in self._room)
-        fields = {"acts": acts, "sums": sums, "factors": factors, "groups": p.groups, "group": p.group,
-                  "tokens": many, "k": k, "n": width, "grain": 1}  # fmt: skip
-        for job in self._jobs:
-            for name, value in fields.items():
-                job[FIELDS.index(name)] = value
-        self._set(0, blocks=many)
-        self._set(1, blocks=width // BLOCK)
-
-    def _set(self, which: int, **fields: int) -> None:
-        for name, value in fields.items():
-            self._jobs[which][FIELDS.index(name)] = value
+        fields = {"prepared": at_once, "items": at_once + width // BLOCK, "acts": acts, "sums": sums,
+                  "factors": factors, "groups": p.groups, "group": p.group, "tokens": at_once, "k": k, "n": width}  # fmt: skip
+        fields["next"] = fields["items"]  # nothing to take yet
+        for field, value in fields.items():
+            self._job[FIELDS.index(field)] = value
 
     def run(self, x: Floats, packed: Packed, out: Floats | None = None) -> Floats:
         """``x`` (tokens, k), binary32 in C order, times the transpose of ``packed``: (tokens, n).
@@ -82,35 +75,29 @@ class Plan:
             if out.shape != (self.tokens, n) or out.dtype != np.float32 or not out.flags.c_contiguous:
                 raise InputError(f"out {out.dtype} {out.shape}; wanted binary32 ({self.tokens}, {n}) in C order")
             target = out if n % BLOCK == 0 else target
-        self._jobs[1][_DATA] = packed.data.ctypes.data
-        self._jobs[1][_SCALES] = packed.scales.ctypes.data
+        self._job[_DATA] = packed.data.ctypes.data
+        self._job[_SCALES] = packed.scales.ctypes.data
         if self.packed.layout == "lut":
             for t in range(self.tokens):
-                self._product_of(x[t].ctypes.data, target[t].ctypes.data)
+                self._product(x[t].ctypes.data, target[t].ctypes.data)
         else:
-            self._product_of(x.ctypes.data, target.ctypes.data)
+            self._product(x.ctypes.data, target.ctypes.data)
         if out is None:
             return target[:, :n].copy()
         if target is not out:
             out[:] = target[:, :n]
         return out
 
-    def _product_of(self, x: int, out: int) -> None:
-        prepare, product = self._jobs
-        prepare[_NEXT] = product[_NEXT] = 0
-        prepare[_X], product[_OUT] = x, out
-        if self.threads == 1:
-            self._alone(self._prepare, prepare.ctypes.data)
-            self._alone(self._product, product.ctypes.data)
-            return
-        if prepare[_BLOCKS] == 1:
-            self._alone(self._prepare, prepare.ctypes.data)
-        else:
-            self._shared(self._prepare, prepare.ctypes.data, self.threads)
-        self._shared(self._product, product.ctypes.data, self.threads)
+    def _product(self, x: int, out: int) -> None:
+        self._job[_X], self._job[_OUT] = x, out
+        address = self._job.ctypes.data
+        self._begin(address)
+        for helper in self._team:
+            helper.call(self._kernel, self._job)
+        self._lead(self._kernel, address)
 
 
-_NEXT, _DATA, _SCALES, _X, _OUT, _BLOCKS = (FIELDS.index(n) for n in ("next", "data", "scales", "x", "out", "blocks"))
+_DATA, _SCALES, _X, _OUT = (FIELDS.index(n) for n in ("data", "scales", "x", "out"))
 
 
 def _traits(p: Packed) -> tuple[object, ...]:

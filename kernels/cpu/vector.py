@@ -119,6 +119,20 @@ class Code:
         found = module.globals.get(name) or ir.Function(module, kind, name)
         return self.b.call(found, arguments)
 
+    # -- what threads share -----------------------------------------------------------------------
+    def exchange_add(self, address: Value, value: int) -> Value:
+        """Add to a 64-bit word of memory at once; what it was."""
+        return self.b.atomic_rmw("add", self.b.inttoptr(address, I64.as_pointer()), I64(value), "seq_cst")
+
+    def wait_for(self, address: Value, least: Value) -> None:
+        """Until a 64-bit word of memory is ``least`` or more."""
+        head, end = (self.b.append_basic_block(name) for name in ("wait", "go"))
+        self.b.branch(head)
+        self.b.position_at_end(head)
+        found = self.b.load_atomic(self.b.inttoptr(address, I64.as_pointer()), "acquire", 8)
+        self.b.cbranch(self.b.icmp_signed("<", found, least), head, end)
+        self.b.position_at_end(end)
+
     # -- arithmetic -------------------------------------------------------------------------------
     def bits(self, value: Value, mask: int) -> Value:
         return self.b.and_(value, self.splat(B64, mask))
