@@ -42,6 +42,8 @@ Count = Annotated[int | None, typer.Option(help="Devices; without --parallel the
 ParallelText = Annotated[str | None, typer.Option("--parallel", help="Degrees, as tp=4,pp=2,dp=1.")]
 Name = Annotated[str | None, typer.Argument(help="Show this one with all its fields.")]
 
+EXTRAS = {"scipy": "fit", "numba": "kernels"}
+"""Libraries that some commands need and not every installation has, and the extra that brings them."""
 INTERRUPTED = 130
 """What the option parser returns for Control-C, as shells do: 128 + SIGINT."""
 
@@ -70,9 +72,9 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
-        if error.name != "scipy":
+        if error.name not in EXTRAS:
             raise
-        return _fail("scipy is not installed; install tokenfab[fit]")
+        return _fail(f"{error.name} is not installed; install tokenfab[{EXTRAS[error.name]}]")
     except Exception as error:
         format_message = getattr(error, "format_message", None)  # a usage error of the option parser
         if format_message is None:
@@ -459,6 +461,33 @@ def rtl_area(
     with terminal.progress(quiet or json_) as step:
         rows = (compare_rows if compare else area_rows)(chosen_units(units or []), liberty, step)
     _answer(rows, json_, quiet, lambda: (terminal.rtl_comparison if compare else terminal.rtl_area)(rows))
+
+
+# -- this machine ----------------------------------------------------------------------------------
+bench = typer.Typer(help="Time this machine beside others' code.", rich_markup_mode=None, add_completion=False)
+app.add_typer(bench, name="bench")
+
+
+@bench.command("kernels")
+def bench_kernels(
+    run_: typer.Context,
+    bits: Annotated[str, typer.Option(help="Bits of a weight, 1 to 4, as 1,2,4.")] = "1,2,4",
+    tokens: Annotated[str, typer.Option(help="Vectors multiplied at once.")] = "1,8,64",
+    threads: Annotated[str, typer.Option(help="Threads, as 1,2.")] = "1,2",
+    size: Annotated[int, typer.Option(help="Rows and columns of the weights.")] = 4096,
+    repeats: Annotated[int, typer.Option(help="Interleaved samples of each.")] = 9,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Low-bit CPU kernels beside ONNX Runtime, torch and the CPU model's prediction.
+
+    Example: tokenfab bench kernels --bits 2,4 --tokens 1
+    """
+    from .validation.bench_kernels import bench as run_bench
+
+    with terminal.progress(quiet or json_) as step:
+        document = run_bench(bits, tokens, threads, size, repeats=repeats, step=step) | {"command": run_.obj}
+    _answer(document, json_, quiet, lambda: terminal.bench_summary(document))
 
 
 @app.callback(invoke_without_command=True)

@@ -62,13 +62,10 @@ def runners() -> tuple[Any, Any, Any]:
     """``(begin, lead, assist)``: make a job's items available; take part in kernel and job until all items are done,
     or only until none is left to take."""
     numba = import_module("numba")
-    from llvmlite import ir
-
     from .emit import emit_begin, emit_wait
-    from .vector import Code
+    from .vector import I64, Code, ir
 
-    word = ir.IntType(64)
-    kind = ir.FunctionType(word, [word]).as_pointer()
+    kind = ir.FunctionType(I64, [I64]).as_pointer()
 
     def call(_context: Any, address: Any, job: Any) -> Any:
         def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
@@ -79,7 +76,7 @@ def runners() -> tuple[Any, Any, Any]:
     def on_job(emit: Any) -> Any:
         def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
             emit(Code(builder, "portable"), arguments[0])
-            return word(0)
+            return I64(0)
 
         return numba.extending.intrinsic(lambda _context, job: (numba.types.int64(job), codegen))
 

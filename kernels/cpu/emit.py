@@ -13,10 +13,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from llvmlite import ir
-
 from .golden import DOT_TOP, LEAST, LUT_DROPPED, LUT_TOP
-from .vector import B64, F16, F32, H32, I8, I16, I32, I64, W16, Code, Value
+from .vector import B64, F16, F32, H32, I8, I16, I32, I64, W16, Code, Value, ir
 
 FIELDS = ("next", "done", "prepared", "items", "data", "scales", "acts", "sums", "factors", "x", "out", "groups",
           "group", "tokens", "k", "n")  # fmt: skip

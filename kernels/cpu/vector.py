@@ -12,9 +12,10 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from importlib import import_module
 from typing import Any
 
-from llvmlite import ir
+ir: Any = import_module("llvmlite.ir")
 
 I8, I16, I32, I64 = (ir.IntType(b) for b in (8, 16, 32, 64))
 F32 = ir.FloatType()
