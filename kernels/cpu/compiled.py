@@ -59,8 +59,8 @@ _KEPT: list[Any] = []
 
 @cache
 def runners() -> tuple[Any, Any, Any]:
-    """``(begin, lead, assist)``: make a job's items available; take part in kernel and job until all items are done,
-    or only until none is left to take."""
+    """``(begin, lead, assist)``: make a job's items available; take part in kernel and job until none is left to
+    take, ``lead`` until others are done too or a while has passed: it says how many they still hold."""
     numba = import_module("numba")
     from .emit import emit_begin, emit_wait
     from .vector import I64, Code, ir
@@ -75,8 +75,8 @@ def runners() -> tuple[Any, Any, Any]:
 
     def on_job(emit: Any) -> Any:
         def codegen(_context: Any, builder: Any, _signature: Any, arguments: Any) -> Any:
-            emit(Code(builder, "portable"), arguments[0])
-            return I64(0)
+            found = emit(Code(builder, "portable"), arguments[0])
+            return I64(0) if found is None else found
 
         return numba.extending.intrinsic(lambda _context, job: (numba.types.int64(job), codegen))
 
@@ -85,12 +85,12 @@ def runners() -> tuple[Any, Any, Any]:
     def begin(job: int) -> None:
         reset(job)
 
-    def lead(address: int, job: int) -> None:
+    def lead(address: int, job: int) -> int:
         run(address, job)
-        wait(job)
+        return int(wait(job))
 
     def assist(address: int, job: int) -> None:
         run(address, job)
 
-    pair = numba.njit("void(int64, int64)", nogil=True)
-    return numba.njit("void(int64)", nogil=True)(begin), pair(lead), pair(assist)
+    return (numba.njit("void(int64)", nogil=True)(begin), numba.njit("int64(int64, int64)", nogil=True)(lead),
+            numba.njit("void(int64, int64)", nogil=True)(assist))  # fmt: skip

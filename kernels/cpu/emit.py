@@ -26,6 +26,8 @@ TILE = {"avx512": 6, "avx2": 1, "portable": 1}
 AHEAD = 2048
 """Bytes that weights are fetched ahead of their use."""
 RAISED = 128
+PATIENCE = 20_000
+"""Looks at what others do, some microseconds, before the processor is offered to them."""
 
 
 class Job:
@@ -79,10 +81,10 @@ def emit_begin(code: Code, address: Value) -> None:
     code.b.atomic_rmw("xchg", code.b.inttoptr(job.place("next"), I64.as_pointer()), I64(0), "seq_cst")
 
 
-def emit_wait(code: Code, address: Value) -> None:
-    """Until all items are done."""
+def emit_wait(code: Code, address: Value) -> Value:
+    """How many items are not done yet, after some time at most."""
     job = Job(code, address)
-    code.wait_for(job.place("done"), job.items)
+    return code.b.sub(job.items, code.wait_for(job.place("done"), job.items, PATIENCE))
 
 
 # -- activations -----------------------------------------------------------------------------------
@@ -307,13 +309,15 @@ def emit_dot_gemm(code: Code, job: Job, block: Value, stored: int, odd: bool, ha
             side = b.add(code.times(g, tokens), first)
             weights = [_scale(code, scales, g, r, half) for r in range(4)]
             tile = TILE[code.isa]
-            full = b.udiv(count, I64(tile))
-            with code.loop(full) as t:
-                _tile(code, job, unpacked, sums, weights, side, code.times(t, tile), tile)
-            rest = b.urem(count, I64(tile))
-            for size in range(1, tile):
-                with b.if_then(b.icmp_signed("==", rest, I64(size))):
-                    _tile(code, job, unpacked, sums, weights, side, code.times(full, tile), size)
+            tiles = b.udiv(b.add(count, I64(tile - 1)), I64(tile))
+            least, greater = b.udiv(count, tiles), b.urem(count, tiles)  # tiles of one more come first
+            with code.loop(tiles) as t:
+                before = b.select(b.icmp_signed("<", t, greater), t, greater)
+                token = b.add(code.times(t, least), before)
+                many = b.add(least, b.zext(b.icmp_signed("<", t, greater), I64))
+                for size in range(1, tile + 1):
+                    with b.if_then(b.icmp_signed("==", many, I64(size))):
+                        _tile(code, job, unpacked, sums, weights, side, token, size)
         with code.loop(count) as t:
             row = code.at(job.out, code.times(b.add(first, t), code.times(n, 4)), code.times(block, 256))
             for r in range(4):

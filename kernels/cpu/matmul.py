@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -94,7 +95,8 @@ class Plan:
         self._begin(address)
         for helper in self._team:
             helper.call(self._kernel, self._job)
-        self._lead(self._kernel, address)
+        while self._lead(self._kernel, address):
+            time.sleep(0)  # a helper that holds an item may be waiting for this thread's processor
 
 
 _DATA, _SCALES, _X, _OUT = (FIELDS.index(n) for n in ("data", "scales", "x", "out"))

@@ -125,14 +125,22 @@ class Code:
         """Add to a 64-bit word of memory at once; what it was."""
         return self.b.atomic_rmw("add", self.b.inttoptr(address, I64.as_pointer()), I64(value), "seq_cst")
 
-    def wait_for(self, address: Value, least: Value) -> None:
-        """Until a 64-bit word of memory is ``least`` or more."""
-        head, end = (self.b.append_basic_block(name) for name in ("wait", "go"))
+    def wait_for(self, address: Value, least: Value, looks: int | None = None) -> Value:
+        """A 64-bit word of memory, when it is ``least`` or more, or after so many looks at it."""
+        left = self.variable(I64, I64(looks or 0))
+        head, again, end = (self.b.append_basic_block(name) for name in ("look", "again", "go"))
         self.b.branch(head)
         self.b.position_at_end(head)
         found = self.b.load_atomic(self.b.inttoptr(address, I64.as_pointer()), "acquire", 8)
-        self.b.cbranch(self.b.icmp_signed("<", found, least), head, end)
+        self.b.cbranch(self.b.icmp_signed("<", found, least), again, end)
+        self.b.position_at_end(again)
+        if looks is None:
+            self.b.branch(head)
+        else:
+            self.add_to(left, I64(-1))
+            self.b.cbranch(self.b.icmp_signed(">", self.get(left), I64(0)), head, end)
         self.b.position_at_end(end)
+        return found
 
     # -- arithmetic -------------------------------------------------------------------------------
     def bits(self, value: Value, mask: int) -> Value:
