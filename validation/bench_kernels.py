@@ -24,7 +24,7 @@ from ..errors import InputError
 from ..kernels.cpu.layout import BITS, GROUPS, LAYOUTS, Packed, pack
 from ..kernels.lut import Quantised
 from .onnx_model import matmul_chain
-from .this_cpu import Machine, device_of, find_machine, l3_bytes, predict
+from .this_cpu import Machine, clock_of, device_of, find_machine, l3_bytes, predict
 
 GROUP = 128
 ACCURACY_LEVEL = 4
@@ -212,7 +212,7 @@ def _torch(torch: Any, rng: np.random.Generator, x: Any, threads: int) -> list[C
 # -- measuring -------------------------------------------------------------------------------------
 def measure(contenders: Sequence[Contender], threads: int, repeats: int) -> dict[str, list[float]]:
     """Seconds of one product, each contender's ``repeats`` samples, taken in turn."""
-    clock = time.thread_time if threads == 1 else time.perf_counter
+    clock = clock_of(threads)
     seconds: dict[str, list[float]] = {c.name: [] for c in contenders}
     for _ in range(repeats):
         for contender in contenders:

@@ -329,9 +329,12 @@ def _unpack(code: Code, data: Value, target: Value, group: Value, stored: int, o
     b = code.b
     per = 8 // stored
     mask = ((1 << stored) - 1) << int(odd)
+    ahead = b.lshr(code.times(group, 64 * stored), I64(3))  # the next group, while this one is multiplied
     with code.loop(b.udiv(group, I64(4 * per))) as i:
         for r in range(4):
-            weights = code.load(B64, code.at(data, code.times(i, 256), 64 * r))
+            place = code.at(data, code.times(i, 256), 64 * r)
+            code.prefetch(code.at(place, ahead))
+            weights = code.load(B64, place)
             for j in range(per):
                 right = j * stored - int(odd)
                 moved = code.shifted(weights, right) if right >= 0 else b.add(weights, weights)
