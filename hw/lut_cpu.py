@@ -87,7 +87,7 @@ class LowBitModel(RooflineModel):
         for c in self.collectives:
             times[self.reasons.index("network"), c.row] = c.time_s(c.size @ basis)
         arithmetic = [self.reasons.index(r) for r in ("compute", "dequantisation") if r in self.reasons]
-        least = np.max(times[np.ix_(arithmetic, self.narrow)], axis=0)
+        least = np.max(times[np.array(arithmetic)[:, None], self.narrow], axis=0)
         taken = np.full_like(least, np.nan)
         for name, coefficients in zip(self.names, self.other, strict=True):
             seconds = coefficients @ basis
@@ -119,7 +119,8 @@ def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
         rows = []
         for i, bits in planes.items():
             if name == REASON:
-                inputs = sum((t.elements for t in compiled.rows[i].operator.reads if t.role == "activation"), start=expr(0))
+                reads = compiled.rows[i].operator.reads
+                inputs = sum((t.elements for t in reads if t.role == "activation"), start=expr(0))
                 seconds = flops[i] / 2 * bits / QUAD / lookup_rate(device) + compiled.vector(inputs) * table_s(device)
             else:
                 seconds = flops[i] / device.rate("int8")[1].value + elements[i] * unpack_s(device)

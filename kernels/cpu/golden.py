@@ -44,11 +44,11 @@ class Activations:
 
 
 def as_groups(x: npt.ArrayLike, k: int, group: int) -> Floats:
-    """``x`` (tokens, k) as binary32 (tokens, groups, group), filled up with zeros. Raises ``InputError``."""
+    """``x`` (tokens, k) as binary32 (tokens, groups, group). Raises ``InputError``."""
     acts = np.asarray(x, np.float32)
     if acts.ndim != 2 or acts.shape[1] != k or not len(acts):
         raise InputError(f"activations have shape {acts.shape}; wanted (tokens, {k})")
-    return np.pad(acts, ((0, 0), (0, -k % group))).reshape(len(acts), -1, group)
+    return acts.reshape(len(acts), -1, group)
 
 
 def quantise_dot(groups: Floats) -> Activations:
@@ -67,15 +67,16 @@ def quantise_lut(groups: Floats) -> Activations:
 def _rounded(groups: Floats, top: Floats, limit: np.float32) -> Integers:
     with np.errstate(all="ignore"):
         factor = np.where(top >= LEAST, limit / top, np.float32(0)).astype(np.float32)
-        return np.nan_to_num(np.rint(groups * factor[..., None]), posinf=0, neginf=0).astype(np.int64)
+        whole = np.nan_to_num(np.rint(groups * factor[..., None]), posinf=0, neginf=0)
+    return np.asarray(whole, np.int64)
 
 
 def integer_sums(acts: Activations, packed: Packed) -> Integers:
     """S of every token, group and output, (tokens, groups, n); twice that for two's complement in tables."""
-    n, k = packed.shape
+    n, _ = packed.shape
     weights = packed.quantised.values.reshape(n, -1, packed.group)
     if packed.layout == "dot":
-        return np.einsum("tgk,ngk->tgn", acts.values, weights)
+        return np.asarray(np.einsum("tgk,ngk->tgn", acts.values, weights), np.int64)
     tokens, groups, group = acts.values.shape
     total = np.zeros((tokens, groups, n), np.int64)
     for g in range(groups):

@@ -9,8 +9,8 @@ group along k, so that a product reads one stream. Two layouts:
     lut   bytes are outputs, in the order 0, 32, 1, 33, …, and one bit plane at a time. The low nibble of a byte
           is the code of 4 weights (:func:`tokenfab.kernels.lut.codes`), the high nibble that of the next 4.
 
-A scale belongs to one output and one group of k, in binary16 or binary32. Outputs are filled up to a multiple of 64
-and k to a multiple of the group; the activations that meet the added weights are zero.
+A scale belongs to one output and one group of k, in binary16 or binary32. Outputs are filled up to a multiple of
+64; k is a multiple of the group, as :func:`tokenfab.kernels.lut.quantise` asks.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ class Packed:
 
     @property
     def groups(self) -> int:
-        return self.data.shape[1]
+        return int(self.data.shape[1])
 
     @property
     def half(self) -> bool:

@@ -56,7 +56,8 @@ class Plan:
         self._job[:] = 0
         acts, sums, factors = (room.ctypes.data for room in self._room)
         fields = {"prepared": at_once, "items": at_once + width // BLOCK, "acts": acts, "sums": sums,
-                  "factors": factors, "groups": p.groups, "group": p.group, "tokens": at_once, "k": k, "n": width}  # fmt: skip
+                  "factors": factors, "groups": p.groups, "group": p.group, "tokens": at_once, "k": k,
+                  "n": width}  # fmt: skip
         fields["next"] = fields["items"]  # nothing to take yet
         for field, value in fields.items():
             self._job[FIELDS.index(field)] = value

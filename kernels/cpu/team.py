@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import threading
+from contextlib import suppress
 from typing import Any
 
 from .compiled import runners
@@ -26,7 +27,7 @@ class Helper(threading.Thread):
     def call(self, kernel: int, job: Any) -> None:
         """``job``, an array, stays alive at least until the helper has looked at it."""
         self._work = kernel, job
-        if self._woken.locked():  # else it has been woken and has not looked yet
+        with suppress(RuntimeError):  # it has been woken and has not looked yet
             self._woken.release()
 
     def run(self) -> None:

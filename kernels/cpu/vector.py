@@ -37,7 +37,8 @@ class Code:
         self.isa = isa
 
     # -- constants and variables ------------------------------------------------------------------
-    def int(self, value: int | Value) -> Value:
+    def word(self, value: int | Value) -> Value:
+        """A 64-bit constant, or what is one already."""
         return I64(value) if isinstance(value, int) else value
 
     def splat(self, kind: Any, value: float) -> Value:
@@ -77,11 +78,11 @@ class Code:
     def at(self, base: Value, *terms: int | Value) -> Value:
         """Address ``base`` plus bytes."""
         for term in terms:
-            base = self.b.add(base, self.int(term))
+            base = self.b.add(base, self.word(term))
         return base
 
     def times(self, a: int | Value, b: int | Value) -> Value:
-        return self.b.mul(self.int(a), self.int(b))
+        return self.b.mul(self.word(a), self.word(b))
 
     def load(self, kind: Any, address: Value, align: int = 1) -> Value:
         return self.b.load(self.b.inttoptr(address, kind.as_pointer()), align=align)
@@ -101,7 +102,7 @@ class Code:
         self.b.branch(head)
         self.b.position_at_end(head)
         index = self.b.load(slot)
-        self.b.cbranch(self.b.icmp_signed("<", index, self.int(count)), body, end)
+        self.b.cbranch(self.b.icmp_signed("<", index, self.word(count)), body, end)
         self.b.position_at_end(body)
         yield index
         self.b.store(self.b.add(index, I64(1)), slot)
