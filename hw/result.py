@@ -14,7 +14,9 @@ from ..workloads.trace import Trace
 from . import array, gpu
 from .cost import Costs, cost
 from .estimate import USD_PER_KWH, Estimate, Phase, memory_fit
+from .event import EventLevel
 from .spec import Device
+from .timeline import event_document
 from .units import Quantity
 
 SCHEMA = "tokenfab.estimate"
@@ -23,8 +25,13 @@ LONGEST_CURVE = 131072
 """Tokens to which curves run for models that state no longest context."""
 
 
-def estimate_document(result: Estimate, trace: Trace, *, explain: bool = False) -> dict[str, Any]:
-    """``result`` of ``trace`` as a document with the promised keys; ``explain`` adds operators and curves."""
+def estimate_document(
+    result: Estimate, trace: Trace, *, explain: bool = False, event: EventLevel | None = None
+) -> dict[str, Any]:
+    """``result`` of ``trace`` as a document with the promised keys; ``explain`` adds operators and curves.
+
+    ``event`` is the level that costed the passes, where it was not the closed form; curves are the closed form's.
+    """
     device = result.device
     document: dict[str, Any] = {
         "schema": SCHEMA,
@@ -32,7 +39,11 @@ def estimate_document(result: Estimate, trace: Trace, *, explain: bool = False) 
         "tokenfab": __version__,
         "model": model_facts(trace),
         "device": device_facts(device, trace) | {"count": result.parallel.devices, "parallel": str(result.parallel)},
-        "request": {"batch": result.request.batch, "prompt": result.request.prompt, "output": result.request.output},
+        "level": "event" if event else "closed",
+        "request": {
+            "batch": result.request.batch, "prompt": result.request.prompt, "output": result.request.output,
+            "streams": result.streams,
+        },
         "prefill": _phase(result.prefill),
         "decode": _phase(result.decode) | {"context": result.request.prompt + max(result.request.output - 2, 0) / 2},
         "total": {
@@ -55,12 +66,15 @@ def estimate_document(result: Estimate, trace: Trace, *, explain: bool = False) 
             "fits": result.memory.fits,
         },
         "provenance": provenance(result, trace),
-    }
+    }  # fmt: skip
+    if event is not None:
+        document["event"] = event_document(event, result)
     if explain:
         document["operators"] = [
             {
                 "phase": o.phase, "name": o.name, "kind": o.kind, "count": o.count, "time_s": o.time_s,
                 "bound": o.bound, "flops": o.flops, "bytes": o.bytes,
+                "energy_j": o.energy_j, "energy_parts_j": o.energy_parts_j,
             }
             for o in result.operators
         ]  # fmt: skip
