@@ -133,13 +133,15 @@ def devices(name: Name = None, json_: Json = False, quiet: Quiet = False) -> Non
     Example: tokenfab devices h100-sxm
     """
     from .hw.devices import device_names, load_device
+    from .hw.die import area_document, price_document
 
     if name is None:
         found = [load_device(n) for n in device_names()]
         entries = [{"name": d.name, "kind": d.kind, "year": d.year, "description": d.description} for d in found]
         return _listing("devices", entries, json_, quiet)
-    fields = load_device(name).to_dict()
-    _answer(fields, json_, quiet, lambda: terminal.fields(fields))
+    card = load_device(name)
+    fields = card.to_dict() | {"area_parts": area_document(card), "price_parts": price_document(card)}
+    _answer(fields, json_, quiet, lambda: terminal.fields(card.to_dict()))
 
 
 @app.command()
@@ -237,7 +239,7 @@ def estimate(
     from .hw.cost import cost
     from .hw.devices import load_device
     from .hw.event import EventLevel
-    from .hw.result import estimate_document
+    from .hw.result import estimate_document, lines
     from .hw.timeline import perfetto_timeline
     from .workloads.load import load_trace
     from .workloads.parallel import parse_parallel
@@ -265,7 +267,13 @@ def estimate(
         write_whole(timeline, json_text(perfetto_timeline(simulated, result)))
     if save is not None:
         write_whole(save, json_text(document))
-    _answer(document, json_, quiet, lambda: terminal.estimate_summary(document, explain))
+
+    def say() -> None:
+        terminal.estimate_summary(document, explain)
+        if further := lines(document, explain):
+            terminal.say("", *further)
+
+    _answer(document, json_, quiet, say)
 
 
 @app.command()

@@ -22,6 +22,7 @@ from ..workloads.parallel import ONE_DEVICE, Parallel, stage_blocks, tensor_para
 from ..workloads.trace import Trace
 from .collective import collective_time
 from .cost import Costs, cost
+from .die import price_of
 from .spec import Device
 
 HOURS_OF_LIFE = 4 * 365 * 24
@@ -143,18 +144,21 @@ class Estimate:
         """US dollars per hour of all devices, and what it is made of; ``None`` without any price.
 
         A price to buy is written off over four years, and electricity is added; a price to rent is
-        used where no price to buy is known, so that devices with both compare alike.
+        used where no price to buy is known, so that devices with both compare alike; a device without either
+        costs what :func:`.die.price_of` makes of its parts.
         """
         price, devices = self.device.price, self.parallel.devices
+        electricity = self.energy_j / self.latency_s / 1000 * USD_PER_KWH
         if price.purchase is not None:
-            electricity = self.energy_j / self.latency_s / 1000 * USD_PER_KWH
-            return (
-                price.purchase.value / HOURS_OF_LIFE * devices + electricity,
-                "bought, written off in 4 years, electricity",
-            )
+            bought = price.purchase.value / HOURS_OF_LIFE * devices
+            return bought + electricity, "bought, written off in 4 years, electricity"
         if price.hourly is not None:
             return price.hourly.value * devices, "rented"
-        return None
+        try:
+            made = price_of(self.device).total / HOURS_OF_LIFE * devices
+        except InputError:
+            return None
+        return made + electricity, "price from cost of parts and assumed margin, written off in 4 years, electricity"
 
     @property
     def cost_usd_per_mtoken(self) -> float | None:

@@ -139,9 +139,12 @@ def simulate(streams: Sequence[Sequence[Task]], *, record: bool = False) -> Run:
     }
     run = Run([[] for _ in streams], [0] * len(streams))
 
+    def now() -> int:
+        return int(env.now)
+
     def keep(track: str, name: str, start: int) -> None:
         if record and len(run.slices) < MOST_RECORDED:
-            run.slices.append(Slice(track, name, start, env.now - start))
+            run.slices.append(Slice(track, name, start, now() - start))
 
     def stage(i: int, task: Task, s: int, buffers: list[Any]) -> Event:
         name, ticks = task.stages[s]
@@ -150,11 +153,11 @@ def simulate(streams: Sequence[Sequence[Task]], *, record: bool = False) -> Run:
                 yield buffers[s - 1][1].get(1)
             if s + 1 < len(task.stages):
                 yield buffers[s][0].get(1)
-            asked = env.now
+            asked = now()
             with resources[name].request() as turn:
                 yield turn
-                run.waited[i] += env.now - asked
-                began = env.now
+                run.waited[i] += now() - asked
+                began = now()
                 yield env.timeout(length)
             keep(name, f"{i}: {task.name}", began)
             if s > 0:
@@ -164,7 +167,7 @@ def simulate(streams: Sequence[Sequence[Task]], *, record: bool = False) -> Run:
 
     def stream(i: int, tasks: Sequence[Task]) -> Event:
         for task in tasks:
-            began = env.now
+            began = now()
             if task.launch:
                 yield env.timeout(task.launch)
             if task.stages:
@@ -175,7 +178,7 @@ def simulate(streams: Sequence[Sequence[Task]], *, record: bool = False) -> Run:
                 yield env.all_of([env.process(stage(i, task, s, buffers)) for s in range(len(task.stages))])
             if task.tail:
                 yield env.timeout(task.tail)
-            run.ends[i].append(env.now)
+            run.ends[i].append(now())
             keep(f"stream {i}", task.name, began)
 
     for i, tasks in enumerate(streams):

@@ -13,10 +13,12 @@ from ..workloads.parallel import tensor_parallel
 from ..workloads.trace import Trace
 from . import array, gpu
 from .cost import Costs, cost
+from .die import area_document, price_document
+from .energy import energy_document
 from .estimate import USD_PER_KWH, Estimate, Phase, memory_fit
 from .event import EventLevel
 from .spec import Device
-from .timeline import event_document
+from .timeline import event_document, points
 from .units import Quantity
 
 SCHEMA = "tokenfab.estimate"
@@ -32,7 +34,7 @@ def estimate_document(
 
     ``event`` is the level that costed the passes, where it was not the closed form; curves are the closed form's.
     """
-    device = result.device
+    device, share = result.device, tensor_parallel(trace, result.parallel.tp)
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "version": VERSION,
@@ -65,6 +67,9 @@ def estimate_document(
             "missing_bytes": result.memory.missing_bytes,
             "fits": result.memory.fits,
         },
+        "area": area_document(device),
+        "price": price_document(device),
+        "components": energy_document(compile_trace(share), device, points(result)),
         "provenance": provenance(result, trace),
     }  # fmt: skip
     if event is not None:
@@ -80,6 +85,24 @@ def estimate_document(
         ]  # fmt: skip
         document["curves"] = curves(result, trace)
     return document
+
+
+def lines(document: dict[str, Any], explain: bool) -> list[str]:
+    """What a person wants to know of a document beyond times: what streams cost each other, where area and price go."""
+    found: list[str] = []
+    for phase, c in document["event"]["contention"].items() if "event" in document else ():
+        use = document["event"]["utilisation"][phase]
+        busy = ", ".join(f"{name} {share:.0%}" for name, share in sorted(use.items(), key=lambda x: -x[1]))
+        beside = (
+            f": {document['event']['streams']} streams take {c['slowdown']:.2f} times one alone, "
+            f"{c['gain']:.2f} times as fast as one after another"
+        )
+        found.append(f"{phase}: in use {busy}{beside if document['event']['streams'] > 1 else ''}")
+    for key, unit in (("area", "mm2"), ("price", "usd")) if explain else ():
+        parts = ", ".join(f"{name} {x:.4g}" for name, x in document[key][f"parts_{unit}"].items())
+        total = document[key][f"total_{unit}"]
+        found.append(f"{key}: {document[key]['reason'] if total is None else f'{total:.5g} {unit} = {parts}'}")
+    return found
 
 
 def model_facts(trace: Trace) -> dict[str, Any]:

@@ -107,10 +107,13 @@ class Power(_Data):
 
 
 class Die(_Data):
-    """Silicon: ``area`` in mm², all compute dies of the package together; ``process`` is a name."""
+    """Silicon: ``area`` in mm², all compute dies of the package together, ``count`` of them (1 where a file does not
+    say); ``process`` is a name; ``redundant`` the share of the area whose defects spare units make up for."""
 
     area: Quantity
     process: str | None = None
+    count: Quantity | None = None
+    redundant: Quantity | None = None
 
 
 class Price(_Data):
@@ -343,6 +346,14 @@ def parse_architecture(data: bytes, file: str, name: str) -> dict[str, Quantity 
             for key, quantity in _quantities(fields, "")
         },
     }
+
+
+def read_tables(data: bytes, file: str, keys: Mapping[str, Key]) -> dict[str, Any]:
+    """Tables of numbers with units and sources that are no device: ``keys`` says what ``file`` may hold.
+
+    Raises InputError, one line, as :func:`parse_device` does.
+    """
+    return _Reader(file, _document(data, file), keys, {}).read()
 
 
 def _document(data: bytes, file: str) -> dict[str, Any]:

@@ -209,6 +209,8 @@ KEYS: Final[Mapping[str, Key]] = {
     "power.idle": Key("power", "1 uW", "1 MW", "60 W"),
     "die.area": Key("area", "0.001 mm2", "1000000 mm2", "826 mm2"),
     "die.process": Key("text", example="TSMC 7 nm", required=False),
+    "die.count": Key("count", "1", "1000", "2", required=False),
+    "die.redundant": _EFFICIENCY._replace(example="0.5", required=False),
     "price.purchase": Key("price", "0.01 USD", "1000000000 USD", "15000 USD", required=False),
     "price.hourly": Key("hourly price", "0.00001 USD/h", "100000 USD/h", "2.7 USD/h", required=False),
     "model.matmul_efficiency": _EFFICIENCY,
