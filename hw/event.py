@@ -11,7 +11,8 @@ next tile is loaded while this one is computed:
     tiles    ⌈(Σ busy − max busy) / (1 % of max busy)⌉, 8 to 128: a lone pipeline fills in a hundredth of its time
     tail     what the closed form takes beyond this pipeline when it is alone (latencies that occupy nothing)
 
-Each resource serves one tile at a time, in the order of asking (ties: the order of the streams). Alone, an execution
+Each resource serves one at a time, in the order of asking (ties: the order of the streams). Beside others a tile asks
+again after every turn of half a mean tile, so that long tiles do not crowd out short ones. Alone, an execution
 takes max(closed form, pipeline), so one stream is never faster than the closed form and at most its fill slower. With
 several streams, independent copies of one request that arrive together, one computes while another loads, and what
 they cost each other is waiting. Time is counted in whole femtoseconds; nothing is random.
@@ -28,6 +29,7 @@ from __future__ import annotations
 
 from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, replace
+from itertools import cycle
 from typing import Any
 
 import numpy as np
@@ -48,6 +50,7 @@ FILL = 0.01
 TILES = (8, 128)
 REPETITIONS = 4
 SAMPLES = 3
+TURN = 0.5
 MOST_STREAMS = 64
 MOST_RECORDED = 200_000
 """Slices of a timeline."""
@@ -76,6 +79,11 @@ class Task:
         overlapped = round(overlapped_s * TICKS)
         tail = max(overlapped - pipeline_ticks([ticks for _, ticks in stages], tiles), 0)
         return cls(row, name, round(launch_s * TICKS), stages, tiles, tail)
+
+    @property
+    def alone(self) -> int:
+        """Ticks of it where nobody else is."""
+        return self.launch + pipeline_ticks([ticks for _, ticks in self.stages], self.tiles) + self.tail
 
 
 def _place(resource: str) -> tuple[int, str]:
@@ -129,8 +137,11 @@ class Run:
     slices: list[Slice] = field(default_factory=list)
 
 
-def simulate(streams: Sequence[Sequence[Task]], *, record: bool = False) -> Run:
-    """Run the streams beside one another on one set of resources, all from tick 0."""
+def simulate(streams: Sequence[Sequence[Task]], *, record: bool = False, background: int = 0) -> Run:
+    """Run the streams beside one another on one set of resources, all from tick 0.
+
+    The last ``background`` of them start over whenever they are done, until the others are.
+    """
     import simpy
 
     env = simpy.Environment()
@@ -138,6 +149,8 @@ def simulate(streams: Sequence[Sequence[Task]], *, record: bool = False) -> Run:
         name: simpy.Resource(env) for name in sorted({name for tasks in streams for t in tasks for name, _ in t.stages})
     }
     run = Run([[] for _ in streams], [0] * len(streams))
+    first_behind = len(streams) - background
+    quantum = _quanta(streams)
 
     def now() -> int:
         return int(env.now)
@@ -153,20 +166,23 @@ def simulate(streams: Sequence[Sequence[Task]], *, record: bool = False) -> Run:
                 yield buffers[s - 1][1].get(1)
             if s + 1 < len(task.stages):
                 yield buffers[s][0].get(1)
-            asked = now()
-            with resources[name].request() as turn:
-                yield turn
-                run.waited[i] += now() - asked
-                began = now()
-                yield env.timeout(length)
-            keep(name, f"{i}: {task.name}", began)
+            while length:
+                asked = now()
+                with resources[name].request() as turn:
+                    yield turn
+                    run.waited[i] += now() - asked
+                    began = now()
+                    turn_length = min(length, quantum[name]) if len(streams) > 1 else length
+                    yield env.timeout(turn_length)
+                length -= turn_length
+                keep(name, f"{i}: {task.name}", began)
             if s > 0:
                 yield buffers[s - 1][0].put(1)
             if s + 1 < len(task.stages):
                 yield buffers[s][1].put(1)
 
     def stream(i: int, tasks: Sequence[Task]) -> Event:
-        for task in tasks:
+        for task in tasks if i < first_behind else cycle(tasks):
             began = now()
             if task.launch:
                 yield env.timeout(task.launch)
@@ -181,10 +197,20 @@ def simulate(streams: Sequence[Sequence[Task]], *, record: bool = False) -> Run:
             run.ends[i].append(now())
             keep(f"stream {i}", task.name, began)
 
-    for i, tasks in enumerate(streams):
-        env.process(stream(i, tasks))
-    env.run()
+    started = [env.process(stream(i, tasks)) for i, tasks in enumerate(streams)]
+    env.run(until=env.all_of(started[:first_behind]))
     return run
+
+
+def _quanta(streams: Sequence[Sequence[Task]]) -> dict[str, int]:
+    """Ticks that a tile holds a resource at a time while others want it: :data:`TURN` of a mean tile's."""
+    busy: dict[str, int] = {}
+    tiles: dict[str, int] = {}
+    for task in (task for tasks in streams for task in tasks):
+        for name, ticks in task.stages:
+            busy[name] = busy.get(name, 0) + ticks
+            tiles[name] = tiles.get(name, 0) + task.tiles
+    return {name: max(int(TURN * busy[name] / tiles[name]), 1) for name in busy}
 
 
 @dataclass(frozen=True)
@@ -194,7 +220,8 @@ class Pass:
     ``seconds`` until the last stream is done, ``alone_s`` of one stream by itself, ``closed_s`` of the closed form;
     ``busy_s`` is how long all streams together occupy each resource, ``waited_s`` what a stream waited for its
     turns (stages of one pipeline wait at the same time, so it may exceed the pass), ``rows_s`` of each row with its
-    count, a mean over streams; ``slices`` of the repetitions that were simulated.
+    count, a mean over streams; ``slices`` of the repetitions that were simulated. ``schedule`` is what one stream
+    does, with as many repetitions of a block as were simulated.
     """
 
     seconds: float
@@ -203,6 +230,7 @@ class Pass:
     busy_s: dict[str, float]
     waited_s: float
     rows_s: npt.NDArray[np.float64]
+    schedule: tuple[Task, ...] = ()
     slices: tuple[Slice, ...] = ()
 
 
@@ -231,8 +259,7 @@ def simulate_pass(
         finish.append(end)
         waited.append(wait * end / max(run.ends[i][-1], 1))
     busy = {name: float(compiled.counts @ seconds[:, at]) * streams for name, seconds in busy_of(rows, reasons).items()}
-    alone = sum((t.launch + max(pipeline_ticks([x for _, x in t.stages], t.tiles), 0) + t.tail) * row.count
-                for t, row in zip(tasks, compiled.rows, strict=True)) / TICKS  # fmt: skip
+    alone = sum(t.alone * row.count for t, row in zip(tasks, compiled.rows, strict=True)) / TICKS
     return Pass(
         seconds=max(max(finish) / TICKS, *busy.values(), alone) if streams > 1 else max(finish) / TICKS,
         alone_s=alone,
@@ -240,6 +267,7 @@ def simulate_pass(
         busy_s={name: s for name, s in busy.items() if s > 0},
         waited_s=sum(waited) / streams / TICKS,
         rows_s=rows_s / streams / TICKS,
+        schedule=tuple(schedule),
         slices=tuple(run.slices),
     )
 
@@ -262,6 +290,21 @@ def _extrapolated(ends: list[int], runs: list[tuple[list[Task], int, int]], rows
             rows_s[task.row] += ticks
             total += ticks
     return total
+
+
+def prompt_beside_decode(prompt: Pass, decode: Pass, streams: int) -> dict[str, float]:
+    """One stream reads its prompt while the others decode: how much slower each is than alone (``slowdown``), and how
+    much faster all of it is than one after another (``gain``). Of the simulated repetitions of the prompt's blocks."""
+    run = simulate([prompt.schedule, *[decode.schedule] * (streams - 1)], background=streams - 1)
+    elapsed = run.ends[0][-1]
+    alone = sum(task.alone for task in prompt.schedule)
+    each = [task.alone for task in decode.schedule]
+    done = sum(sum(each) * (len(ends) // len(each)) + sum(each[: len(ends) % len(each)]) for ends in run.ends[1:])
+    return {
+        "prompt_slowdown": elapsed / alone,
+        "decode_slowdown": elapsed * (streams - 1) / done if done else float(streams),
+        "gain": (alone + done) / elapsed,
+    }
 
 
 def busy_of(rows: RowCosts, reasons: Sequence[str]) -> dict[str, Array]:

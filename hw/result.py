@@ -44,8 +44,7 @@ def estimate_document(
         "level": "event" if event else "closed",
         "request": {
             "batch": result.request.batch, "prompt": result.request.prompt, "output": result.request.output,
-            "streams": result.streams,
-        },
+        } | ({"streams": result.streams} if result.streams > 1 else {}),
         "prefill": _phase(result.prefill),
         "decode": _phase(result.decode) | {"context": result.request.prompt + max(result.request.output - 2, 0) / 2},
         "total": {
@@ -98,6 +97,11 @@ def lines(document: dict[str, Any], explain: bool) -> list[str]:
             f"{c['gain']:.2f} times as fast as one after another"
         )
         found.append(f"{phase}: in use {busy}{beside if document['event']['streams'] > 1 else ''}")
+    if (mixed := document.get("event", {}).get("prompt_beside_decode")) is not None:
+        found.append(
+            f"a prompt beside {document['event']['streams'] - 1} decoding: prompt {mixed['prompt_slowdown']:.2f} and "
+            f"decode {mixed['decode_slowdown']:.2f} times as long, together {mixed['gain']:.2f} times as fast"
+        )
     for key, unit in (("area", "mm2"), ("price", "usd")) if explain else ():
         parts = ", ".join(f"{name} {x:.4g}" for name, x in document[key][f"parts_{unit}"].items())
         total = document[key][f"total_{unit}"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .estimate import Estimate
-from .event import REPETITIONS, SAMPLES, TICKS, EventLevel, Pass
+from .event import REPETITIONS, SAMPLES, TICKS, EventLevel, Pass, prompt_beside_decode
 
 
 def event_document(level: EventLevel, result: Estimate) -> dict[str, Any]:
@@ -14,11 +14,15 @@ def event_document(level: EventLevel, result: Estimate) -> dict[str, Any]:
     ``utilisation``: seconds that all streams occupy a resource over seconds of the pass. ``contention``: of a pass
     of every stream, seconds together, of one alone, one after another; ``slowdown`` is together over alone, ``gain``
     one after another over together; ``waited_s`` what a stream's tiles waited for their turns.
+    ``prompt_beside_decode``: one stream reads its prompt while the others decode (:func:`.event.prompt_beside_decode`);
+    totals do not use it: they are of streams that arrive together.
     """
     phases = {name: level.passes[point] for name, point in points(result).items()}
     contexts = sorted(c for _, q, c in level.passes if q == 1)
+    beside = prompt_beside_decode(phases["prefill"], phases["decode"], level.streams) if level.streams > 1 else None
     return {
         "streams": level.streams,
+        "prompt_beside_decode": beside,
         "utilisation": {name: {r: s / p.seconds for r, s in p.busy_s.items()} for name, p in phases.items()},
         "contention": {name: _contention(p, level.streams) for name, p in phases.items()},
         "sampling": {
