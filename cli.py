@@ -157,9 +157,12 @@ def techniques(name: Name = None, json_: Json = False, quiet: Quiet = False) -> 
         raise unknown_name("technique", name, known())
     found = known()[name]
     parameters = {
-        key: {"default": p.default, "meaning": p.meaning, "choices": list(p.choices), "range": [p.low, p.high]}
+        key: {
+            "default": p.default, "meaning": p.meaning, "choices": list(p.choices),
+            "range": None if isinstance(p.default, str) else [p.low, p.high],
+        }
         for key, p in found.parameters.items()
-    }
+    }  # fmt: skip
     fields = {"name": name, "description": found.description, "source": found.source, "parameters": parameters}
     _answer(fields, json_, quiet, lambda: terminal.technique_card(fields))
 

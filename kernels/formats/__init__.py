@@ -2,7 +2,8 @@
 
 A format is known by its name, which says its numbers: ``int4-g128``, ``nf4-b64``, ``2:4``, ``vptq-v8-k256``. Families
 of names live one per module here; a module is found by being here and defining ``FORMATS``, a tuple of subclasses of
-:class:`~.base.Format`. ``python -m tokenfab.kernels.formats`` prints a table of their bits and errors.
+:class:`~.base.Format`. ``python -m tokenfab.kernels.formats`` prints a table of their bits and errors, with
+``--names`` how names are written, and their sources.
 """
 
 from __future__ import annotations
@@ -36,6 +37,6 @@ def load_format(name: str) -> Format:
     """The format called ``name``. Raises ``InputError`` for a name that no family, or more than one, reads."""
     found = [(family, match) for family in families() if (match := family.pattern.fullmatch(name))]
     if len(found) != 1:
-        raise unknown_name("number format", name, format_names(), "or: " + "; ".join(f.spelling for f in families()))
+        raise unknown_name("number format", name, format_names(), "python -m tokenfab.kernels.formats --names")
     family, match = found[0]
     return family.named(match)

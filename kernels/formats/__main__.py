@@ -8,7 +8,7 @@ import sys
 import numpy as np
 
 from ...errors import InputError
-from . import format_names, load_format
+from . import families, format_names, load_format
 from .bits import Floats
 
 WIDTH = 1024
@@ -51,15 +51,21 @@ def table(names: tuple[str, ...], elements: int, seed: int) -> str:
     return "\n".join(lines)
 
 
+def spellings() -> str:
+    """How names of every family are written, what they are, and where from."""
+    return "\n".join(f"{f.spelling}\n    {f.description}\n    {f.source}" for f in families())
+
+
 def main(arguments: list[str] | None = None) -> int:
     """Print the table; 2 and one line on stderr where the input was wrong."""
     parser = argparse.ArgumentParser(prog="python -m tokenfab.kernels.formats", description=__doc__)
     parser.add_argument("names", nargs="*", help="formats; all by default")
     parser.add_argument("--elements", type=int, default=2**18, help="of each tensor, in rows of 1024")
     parser.add_argument("--seed", type=int, default=0, help="of the tensors")
+    parser.add_argument("--names", dest="spellings", action="store_true", help="print how names are written instead")
     given = parser.parse_args(arguments)
     try:
-        print(table(tuple(given.names) or format_names(), given.elements, given.seed))
+        print(spellings() if given.spellings else table(tuple(given.names) or format_names(), given.elements, given.seed))
     except InputError as error:
         print(f"tokenfab: {error}", file=sys.stderr)
         return 2

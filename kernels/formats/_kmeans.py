@@ -6,7 +6,7 @@ import numpy as np
 
 from .bits import Floats, Integers
 
-ROUNDS = 20
+ROUNDS = {"vectors": 15, "numbers": 100}
 """Rounds of Lloyd's algorithm; it ends before when nothing moves."""
 
 
@@ -31,7 +31,7 @@ def cluster_vectors(vectors: Floats, count: int, seed: int) -> Floats:
         return np.concatenate([different, np.repeat(different[:1], count - len(different), axis=0)])
     centres = different[np.sort(np.random.default_rng(seed).choice(len(different), count, replace=False))]
     before = np.full(len(vectors), -1)
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS["vectors"]):
         index = nearest_vectors(vectors, centres)
         if (index == before).all():
             break
@@ -43,17 +43,20 @@ def cluster_vectors(vectors: Floats, count: int, seed: int) -> Floats:
 
 
 def cluster_numbers(numbers: Floats, count: int) -> Floats:
-    """``count`` centres of ``numbers`` (n,), ascending, by Lloyd's algorithm from quantiles at (i + 1/2) / count.
+    """``count`` centres of ``numbers`` (n,), ascending, by Lloyd's algorithm, without chance.
 
-    Where there are no more than ``count`` different numbers, those, filled up with the last.
+    It starts from the levels of a fine quantiser of least squared error, which are as dense as the cube root of the
+    numbers' density (Panter and Dite, 1951): evenly spaced in the sum of the gaps' (2/3)th powers. Where there are no
+    more than ``count`` different numbers, those, filled up with the last.
     """
     ordered = np.sort(numbers)
     different = np.unique(ordered)
     if len(different) <= count:
         return np.pad(different, (0, count - len(different)), mode="edge") if len(different) else np.zeros(count)
-    centres = np.quantile(different, (np.arange(count) + 0.5) / count)
+    levels = np.concatenate([[0.0], np.cumsum(np.diff(different) ** (2 / 3))])
+    centres = np.interp((np.arange(count) + 0.5) / count * levels[-1], levels, different)
     sums = np.concatenate([[0.0], np.cumsum(ordered)])
-    for _ in range(ROUNDS):
+    for _ in range(ROUNDS["numbers"]):
         ends = np.searchsorted(ordered, (centres[1:] + centres[:-1]) / 2)
         ends = np.concatenate([[0], ends, [len(ordered)]])
         sizes = np.diff(ends)

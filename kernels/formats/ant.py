@@ -1,6 +1,6 @@
 """ANT's types: integers, powers of two, flint between them, and the best of the three per group.
 
-All have a sign and V = B - 1 bits of magnitude, and one binary16 scale per group, the greatest magnitude over the type's.
+All have a sign and V = B - 1 bits of magnitude, and one binary16 scale per group: greatest magnitude over the type's.
 
     int     0 … 2^V - 1
     pot     0 and 2^(c - 1) for the code c
@@ -41,12 +41,11 @@ def flint_magnitude(code: int, bits: int) -> int:
 def values_of(kind: str, bits: int) -> Floats:
     """The value of every code of ``bits`` bits, sign first; ``kind`` is one of :data:`TYPES`."""
     codes = range(1 << (bits - 1))
-    size = {
-        "int": lambda c: c,
-        "flint": lambda c: flint_magnitude(c, bits - 1),
-        "pot": lambda c: (1 << c) >> 1,
-    }[kind]  # fmt: skip
-    found = np.array([float(size(c)) for c in codes])
+    if kind == "flint":
+        sizes = [flint_magnitude(c, bits - 1) for c in codes]
+    else:
+        sizes = [(1 << c) >> 1 for c in codes] if kind == "pot" else list(codes)
+    found = np.array(sizes, np.float64)
     return np.concatenate([found, -found]) + 0.0
 
 
@@ -97,19 +96,19 @@ class Adaptive(Format):
         for kind in TYPES:
             values = values_of(kind, self.bits)
             scales.append(half(most / values.max()))
-            each = spread(from_half(scales[-1]), *matrix.shape, self.group)
+            each = spread(from_half(scales[-1]), matrix.shape, self.group)
             codes.append(nearest_codes(matrix / safe(each), values))
             errors.append(over_groups(np.add, np.square(values[codes[-1]] * each - matrix), self.group))
         types = np.argmin(np.stack(errors), axis=0).astype(np.int64)
-        chosen = spread(types, *matrix.shape, self.group)
+        chosen = spread(types, matrix.shape, self.group)
         return {
             "codes": np.choose(chosen, codes), "scales": np.choose(types, scales), "types": types,
         }  # fmt: skip
 
     def decode(self, fields: Fields, rows: int, k: int) -> Floats:
         table = np.stack([values_of(kind, self.bits) for kind in (*TYPES, TYPES[0])])  # the choice 3 is never made
-        value = table[spread(fields["types"], rows, k, self.group), fields["codes"]]
-        return np.asarray(value * spread(from_half(fields["scales"]), rows, k, self.group))
+        value = table[spread(fields["types"], (rows, k), self.group), fields["codes"]]
+        return np.asarray(value * spread(from_half(fields["scales"]), (rows, k), self.group))
 
 
 FORMATS = (OneType, Adaptive)

@@ -170,15 +170,15 @@ class ScaledGrid(Format):
 
     def scales(self, matrix: Floats) -> Floats:
         """The scale of every group, before it is rounded."""
-        return over_groups(np.maximum, np.abs(matrix), self.group) / np.abs(self.values).max()
+        return np.asarray(over_groups(np.maximum, np.abs(matrix), self.group) / np.abs(self.values).max())
 
     def encode(self, matrix: Floats) -> Fields:
         scales = half(self.scales(matrix))
-        each = spread(safe(from_half(scales)), *matrix.shape, self.group)
+        each = spread(safe(from_half(scales)), matrix.shape, self.group)
         return {"codes": nearest_codes(matrix / each, self.values), "scales": scales}
 
     def decode(self, fields: Fields, rows: int, k: int) -> Floats:
-        return np.asarray(self.values[fields["codes"]] * spread(from_half(fields["scales"]), rows, k, self.group))
+        return np.asarray(self.values[fields["codes"]] * spread(from_half(fields["scales"]), (rows, k), self.group))
 
 
 def _matrix(shape: Sequence[int]) -> tuple[int, int]:

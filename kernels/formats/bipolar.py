@@ -34,7 +34,7 @@ class Bipolar(ScaledGrid):
 
     @property
     def values(self) -> Floats:
-        return 2.0 * np.arange(2**self.bits) - (2**self.bits - 1)
+        return np.asarray(2.0 * np.arange(2**self.bits) - (2**self.bits - 1))
 
     def scales(self, matrix: Floats) -> Floats:
         if self.bits > 1:

@@ -1,8 +1,8 @@
 """BitMoD's weights: FP3 or FP4 with a special value chosen per group, or integers, and an 8-bit scale per group.
 
 As :mod:`tokenfab.kernels.bitserial` makes and reads them; here they are given their bytes. A row has one binary32
-number, a group 8 bits of scale and, for FP3 and FP4, 2 bits that say which special value -0 stands for: ±3 or ±6, and ±5
-or ±8. (The paper counts the scale but not these 2 bits: 3.0625 and 4.0625 bits per weight.)
+number, a group 8 bits of scale and, for FP3 and FP4, 2 bits that say which special value -0 stands for: ±3 or ±6, and
+±5 or ±8. (The paper counts the scale but not these 2 bits: 3.0625 and 4.0625 bits per weight.)
 """
 
 from __future__ import annotations

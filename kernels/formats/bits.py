@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -89,7 +90,7 @@ def _patterns(values: npt.ArrayLike, kind: Any, pattern: Any, name: str) -> Inte
         found = np.asarray(given.astype(kind))
     if not np.isfinite(found).all():
         raise InputError(f"a number of magnitude {np.abs(given).max():.4g} is beyond {name}")
-    return (found + kind(0)).view(pattern).astype(np.int64)  # -0 becomes +0
+    return np.asarray((found + kind(0)).view(pattern), np.int64)  # -0 becomes +0
 
 
 # -- groups -----------------------------------------------------------------------------------------
@@ -105,11 +106,11 @@ def over_groups(ufunc: np.ufunc, matrix: npt.NDArray[Any], group: int) -> npt.ND
     return np.asarray(ufunc.reduceat(matrix, np.arange(0, matrix.shape[1], group or matrix.shape[1]), axis=1))
 
 
-def spread(per_group: npt.NDArray[Any], rows: int, k: int, group: int) -> npt.NDArray[Any]:
-    """A number per group as one per element, (rows, k)."""
+def spread(per_group: npt.NDArray[Any], shape: Sequence[int], group: int) -> npt.NDArray[Any]:
+    """A number per group as one per element of a matrix of ``shape``, (rows, k)."""
     if group == TENSOR:
-        return np.broadcast_to(per_group, (rows, k))
-    return np.repeat(per_group, group or k, axis=1)[:, :k]
+        return np.broadcast_to(per_group, tuple(shape))
+    return np.asarray(np.repeat(per_group, group or shape[1], axis=1)[:, : shape[1]])
 
 
 def nearest_codes(scaled: Floats, values: Floats) -> Integers:

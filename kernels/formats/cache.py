@@ -2,8 +2,8 @@
 
     w = s · q + z       z = min w,   s = (max w - min w) / (2^B - 1),   both binary16, then q = (w - z) / s, rounded
 
-A cache is (tokens, channels) or (…, tokens, channels), flattened to rows of channels. ``key-…``: N tokens of one channel
-share s and z, since keys have outlying channels; without N all tokens do. ``value-…``: N channels of one token do;
+A cache is (tokens, channels) or (…, tokens, channels), flattened to rows of channels. ``key…``: N tokens of one channel
+share s and z, since keys have outlying channels; without N all tokens do. ``value…``: N channels of one token do;
 without N the whole head vector. Left out: KIVI's latest tokens (128 of them), which stay in 16 bits: at a context of c
 tokens they add 128 / c · (16 - B) bits per element. Other caches need no format of their own: ``fp8-e4m3-tensor``,
 ``int8``.
@@ -47,13 +47,13 @@ class Cache(Format):
         lanes = matrix.T if self.keys else matrix
         low, high = (over_groups(f, lanes, self.group) for f in (np.minimum, np.maximum))
         scales, offsets = half((high - low) / (2**self.bits - 1)), half(low)
-        scale, offset = (spread(x, *lanes.shape, self.group) for x in (safe(from_half(scales)), from_half(offsets)))
+        scale, offset = (spread(x, lanes.shape, self.group) for x in (safe(from_half(scales)), from_half(offsets)))
         codes = np.clip(np.rint((lanes - offset) / scale), 0, 2**self.bits - 1).astype(np.int64)
         return {"codes": codes, "scales": scales, "offsets": offsets}
 
     def decode(self, fields: Fields, rows: int, k: int) -> Floats:
         lanes = fields["codes"].shape
-        scale, offset = (spread(from_half(fields[x]), *lanes, self.group) for x in ("scales", "offsets"))
+        scale, offset = (spread(from_half(fields[x]), lanes, self.group) for x in ("scales", "offsets"))
         found = np.asarray(fields["codes"] * scale + offset)
         return found.T if self.keys else found
 

@@ -1,4 +1,4 @@
-"""Dense and sparse (SqueezeLLM): a codebook of 2^B numbers per output channel, and the largest weights kept as they are.
+"""Dense and sparse (SqueezeLLM): a codebook of 2^B numbers per output channel, and the largest weights apart.
 
 Channels are rows; their centres are k-means' in one dimension, in binary16. With ``-sP``, P % of the tensor's weights,
 those of the largest magnitude, are in compressed sparse rows: binary16 values, columns (16 bits, 32 for more than 65536

@@ -43,12 +43,12 @@ class Symmetric(ScaledGrid):
         return np.asarray((np.arange(2 * half_range) ^ half_range) - half_range, np.float64)
 
     def scales(self, matrix: Floats) -> Floats:
-        return over_groups(np.maximum, np.abs(matrix), self.group) / (2 ** (self.bits - 1) - 1)
+        return np.asarray(over_groups(np.maximum, np.abs(matrix), self.group) / (2 ** (self.bits - 1) - 1))
 
     def encode(self, matrix: Floats) -> Fields:
         scales = half(self.scales(matrix))
         top = 2 ** (self.bits - 1) - 1
-        whole = np.rint(matrix / spread(safe(from_half(scales)), *matrix.shape, self.group))
+        whole = np.rint(matrix / spread(safe(from_half(scales)), matrix.shape, self.group))
         return {"codes": np.clip(whole, -top, top).astype(np.int64) & (2 * top + 1), "scales": scales}
 
 
@@ -81,11 +81,11 @@ class Asymmetric(Format):
         scales = half((high - low) / top)
         scale = safe(from_half(scales))
         zeros = np.clip(np.rint(-low / scale), 0, top).astype(np.int64)
-        places = np.rint(matrix / spread(scale, *matrix.shape, self.group)) + spread(zeros, *matrix.shape, self.group)
+        places = np.rint(matrix / spread(scale, matrix.shape, self.group)) + spread(zeros, matrix.shape, self.group)
         return {"codes": np.clip(places, 0, top).astype(np.int64), "scales": scales, "zeros": zeros}
 
     def decode(self, fields: Fields, rows: int, k: int) -> Floats:
-        scale, zero = (spread(x, rows, k, self.group) for x in (from_half(fields["scales"]), fields["zeros"]))
+        scale, zero = (spread(x, (rows, k), self.group) for x in (from_half(fields["scales"]), fields["zeros"]))
         return np.asarray((fields["codes"] - zero) * scale)
 
 

@@ -1,12 +1,12 @@
 """Block floating formats of tensor units: OCP microscaling (MX), and NVFP4.
 
 MX: 32 elements share X = 2^(⌊log2 max |w|⌋ - emax) in e8m0, one byte, the exponent plus 127; emax is the exponent of
-the element format's greatest value (2 for e2m1, 2 and 4 for e2m3 and e3m2, 8 and 15 for e4m3 and e5m2, 0 for int8, whose
-elements are q / 64, |q| ≤ 127). Elements are w / X to nearest, ties to even, and end at the greatest value. A block of
-zeros has the least X. The byte 255, which stands for NaN, is never made.
+the element format's greatest value (2 for e2m1, 2 and 4 for e2m3 and e3m2, 8 and 15 for e4m3 and e5m2, 0 for int8,
+whose elements are q / 64, |q| ≤ 127). Elements are w / X to nearest, ties to even, and end at the greatest value.
+A block of zeros has the least X. The byte 255, which stands for NaN, is never made.
 
-NVFP4: 16 elements of e2m1 share a scale in e4m3, times one binary32 number t of the tensor: t = max |w| / (448 · 6), the
-block's scale is max |w| / 6 / t to nearest.
+NVFP4: 16 elements of e2m1 share a scale in e4m3, times one binary32 number t of the tensor: t = max |w| / (448 · 6),
+the block's scale is max |w| / 6 / t to nearest.
 """
 
 from __future__ import annotations
@@ -58,11 +58,11 @@ class Microscaling(Format):
         emax = int(np.frexp(self.values.max())[1]) - 1
         exponent = np.where(most > 0, np.frexp(most)[1].astype(np.int64) - 1 - emax, -127)
         scales = np.clip(exponent, -127, 127) + 127
-        scaled = np.ldexp(matrix, 127 - spread(scales, *matrix.shape, BLOCK))
+        scaled = np.ldexp(matrix, 127 - spread(scales, matrix.shape, BLOCK))
         return {"codes": nearest_codes(scaled, self.values), "scales": scales}
 
     def decode(self, fields: Fields, rows: int, k: int) -> Floats:
-        return np.ldexp(self.values[fields["codes"]], spread(fields["scales"], rows, k, BLOCK) - 127)
+        return np.asarray(np.ldexp(self.values[fields["codes"]], spread(fields["scales"], (rows, k), BLOCK) - 127))
 
 
 @dataclass(frozen=True)
@@ -91,12 +91,12 @@ class NvFp4(Format):
         tensor = single(over_groups(np.maximum, np.abs(matrix), TENSOR) / (values.max() * wide.max()))
         unit = safe(from_single(tensor))
         scales = nearest_codes(over_groups(np.maximum, np.abs(matrix), NV_BLOCK) / values.max() / unit, wide)
-        each = spread(safe(wide[scales]), *matrix.shape, NV_BLOCK)
+        each = spread(safe(wide[scales]), matrix.shape, NV_BLOCK)
         return {"codes": nearest_codes(matrix / each / unit, values), "scales": scales, "tensor": tensor}
 
     def decode(self, fields: Fields, rows: int, k: int) -> Floats:
         scale = values_of("fp8-e4m3")[fields["scales"]] * from_single(fields["tensor"])
-        return np.asarray(values_of("fp4")[fields["codes"]] * spread(scale, rows, k, NV_BLOCK))
+        return np.asarray(values_of("fp4")[fields["codes"]] * spread(scale, (rows, k), NV_BLOCK))
 
 
 FORMATS = (Microscaling, NvFp4)

@@ -1,9 +1,10 @@
 """NormalFloat (QLoRA): levels that hold equal shares of a normal distribution, in blocks scaled by their greatest.
 
-The levels of B bits: with d = (1/2^(B+1) + 1/(2^(B+1) - 2)) / 2, quantiles of the standard normal distribution at 2^(B-1)
-+ 1 evenly spaced points from 1/2 to 1 - d and at 2^(B-1) points from d to 1/2 (zero counted once), over the greatest of
-them; -1, 0 and 1 are among them. A block's absolute maximum is kept in binary32; with double quantisation, ``-dq``, as
-8-bit floating point (e4m3) of its difference from the tensor's mean of them, 256 blocks sharing a binary32 scale.
+The levels of B bits: with d = (1/2^(B+1) + 1/(2^(B+1) - 2)) / 2, quantiles of the standard normal distribution at
+2^(B-1) + 1 evenly spaced points from 1/2 to 1 - d and at 2^(B-1) points from d to 1/2 (zero counted once), over the
+greatest of them; -1, 0 and 1 are among them. A block's absolute maximum is kept in binary32; with double
+quantisation, ``-dq``, as 8-bit floating point (e4m3) of its difference from the tensor's mean of them, 256 blocks
+sharing a binary32 scale.
 
 QLoRA says "8-bit floats" of the second scales; its code has a table of its own there, which differs.
 """
@@ -36,7 +37,7 @@ def levels(bits: int) -> Floats:
     found = np.sort(np.concatenate([below, [0.0], above])) / above[0]
     found[0] = -1.0  # by symmetry, to the last bit
     found.flags.writeable = False
-    return found
+    return np.asarray(found)
 
 
 @dataclass(frozen=True)
@@ -72,26 +73,26 @@ class NormalFloat(Format):
     def encode(self, matrix: Floats) -> Fields:
         most = over_groups(np.maximum, np.abs(matrix), self.block)
         fields = self._twice(most) if self.double else {"most": single(most)}
-        each = spread(safe(self._most(fields)), *matrix.shape, self.block)
+        each = spread(safe(self._most(fields)), matrix.shape, self.block)
         return {"codes": nearest_codes(matrix / each, levels(self.bits)), **fields}
 
     def decode(self, fields: Fields, rows: int, k: int) -> Floats:
-        return np.asarray(levels(self.bits)[fields["codes"]] * spread(self._most(fields), rows, k, self.block))
+        return np.asarray(levels(self.bits)[fields["codes"]] * spread(self._most(fields), (rows, k), self.block))
 
     def _twice(self, most: Floats) -> Fields:
         grid, flat = values_of("fp8-e4m3"), most.reshape(1, -1)
         mean = single([flat.mean()])
         flat = flat - from_single(mean)
         second = single(over_groups(np.maximum, np.abs(flat), SECOND) / grid.max())
-        codes = nearest_codes(flat / spread(safe(from_single(second)), *flat.shape, SECOND), grid)
+        codes = nearest_codes(flat / spread(safe(from_single(second)), flat.shape, SECOND), grid)
         return {"most": codes.reshape(most.shape), "second": second.reshape(-1), "mean": mean}
 
     def _most(self, fields: Fields) -> Floats:
         if not self.double:
             return from_single(fields["most"])
         value = values_of("fp8-e4m3")[fields["most"]]
-        scale = spread(from_single(fields["second"])[None], 1, value.size, SECOND).reshape(value.shape)
-        return np.maximum(value * scale + from_single(fields["mean"]), 0.0)
+        scale = spread(from_single(fields["second"])[None], (1, value.size), SECOND).reshape(value.shape)
+        return np.asarray(np.maximum(value * scale + from_single(fields["mean"]), 0.0))
 
 
 FORMATS = (NormalFloat,)

@@ -1,8 +1,8 @@
 """OliVe's outlier-victim pairs, as :mod:`tokenfab.kernels.ovp` makes and reads them, with their bytes.
 
 A tensor has one binary32 scale and the bias that puts outliers just beyond the normal values, which the format fixes.
-The scale is searched for as :func:`tokenfab.kernels.ovp.fit` does, then rounded to binary32, then codes are made. A last
-column without a neighbour is paired with a zero, which is stored.
+The scale is searched for as :func:`tokenfab.kernels.ovp.fit` does, then rounded to binary32, then codes are made. A
+last column without a neighbour is paired with a zero, which is stored.
 """
 
 from __future__ import annotations

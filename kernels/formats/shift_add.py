@@ -3,8 +3,8 @@
     w = Σ_i a_i b_i,   b_i = ±1 per weight,   a_i a power of two (or 0) per group and base
 
 As ShiftAddLLM: binary-coding quantisation by turns (Xu et al.), from the greedy start a_i = mean |r|, b_i = sign r, r
-being what is left; then, ``TURNS`` times, a by least squares for the b, b by search of all 2^q sums for the a; at last a
-to the nearest power of two in its logarithm and b searched once more. An exponent has one byte: 2^(code - 127), 0 for
+being what is left; then, ``TURNS`` times, a by least squares for the b, b by search of all 2^q sums for the a; at last
+a to the nearest power of two in its logarithm and b searched once more. An exponent has one byte: 2^(code - 127), 0 for
 the code 0. Left out: the errors of outputs, which need activations, and bits that differ from layer to layer.
 """
 
@@ -59,7 +59,7 @@ class ShiftAdd(Format):
         return np.asarray((_signs(fields["codes"], self.bases) * scales).sum(-1))
 
     def _blocks(self, blocks: Floats, real: Floats) -> tuple[Integers, Integers]:
-        """Codes (groups, group) and exponents (groups, bases) of ``blocks``; ``real`` is 0 where a block is filled up."""
+        """Codes (groups, group) and exponents (groups, bases) of ``blocks``; ``real`` is 0 where one is filled up."""
         left, scales, signs = blocks.copy(), np.zeros((len(blocks), self.bases)), np.zeros((*blocks.shape, self.bases))
         for i in range(self.bases):
             scales[:, i] = (np.abs(left) * real).sum(1) / real.sum(1)
@@ -79,16 +79,16 @@ class ShiftAdd(Format):
     def _nearest(self, blocks: Floats, scales: Floats) -> Integers:
         """Codes of the sums nearest to every weight, the least of equals."""
         sums = scales @ _signs(np.arange(2**self.bases), self.bases).T  # (groups, 2^bases)
-        return np.argmin(np.abs(blocks[..., None] - sums[:, None]), axis=-1).astype(np.int64)
+        return np.asarray(np.argmin(np.abs(blocks[..., None] - sums[:, None]), axis=-1), np.int64)
 
 
 def _signs(codes: Integers, bases: int) -> Floats:
     """b_i of codes, last axis ``bases``: +1 where bit i is set."""
-    return 2.0 * (codes[..., None] >> np.arange(bases) & 1) - 1
+    return np.asarray(2.0 * (codes[..., None] >> np.arange(bases) & 1) - 1)
 
 
 def _powers(exponents: Integers) -> Floats:
-    return np.where(exponents > 0, np.ldexp(1.0, exponents - 127), 0.0)
+    return np.asarray(np.where(exponents > 0, np.ldexp(1.0, exponents - 127), 0.0))
 
 
 FORMATS = (ShiftAdd,)

@@ -1,8 +1,8 @@
 """N:M sparsity: at most N of M consecutive weights are not zero, stored with their places in the block.
 
-Pruned and compressed by :mod:`tokenfab.kernels.sparse`. Values are binary16, or (``-int8``, ``-int4``) integers with one
-binary16 scale per row, the row's greatest magnitude over 127 or 7. A place has ⌈log2 M⌉ bits: 2:4 in binary16 is 9 bits
-per weight. A row is filled up to whole blocks with zeros.
+Pruned and compressed by :mod:`tokenfab.kernels.sparse`. Values are binary16, or (``-int8``, ``-int4``) integers with
+one binary16 scale per row, the row's greatest magnitude over 127 or 7. A place has ⌈log2 M⌉ bits: 2:4 in binary16 is 9
+bits per weight. A row is filled up to whole blocks with zeros.
 """
 
 from __future__ import annotations
@@ -13,8 +13,8 @@ from typing import ClassVar, Self
 
 import numpy as np
 
-from .. import sparse
 from ...errors import InputError
+from .. import sparse
 from .base import Fields, Format, Section
 from .bits import Floats, from_half, half, safe
 
@@ -47,8 +47,8 @@ class Structured(Format):
         return Section("codes", self.bits, kept), Section("places", (self.m - 1).bit_length(), kept), *scales
 
     def encode(self, matrix: Floats) -> Fields:
-        rows, k = matrix.shape
-        patterns = half(np.pad(matrix, ((0, 0), (0, -k % self.m))))
+        padded = np.pad(matrix, ((0, 0), (0, -matrix.shape[1] % self.m)))
+        patterns = half(padded)
         # Magnitudes of binary16 are in the order of their patterns, so the integer functions sort and keep them.
         signed = np.where(patterns >> 15, -(patterns & 0x7FFF), patterns)
         kept = sparse.prune(signed, self.n, self.m)
@@ -57,7 +57,7 @@ class Structured(Format):
             size = np.abs(stored.values)
             return {"codes": size | (stored.values < 0).astype(np.int64) << 15, "places": stored.index}
         top = 2 ** (self.bits - 1) - 1
-        left = np.where(kept != 0, np.pad(matrix, ((0, 0), (0, -k % self.m))), 0.0)
+        left = np.where(kept != 0, padded, 0.0)
         scales = half(np.abs(left).max(axis=1, keepdims=True) / top)
         codes = np.clip(np.rint(left / safe(from_half(scales))), -top, top).astype(np.int64)
         stored = sparse.compress(codes, self.n, self.m)

@@ -2,8 +2,8 @@
 
     w = s · t,   s = mean |w| in binary16,   t = w / s rounded to nearest even, -1 … 1
 
-``ternary``: t + 1 in two bits. ``ternary-p5``: five t + 1 of a row as digits of base 3, the first the lowest, in a byte,
-which has 243 of its 256 values in use: 1.6 bits. A row is filled up to whole bytes with t = 0.
+``ternary``: t + 1 in two bits. ``ternary-p5``: five t + 1 of a row as digits of base 3, the first the lowest, in a
+byte, which has 243 of its 256 values in use: 1.6 bits. A row is filled up to whole bytes with t = 0.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ class Ternary(Format):
     def encode(self, matrix: Floats) -> Fields:
         sizes = over_groups(np.add, np.ones_like(matrix), self.group)
         scales = half(over_groups(np.add, np.abs(matrix), self.group) / sizes)
-        each = spread(safe(from_half(scales)), *matrix.shape, self.group)
+        each = spread(safe(from_half(scales)), matrix.shape, self.group)
         digits = np.clip(np.rint(matrix / each), -1, 1).astype(np.int64) + 1
         if self.dense:
             rows, k = digits.shape
@@ -54,10 +54,10 @@ class Ternary(Format):
         return {"codes": digits, "scales": scales}
 
     def decode(self, fields: Fields, rows: int, k: int) -> Floats:
-        return np.asarray(self.trits(fields, k) * spread(from_half(fields["scales"]), rows, k, self.group))
+        return np.asarray(self.trits(fields, k) * spread(from_half(fields["scales"]), (rows, k), self.group))
 
     def trits(self, fields: Fields, k: int) -> Floats:
-        """-1, 0 and 1 of every weight, (rows, k). The codes that are never made (3; 243 and more) are read as digits."""
+        """-1, 0 and 1 of every weight, (rows, k). Codes that are never made (3; from 243) are read as digits."""
         codes = fields["codes"]
         if self.dense:
             codes = (codes[..., None] // _POWERS % 3).reshape(codes.shape[0], -1)[:, :k]

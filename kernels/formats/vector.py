@@ -1,9 +1,9 @@
 """Vector codebooks (VPTQ): V consecutive weights are the index of one of K vectors, which the tensor shares.
 
-Centres are those of k-means, seeded, in binary16; ``-rR`` adds a second codebook of R vectors for what the first leaves
-over. Bits per weight: ⌈log2 K⌉ / V (and ⌈log2 R⌉ / V) and the codebooks, 16 V (K + R) bits for the tensor. A last vector
-that goes beyond its row is filled up with zeros. Left out: VPTQ's weighting by second derivatives, its channel groups
-and outlier codebooks, which need activations.
+Centres are those of k-means, seeded, in binary16; ``-rR`` adds a second codebook of R vectors for what the first
+leaves over. Bits per weight: ⌈log2 K⌉ / V (and ⌈log2 R⌉ / V) and the codebooks, 16 V (K + R) bits for the tensor. A
+last vector that goes beyond its row is filled up with zeros. Left out: VPTQ's weighting by second derivatives, its
+channel groups and outlier codebooks, which need activations.
 """
 
 from __future__ import annotations
