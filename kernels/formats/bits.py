@@ -123,7 +123,7 @@ def nearest_codes(scaled: Floats, values: Floats) -> Integers:
     between = (values[1:] + values[:-1]) / 2
     place = np.searchsorted(between, scaled, side="left")
     odd = codes[place] % 2 == 1
-    tie = (place < between.size) & (scaled == between[np.minimum(place, between.size - 1)])
+    tie = scaled == np.append(between, np.nan)[place]
     return np.asarray(codes[place + (odd & tie)], np.int64)
 
 
