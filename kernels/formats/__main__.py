@@ -65,7 +65,8 @@ def main(arguments: list[str] | None = None) -> int:
     parser.add_argument("--names", dest="spellings", action="store_true", help="print how names are written instead")
     given = parser.parse_args(arguments)
     try:
-        print(spellings() if given.spellings else table(tuple(given.names) or format_names(), given.elements, given.seed))
+        names = tuple(given.names) or format_names()
+        print(spellings() if given.spellings else table(names, given.elements, given.seed))
     except InputError as error:
         print(f"tokenfab: {error}", file=sys.stderr)
         return 2

@@ -2,8 +2,9 @@
 
     w = s · Σ_i 2^i s_i,   s_i = ±1:   for B bits the odd numbers from 1 - 2^B to 2^B - 1
 
-the ``odd`` weights of :mod:`tokenfab.kernels.lut`. There is no zero. B = 1: the sign times the mean magnitude, of least
-squared error (XNOR-Net); from 2 bits on s = max |w| / (2^B - 1). Scales are rounded to binary16 before codes are made.
+the ``odd`` weights of :mod:`tokenfab.kernels.lut`. There is no zero. B = 1: the sign (+ for 0) times the mean
+magnitude, of least squared error (XNOR-Net); from 2 bits on s = max |w| / (2^B - 1). Scales are rounded to
+binary16 before codes are made.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from typing import Self
 
 import numpy as np
 
-from .base import ScaledGrid
+from .base import Fields, ScaledGrid
 from .bits import GROUP, Floats, group_of, over_groups
 
 
@@ -35,6 +36,10 @@ class Bipolar(ScaledGrid):
     @property
     def values(self) -> Floats:
         return np.asarray(2.0 * np.arange(2**self.bits) - (2**self.bits - 1))
+
+    def encode(self, matrix: Floats) -> Fields:
+        fields = super().encode(matrix)
+        return fields if self.bits > 1 else {**fields, "codes": (matrix >= 0).astype(np.int64)}
 
     def scales(self, matrix: Floats) -> Floats:
         if self.bits > 1:
