@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from math import inf, log10
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -247,3 +248,15 @@ def test_the_table_lists_every_family_and_refuses_what_it_cannot_do(capsys):
     assert main(["int4-g12x"]) == 2
     assert main(["--elements", "1000"]) == 2
     assert capsys.readouterr().err.splitlines()[1] == "tokenfab: 1000 elements; at least 1024"
+
+
+def test_the_page_has_the_table_that_the_command_prints(capsys):
+    """For the formats that take no time, one of each kind."""
+    quick = ["int4-g128", "int8-tensor", "int4-asym-g128", "ant4", "bipolar1-g128", "nf4-b64", "2:4", "ternary-p5"]
+    assert main(quick) == 0
+    head, *lines = (line for line in capsys.readouterr().out.splitlines() if line)
+    page = (Path(__file__).parents[1] / "docs" / "formats.md").read_text(encoding="utf-8").splitlines()
+    assert head in page
+    assert [line for line in lines if line not in page] == []
+    rows = page[page.index(head) : page.index("```", page.index(head))]
+    assert [row.split()[0] for row in rows[3:]] == list(format_names())
