@@ -90,6 +90,17 @@ def _area(e: Estimate) -> float:
     return e.device.die.area.value * e.parallel.devices
 
 
+def _linear_s(e: Estimate, t: Trace) -> Value:
+    """The decode step's interval is taken for that of its products: operators carry none of their own."""
+    head = f"{t.order[-1][0]}." if len(t.order) > 1 else " "
+    seconds = sum(
+        o.time_s for o in e.operators
+        if o.phase == "decode" and o.kind in ("matmul", "experts") and not o.name.startswith(head)
+    )  # fmt: skip
+    low, high = e.decode.interval_s
+    return Value(seconds, seconds * low / e.decode.latency_s, seconds * high / e.decode.latency_s)
+
+
 def _scaled(value: Value, by: float) -> Value:
     return Value(value.value * by, value.low * by, value.high * by)
 
@@ -104,6 +115,10 @@ METRICS: dict[str, tuple[str, Metric]] = {
     "decode_tokens_per_s": (
         "tokens per second of decode steps, prefill left out",
         lambda e, t: _phase_time(e.decode).inverse(e.request.batch),
+    ),
+    "decode_linear_speed": (
+        "1 / seconds that a decode step spends in the layers' products by weights",
+        lambda e, t: _linear_s(e, t).inverse(),
     ),
     "energy_j": ("joules of the whole request batch", lambda e, t: _energy(e)),
     "energy_efficiency": ("request batches per joule", lambda e, t: _energy(e).inverse()),

@@ -88,4 +88,5 @@ def _trace(model: str) -> Trace:
 def _run(run: Run) -> tuple[Estimate, Trace]:
     trace = apply_techniques(_trace(run.model), list(run.apply))
     request = Request(run.batch, run.prompt, run.output)
-    return estimate(trace, load_device(run.device), request, parse_parallel(run.parallel, run.count)), trace
+    degrees = parse_parallel(run.parallel, run.count)
+    return estimate(trace, load_device(run.device), request, degrees, explain=True), trace
