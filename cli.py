@@ -400,7 +400,9 @@ def systems(name: Name = None, json_: Json = False, quiet: Quiet = False) -> Non
 
 @app.command()
 def reproduce(
+    run_: typer.Context,
     names: Annotated[list[str] | None, typer.Argument(metavar="[SYSTEM]...", help="All of them if none.")] = None,
+    save: Annotated[Path | None, typer.Option("-o", "--output", help="A PDF; the .html is written beside it.")] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -411,9 +413,15 @@ def reproduce(
     from .systems.runner import reproduce as run_system
     from .systems.spec import load_system, system_names
 
+    if save is not None:
+        check_writable(save)
     chosen = [load_system(n) for n in dict.fromkeys(names or system_names())]
     with terminal.progress(quiet or json_) as step:
         rows = [row for system in chosen for row in run_system(system, step)]
+    if save is not None:
+        from .reports.reproduction import write_reproduction
+
+        write_reproduction(rows, save, run_.obj)
     answer(rows, json_, quiet, lambda: terminal.reproduction(rows))
 
 

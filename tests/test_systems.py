@@ -175,7 +175,8 @@ def test_a_wrong_file_is_one_line(tmp_path: Path, change: tuple[str, str], words
 def test_an_unknown_metric_names_the_claim(tmp_path: Path) -> None:
     system = load_system(written(tmp_path, VALID.replace('"decode_tokens_per_s"', '"decode_token_per_s"')))
     with pytest.raises(
-        InputError, match=r"system mine, claim 'tokens': unknown metric .*did you mean decode_tokens_per_joule, decode_tokens_per_s"
+        InputError,
+        match=r"system mine, claim 'tokens': unknown metric .*did you mean .*decode_tokens_per_s,",
     ):
         reproduce(system)
 
@@ -223,6 +224,14 @@ def test_the_command_line_prints_the_promised_keys(tmp_path: Path, capsys: pytes
     text = capsys.readouterr().out
     assert "within-" in text or "off" in text
     assert "mine, accuracy: accuracy is not a cost" in text
+    pdf = tmp_path / "out" / "mine.pdf"
+    assert run(["reproduce", file, "-o", str(pdf), "--quiet"]) == 0
+    assert pdf.read_bytes().startswith(b"%PDF")
+    page = pdf.with_suffix(".html").read_text(encoding="utf-8")
+    assert "accuracy is not a cost" in page
+    assert f"{rows[0]['ratio']:.2f}" in page
+    assert run(["reproduce", file, "-o", str(tmp_path / "mine.txt")]) == 2
+    assert "accepted: a file name that ends in .pdf" in capsys.readouterr().err
     assert run(["systems", file, "--json"]) == 0
     assert json.loads(capsys.readouterr().out)["runs"]["wide"][1]["prompt"] == 512
     assert run(["reproduce", "no-such"]) == 2
