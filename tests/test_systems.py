@@ -189,7 +189,7 @@ def test_a_run_that_cannot_be_is_said(tmp_path: Path) -> None:
 
 def test_metrics_are_described_and_told(tmp_path: Path) -> None:
     trace = load_trace("opt-125m")
-    e = estimate(trace, load_device("a100-80g-sxm"), Request(2, 128, 32))
+    e = estimate(trace, load_device("a100-80g-sxm"), Request(2, 128, 32), explain=True)
     told = {name: metric(e, trace) for name, (_, metric) in METRICS.items()}
     values = {name: v.value if isinstance(v, Value) else v for name, v in told.items()}
     assert values["tokens_per_s"] == pytest.approx(e.tokens_per_s)
@@ -236,3 +236,9 @@ def test_the_command_line_prints_the_promised_keys(tmp_path: Path, capsys: pytes
     assert json.loads(capsys.readouterr().out)["runs"]["wide"][1]["prompt"] == 512
     assert run(["reproduce", "no-such"]) == 2
     assert "unknown system" in capsys.readouterr().err
+
+
+def test_the_page_lists_every_metric() -> None:
+    page = (Path(__file__).parents[1] / "docs/systems.md").read_text(encoding="utf-8")
+    for name, (text, _) in known_metrics().items():
+        assert f"| `{name}` | {text} |" in page
