@@ -262,6 +262,23 @@ def validation_summary(document: Document) -> None:
         say(document["file"])
 
 
+def reproduction(rows: Sequence[Document]) -> None:
+    """One row per claim: paper, model with its interval, and how far apart; why, below."""
+    columns = ("system", "claim", "paper", "model", "90 %", "model / paper", "status")
+    shown, why = [], []
+    for r in rows:
+        figures = ["–"] * 3
+        if r["model"] is not None:
+            figures = [f"{r['model']:.3g}", "–".join(f"{x:.3g}" for x in r["interval"]), f"{r['ratio']:.2f}"]
+        paper = "–" if r["paper"] is None else f"{r['paper']:.4g}"
+        shown.append([r["system"], r["claim"], paper, *figures, r["status"]])
+        if r["reason"]:
+            why.append(f"{r['system']}, {r['claim']}: {r['reason']}")
+    say(table(columns, shown, right=columns[2:6]))
+    if why:
+        say("", *why)
+
+
 def measure_summary(document: Document) -> None:
     """One row per table and type; what was not measured and where it all is below."""
     columns = ("table", "dtype", "rows", "shortest", "longest", "most FLOP/s", "most B/s")
