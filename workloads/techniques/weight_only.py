@@ -10,6 +10,7 @@ the activation format in the kernel; that work is counted by the device model.
 
 from __future__ import annotations
 
+from ...errors import InputError
 from ..rewrite import map_operators, map_tensors
 from ..trace import Operator, Tensor, Trace
 from . import Parameter, Technique
@@ -27,6 +28,8 @@ def apply(trace: Trace, bits: int, group: int, scale_bits: int, zero_bits: int, 
         rank = {"matmul": 2, "experts": 3}.get(op.kind)  # fewer axes: biases
         if rank is None or id(op) in kept:
             return op
+        if "density" in op.attrs:  # its bits hold indices, which do not get narrower
+            raise InputError(f"{op.name} is sparse; accepted: quantise its weights before technique sparsity")
 
         def store(t: Tensor) -> Tensor:
             own = id(op) in heads  # a copy of the table it shares
