@@ -37,6 +37,7 @@ Source: FlightLLM, FPGA 2024, arXiv:2401.03868, sections 3 to 5, and the configu
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -52,7 +53,6 @@ from .cost import Errors, RowCosts
 from .fpga_design import ACTIVATION_BITS, Design, design_of, number
 from .roofline import MATRIX_KINDS, Collective, collective_of, dram_energy, errors_of, interval, power_interval
 from .spec import Device
-from .units import number_format
 
 KINDS = ("fpga",)
 REASONS = ("compute", "dram", "vector", "dequantisation", "network")
@@ -60,6 +60,8 @@ REGIME = {"vector": "compute", "dequantisation": "compute"}
 """Reasons whose errors are those of another."""
 MOVES = frozenset({"copy", "kv_append", "embedding"})
 """Kinds that move data and pass no engine."""
+STEPWISE = frozenset({"scan", "convolution"})
+"""Kinds that take a step of a lane per multiply-accumulate."""
 PASSES = {"norm": 2, "attention": 2}
 """Times an element passes the element-wise engine; once where nothing is said (softmax and norms: section 3.3)."""
 
@@ -188,12 +190,12 @@ def prepare(compiled: CompiledTrace, device: Device) -> FpgaModel:
     design = design_of(device)
     c, constants = compiled.coefficients, device.model
     lanes = design.element_lanes * design.regions * design.clock_hz
-    vector, flops, activations = np.zeros_like(c["flops"]), np.zeros_like(c["flops"]), c["activation_bytes"].copy()
+    vector, flops, activations = np.zeros_like(c["flops"]), np.zeros_like(c["flops"]), np.zeros_like(c["flops"])
     widened = c["weight_elements"] / (design.dequantisation_lanes * design.regions * design.clock_hz)
     work, collectives, launch = [], [], np.full(len(compiled.rows), constants.launch.value)
     for i, row in enumerate(compiled.rows):
         op = row.operator
-        activations[i] *= min(ACTIVATION_BITS / number_format(op.format).bits, 1.0)
+        activations[i] = compiled.vector(_held(op))
         if op.kind == "collective":
             launch[i] = 0.0
             collectives.append(collective_of(i, compiled, device))
@@ -205,9 +207,11 @@ def prepare(compiled: CompiledTrace, device: Device) -> FpgaModel:
                 vector[i], flops[i] = scores * PASSES["attention"] / lanes, scores * 5
         elif op.kind not in MOVES:
             written = sum((t.elements for t in op.writes), op.flops * 0)
-            vector[i] = compiled.vector(written) * PASSES.get(op.kind, 1) / lanes
+            steps = op.flops / 2 if op.kind in STEPWISE else written * PASSES.get(op.kind, 1)
+            vector[i] = compiled.vector(steps) / lanes
             flops[i] = c["flops"][i]
-    sides = [[interval(row.operator, REGIME.get(reason, reason), device) for row in compiled.rows] for reason in REASONS]
+    regimes = [REGIME.get(reason, reason) for reason in REASONS]
+    sides = [[interval(row.operator, regime, device) for row in compiled.rows] for regime in regimes]
     ddr = device.memory.get("ddr")
     buffer = device.memory["weights"].energy if "weights" in device.memory else None
     return FpgaModel(
@@ -233,9 +237,9 @@ def spend(design: Design, product: Product, work: Work) -> Spent:
     tiles = p.count * -(-p.n // d.vector_outputs)
     each = -(-tiles // d.regions)
     vector = _cycles(d, p.m, d.outputs_per_chain * each, p.k, work)
-    blocks = p.count * -(-p.m // d.matrix_tokens) * -(-p.n // d.matrix_outputs)
+    blocks = -(-p.count * -(-p.m // d.matrix_tokens) * -(-p.n // d.matrix_outputs) // d.regions)
     per_block = d.matrix_tokens * d.matrix_outputs // (d.chains * pack)
-    matrix = _cycles(d, np.full_like(p.m, pack), per_block * -(-blocks // d.regions), p.k, work)
+    matrix = _cycles(d, np.full_like(p.m, pack), per_block * blocks, p.k, work)
     by_vector = vector <= matrix
     cycles = np.where(by_vector, vector, matrix)
     rows = np.where(by_vector, pack, d.matrix_tokens)
@@ -247,16 +251,18 @@ def spend(design: Design, product: Product, work: Work) -> Spent:
     macs = 1.0 * p.count * p.m * p.n * p.k
     passes = np.ceil(p.m / rows)
     read = p.count * (p.n * p.k * work.density * passes + p.m * p.k * np.ceil(p.n / outputs)) * 8.0
+    instructions = np.where(by_vector, each * passes, blocks) * split
     return Spent(
-        cycles / d.clock_hz, first / d.stream_bytes_s, cycles / np.where(by_vector, each, np.maximum(blocks, 1))
-        / split / np.maximum(passes, 1) / d.clock_hz, (groups - 1) * weights, macs * work.density, read,
+        compute=cycles / d.clock_hz, first=first / d.stream_bytes_s, last=cycles / instructions / d.clock_hz,
+        again=(groups - 1) * weights, macs=macs * work.density, read_bits=read,
     )  # fmt: skip
 
 
 def _one_by_one(product: Product, op: Operator, at: At) -> Product:
     """The products of experts that are loaded per token: one row each."""
-    uses = np.maximum(np.round(at(op.dims["tokens"]) * (op.dims["top_k"].constant or 1)), 1).astype(np.int64)
-    return Product(uses, np.ones_like(product.m), product.n, product.k)
+    uses: Any = np.maximum(np.round(at(op.dims["tokens"]) * (op.dims["top_k"].constant or 1)), 1).astype(np.int64)
+    one: Any = np.ones_like(product.m)
+    return Product(uses, one, product.n, product.k)
 
 
 def _cycles(design: Design, m: Array, n: Array, k: Array, work: Work) -> Array:
@@ -268,14 +274,15 @@ def _cycles(design: Design, m: Array, n: Array, k: Array, work: Work) -> Array:
     total = np.zeros(np.broadcast_shapes(np.shape(m), np.shape(n), np.shape(k)))
     for share, sparsity in work.modes:
         part = k if share == 1 else np.minimum(np.ceil(k * share / block).astype(np.int64) * block, k)
-        total = total + design.unit.cycles({"m": m, "n": n, "k": part}, work.format | {"sparsity": sparsity}, design.config)
+        format = work.format | {"sparsity": sparsity}
+        total = total + design.unit.cycles({"m": m, "n": n, "k": part}, format, design.config)
     return np.asarray(total - (len(work.modes) - 1) * drain, np.float64)
 
 
 def _mac_energy(design: Design, device: Device) -> float:
     """Joules of a multiply-accumulate: what a chain draws that does as many as it can."""
     assert device.arrays is not None
-    dense = {"weight": "int8", "activation": "int8"} if design.config.get("WEIGHT_WIDTH", 8) == 8 else {"weight": "int4"}
+    dense = {"weight": "int4", "activation": "int8"}
     return device.arrays.power.value / (macs_per_cycle(design.unit, design.config, dense) * design.clock_hz)
 
 
@@ -339,6 +346,12 @@ def _kept(sparsity: str) -> float:
 
 def _bits(op: Operator, second: Tensor) -> float:
     return float(second.bits) if second.role != "activation" else float(min(second.bits, ACTIVATION_BITS))
+
+
+def _held(op: Operator) -> Expr:
+    """Bytes of activations that ``op`` reads and writes, as the chip keeps them."""
+    kept = (t for t in (*op.reads, *op.writes) if t.role in ("activation", "index"))
+    return sum((t.bytes * min(ACTIVATION_BITS / t.bits, 1.0) for t in kept), op.flops * 0)
 
 
 def _cache(compiled: CompiledTrace) -> Array:

@@ -6,7 +6,7 @@ chains are taken from the design: *vector* (``vector_chains`` chains with weight
 outputs per instruction) and *matrix* (all chains; ``matrix_tokens`` × ``matrix_outputs`` per instruction).
 
     DSP    lanes · packed products / products per DSP slice, of all chains, + ``region_dsp`` per region
-    BRAM   banks of a buffer × blocks of 36 Kbit that a bank of its depth and width takes, + ``region_bram``, ``shell_bram``
+    BRAM   banks of a buffer × 36-Kbit blocks of a bank of its depth and width, + ``region_bram``, ``shell_bram``
     URAM   the same with blocks of 4096 × 72 bit, for the weights
     LUT    lanes · (8 bit · packed vectors · LUTs of a multiplexer over a block) + ``region_lut``, ``shell_lut``
     FF     lanes · (delay of weight and activations to the lane's place in its cascade + its registers) + the same

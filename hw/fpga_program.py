@@ -83,8 +83,9 @@ def instructions(compiled: CompiledTrace, device: Device, tokens: Array, *, deco
             tiles = p.count * -(-p.m // rows) * -(-p.n // outputs)
             products += row.count * tiles * np.ceil(outputs * p.k / room)
     share = [number(device, f"{name}_{kind}") for kind in ("loads", "stores", "elements")]
-    return products[:, None] * np.array([1.0, *share])
+    return np.asarray(products[:, None] * np.array([1.0, *share]))
 
 
 def _sizes(device: Device, name: str) -> Array:
-    return np.array([number(device, f"{kind}_size") for kind in ("compute", "load", "store", "element")])
+    sizes = [number(device, f"{kind}_size") for kind in ("compute", "load", "store", "element")]
+    return np.array(sizes, dtype=np.float64)

@@ -3,8 +3,8 @@
 What is kept of a matmul's or an expert's weights, per pattern (``M`` inputs of one output are a block):
 
     nm            N of every M weights (2:4 is that of NVIDIA's sparse tensor cores, arXiv:2104.08378)
-    blocks        blocks of M keep a power of two each, such that ``density`` is kept on average: of densities from
-                  1/2 to 1 a share of 2·(1 − density) keeps M/2, the rest all (FlightLLM, arXiv:2401.03868, section 3.2.1)
+    blocks        blocks of M keep a power of two each, such that ``density`` is kept on average: with densities of
+                  1/2 to 1 a share of 2·(1 − density) keeps M/2, the rest all (FlightLLM, arXiv:2401.03868, 3.2.1)
     unstructured  any ``density`` of the weights, with a bitmap (one bit per weight)
     group         whole blocks of M weights, with one bit per block
 
