@@ -50,7 +50,7 @@ from ..workloads.techniques.sparsity import blocks_of
 from ..workloads.trace import Operator, Tensor, Trace
 from .array import At, Product, products_of, second_operand
 from .cost import Errors, RowCosts
-from .fpga_design import ACTIVATION_BITS, Design, design_of, number
+from .fpga_design import ACTIVATION_BITS, Design, activation_bytes, design_of, number
 from .roofline import MATRIX_KINDS, Collective, collective_of, dram_energy, errors_of, interval, power_interval
 from .spec import Device
 
@@ -195,7 +195,7 @@ def prepare(compiled: CompiledTrace, device: Device) -> FpgaModel:
     work, collectives, launch = [], [], np.full(len(compiled.rows), constants.launch.value)
     for i, row in enumerate(compiled.rows):
         op = row.operator
-        activations[i] = compiled.vector(_held(op))
+        activations[i] = compiled.vector(activation_bytes(op))
         if op.kind == "collective":
             launch[i] = 0.0
             collectives.append(collective_of(i, compiled, device))
@@ -346,12 +346,6 @@ def _kept(sparsity: str) -> float:
 
 def _bits(op: Operator, second: Tensor) -> float:
     return float(second.bits) if second.role != "activation" else float(min(second.bits, ACTIVATION_BITS))
-
-
-def _held(op: Operator) -> Expr:
-    """Bytes of activations that ``op`` reads and writes, as the chip keeps them."""
-    kept = (t for t in (*op.reads, *op.writes) if t.role in ("activation", "index"))
-    return sum((t.bytes * min(ACTIVATION_BITS / t.bits, 1.0) for t in kept), op.flops * 0)
 
 
 def _cache(compiled: CompiledTrace) -> Array:

@@ -21,6 +21,8 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..rtl.units import Unit, load_unit
+from ..workloads.expr import Expr
+from ..workloads.trace import Operator
 from .spec import Device
 
 BLOCK_RAM = ((512, 72), (1024, 36), (2048, 18), (4096, 9), (8192, 4), (16384, 2), (32768, 1))
@@ -186,6 +188,12 @@ def _bank(device: Device, name: str) -> tuple[int, int, int]:
     """Banks of a region's buffer, words of a bank, bits of a word."""
     width = number(device, f"{name}_width") * 8
     return whole(device, f"{name}_banks"), whole(device, f"{name}_depth"), round(width)
+
+
+def activation_bytes(op: Operator) -> Expr:
+    """Bytes of activations that ``op`` reads and writes, as the chip keeps them: at 8 bits where they are wider."""
+    kept = (t for t in (*op.reads, *op.writes) if t.role in ("activation", "index"))
+    return sum((t.bytes * min(ACTIVATION_BITS / t.bits, 1.0) for t in kept), op.flops * 0)
 
 
 def number(device: Device, name: str) -> float:

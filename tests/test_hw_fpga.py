@@ -18,6 +18,7 @@ from tokenfab.hw.estimate import Request, estimate
 from tokenfab.hw.fpga import peak
 from tokenfab.hw.fpga_design import blocks, buffer_bytes, design_of, resource_lines, resources
 from tokenfab.hw.fpga_experts import expert_memory
+from tokenfab.hw.fpga_placement import placement
 from tokenfab.hw.fpga_program import instructions, program_bytes
 from tokenfab.hw.result import estimate_document
 from tokenfab.hw.spec import Device, parse_device
@@ -266,6 +267,35 @@ def test_a_longer_range_never_needs_more():
     sizes = [program_bytes(traced(), changed("u280-flightllm", vector_range=r), 1024).shared for r in ("8", "16", "64")]
     assert sizes == sorted(sizes, reverse=True)
     assert program_bytes(traced(), card, 1024).shared < program_bytes(traced(), card, 2048).shared
+
+
+# -- placement ---------------------------------------------------------------------------------------------
+def test_weights_and_cache_lie_in_the_channels_that_feed_the_chains():
+    model = traced(*NARROW)
+    places = {(p.data, p.where): p for p in placement(model, load_device("u280-flightllm"), 1, 1, 384)}
+    weights = places["weights", "HBM"]
+    assert (weights.size, weights.channels) == (model.weights_bytes, 24)
+    assert weights.bytes_s == pytest.approx(460e9 * 24 / 32 * 0.7)
+    assert places["KV cache", "HBM"].size == pytest.approx(385 * 2 * 32 * 4096)
+    assert places["activations", "chip"].size == 4096 + 32000  # the head, at 8 bits
+    assert places["programs", "DDR"].size > 1e9
+    assert ("weights", "DDR") not in places
+
+
+def test_what_hbm_has_no_room_for_lies_in_ddr():
+    wide = traced("weight-only:bits=8,group=0,head=1", "kv-quant", model="llama-2-13b")
+    places = [p for p in placement(wide, load_device("u280-flightllm"), 1, 512, 0) if p.data in ("weights", "KV cache")]
+    assert sum(p.size for p in places if p.where == "HBM") == pytest.approx(8 * 2**30)
+    held = wide.weights_bytes + float(wide.cache_bytes()(1, 0, 512))
+    assert sum(p.size for p in places) == pytest.approx(held)
+
+
+def test_a_long_prompts_activations_spill():
+    places = {
+        (p.data, p.where): p.size for p in placement(traced(*NARROW), load_device("vhk158-flightllm"), 1, 1024, 0)
+    }
+    assert places["activations", "chip"] == 4.5 * 2**20
+    assert places["activations", "HBM"] == 1024 * (22016 + 11008) - 4.5 * 2**20  # gate and up to their product
 
 
 # -- experts -----------------------------------------------------------------------------------------------

@@ -20,6 +20,7 @@ from ..hw.devices import load_device
 from ..hw.estimate import Estimate, Request, estimate
 from ..hw.fpga_design import resource_lines
 from ..hw.fpga_experts import expert_memory
+from ..hw.fpga_placement import placement
 from ..hw.fpga_program import program_bytes
 from ..hw.spec import Device
 from ..hw.units import Quantity
@@ -259,6 +260,10 @@ def main(arguments: list[str]) -> int:
     if not arguments:
         for device in ("u280-flightllm", "vhk158-flightllm", "zcu104-m3vit"):
             print(f"{device}: {resource_lines(load_device(device))[0]}")
+        for place in placement(traced(*PAPER), load_device("u280-flightllm"), 1, 1, 384):
+            where = f"{place.where}, {place.channels} channels" if place.channels else "buffers on the chip"
+            rate = f", {place.bytes_s / 1e9:.4g} GB/s" if place.bytes_s else ""
+            print(f"u280-flightllm: {place.size / 1e6:.4g} MB of {place.data} in {where}{rate}")
     return 0
 
 
