@@ -29,7 +29,7 @@ def apply(trace: Trace, average: float, widest: int, group: int, scale_bits: int
     def narrow(op: Operator) -> Operator:
         return map_tensors(op, store)
 
-    return map_operators(quantise(trace, widest, group, scale_bits, 0, head), narrow)
+    return map_operators(quantise(trace, "", widest, group, scale_bits, 0, head), narrow)
 
 
 TECHNIQUE = Technique(
