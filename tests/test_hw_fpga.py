@@ -22,7 +22,7 @@ from tokenfab.hw.fpga_placement import placement
 from tokenfab.hw.fpga_program import instructions, program_bytes
 from tokenfab.hw.result import estimate_document
 from tokenfab.hw.spec import Device, parse_device
-from tokenfab.models.vit import vit_config
+from tokenfab.models.vit_config import vit_config
 from tokenfab.rtl.units import load_unit
 from tokenfab.validation import fpga as published
 from tokenfab.workloads.capture import capture

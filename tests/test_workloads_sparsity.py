@@ -10,7 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenfab.errors import InputError
-from tokenfab.models.vit import Vit, VitConfig, plain_experts, vit_config
+from tokenfab.models.vit import Vit, plain_experts
+from tokenfab.models.vit_config import VitConfig, vit_config
 from tokenfab.workloads import vision
 from tokenfab.workloads.capture import capture
 from tokenfab.workloads.load import load_trace
@@ -193,6 +194,7 @@ def test_a_vision_trace_is_written_and_read(tmp_path, capsys):
     file = tmp_path / "tiny.json"
     assert vision.main(["edge-moe-tiny", str(file)]) == 0
     assert load_trace(str(file)).parameters == capture_vision("edge-moe-tiny").parameters
+    assert load_trace("edge-moe-tiny").blocks == capture_vision("edge-moe-tiny").blocks
     assert vision.main(["nothing", str(file)]) == 2
     assert vision.main([]) == 2
     assert capsys.readouterr().err.count("\n") == 2

@@ -25,7 +25,7 @@ from ..hw.fpga_program import program_bytes
 from ..hw.spec import Device
 from ..hw.units import Quantity
 from ..models.config import ModelConfig
-from ..models.vit import vit_config
+from ..models.vit_config import vit_config
 from ..workloads.capture import capture
 from ..workloads.techniques import apply_techniques
 from ..workloads.trace import Trace

@@ -2,8 +2,8 @@
 
     python -m tokenfab.workloads.vision m3vit-small m3vit-small.json
 
-writes a trace that the command line takes as a model; an image of all tokens is then ``--prompt 1201 --output 1``:
-nothing is decoded.
+writes one; the command line takes the names of :data:`tokenfab.models.vit_config.VITS` as models. An image of all
+tokens is then ``--prompt 1201 --output 1``: nothing is decoded.
 """
 
 from __future__ import annotations
@@ -13,8 +13,7 @@ import sys
 from dataclasses import asdict, replace
 
 from ..errors import InputError
-from ..models.vit import VITS, Vit, VitConfig, vit_config
-from .capture import Subject, capture_subject, count_parameters
+from ..models.vit_config import VITS, VitConfig, vit_config
 from .trace import Trace
 
 
@@ -24,6 +23,9 @@ def capture_vision(model: str | VitConfig) -> Trace:
     Raises ``InputError`` for an unknown name and for sizes that do not go together.
     """
     import torch
+
+    from ..models.vit import Vit
+    from .capture import Subject, capture_subject, count_parameters
 
     config = vit_config(model) if isinstance(model, str) else model
     with torch.device("meta"):
