@@ -214,7 +214,7 @@ def later() -> list[Row]:
     wide = zcu104.model_copy(update={"memory": memory})
     return [
         Row("AccLLM, U280 at 225 MHz: 2:4, W2A8KV4 (simulated)", 164, _rate(narrow, u280, request), "token/s",
-            "indices of 1 bit per weight are counted here"),
+            "indices are counted here: 2.06 bits per weight"),
         Row("KV260 at 19.2 GB/s: Llama-2-7B, W4 (84 % of bandwidth)", 4.9, _rate(four, zcu104, request), "token/s",
             "the ZCU104's chains and 85 %"),
         Row("ZCU104 at 34.1 GB/s: Llama-2-7B, W4", None, _rate(four, wide, request), "token/s",
