@@ -349,3 +349,14 @@ def _parameter(device: Device, name: str) -> float:
 def _matrix_power(device: Device) -> float:
     """Watts of the matrix engine while it works: what is left of the rated power."""
     return device.power.tdp.value - device.power.idle.value if "matrix" in device.engines else 0.0
+
+
+def products_of(op: Operator) -> Callable[[At], list[Product]] | None:
+    """Products of ``op`` at points; None where no unit computes it (attention in latent space, what is no product)."""
+    found = _PRODUCTS.get(op.kind if "latent_dim" not in op.dims else "latent")
+    return None if found is None else partial(found, op)
+
+
+def second_operand(op: Operator) -> Tensor:
+    """The operand of a product that takes the place of weights: weights, the cache, or the other activation."""
+    return _second(op)

@@ -11,12 +11,13 @@ from ..workloads.compiled import compile_trace
 from ..workloads.expr_functions import Array
 from ..workloads.parallel import tensor_parallel
 from ..workloads.trace import Trace
-from . import array, gpu
+from . import array, fpga, gpu
 from .cost import Costs, cost
 from .die import area_document, price_document
 from .energy import energy_document
 from .estimate import USD_PER_KWH, Estimate, Phase, memory_fit
 from .event import EventLevel
+from .fpga_design import resource_lines
 from .spec import Device
 from .timeline import event_document, points
 from .units import Quantity
@@ -128,7 +129,7 @@ def model_facts(trace: Trace) -> dict[str, Any]:
 
 def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
     """The device's numbers, each with its source, and its roofline for the model's format."""
-    used, rate = array.peak(trace, device) if device.arrays else _peak(trace, device)
+    used, rate = _peak(trace, device)
     return {
         "name": device.name,
         "description": device.description,
@@ -150,6 +151,10 @@ def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
 
 
 def _peak(trace: Trace, device: Device) -> tuple[str, float]:
+    if device.kind in fpga.KINDS:
+        return fpga.peak(trace, device)
+    if device.arrays:
+        return array.peak(trace, device)
     used, rate = device.rate(trace.format)
     return used, rate.value
 
@@ -179,6 +184,7 @@ def _constants(device: Device) -> list[str]:
         return [
             f"products take the cycles of {device.arrays.unit}'s cycle model, which its RTL is held equal to",
             f"streams reach {m.memory_efficiency.text} of bandwidth: {m.memory_efficiency.source}",
+            *(resource_lines(device) if device.kind in fpga.KINDS else []),
         ]
     if device.kind not in gpu.KINDS:
         return [
