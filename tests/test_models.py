@@ -27,6 +27,7 @@ PARAMETERS = {
     "llama-3-8b": 8030261248,
     "mistral-7b": 7241732096,
     "mixtral-8x7b": 46702792704,
+    "open-llama-3b": 3426473600,
     "opt-1.3b": 1315758080,
     "opt-125m": 125239296,
     "opt-13b": 12853473280,
@@ -64,7 +65,7 @@ def test_figures_that_no_parameter_count_would_notice():
         "mixtral-8x7b": 8, "yi-6b": 4,
     }  # fmt: skip
     assert {n: d for n, d in of("head_dim").items() if d != 128} == {
-        "opt-125m": 64, "opt-1.3b": 64, "bitnet-b1.58-3b": 100,
+        "opt-125m": 64, "opt-1.3b": 64, "bitnet-b1.58-3b": 100, "open-llama-3b": 100,
     }  # fmt: skip
     bf16 = {"llama-3-8b", "llama-3-70b", "mistral-7b", "qwen2-7b", "qwen2-72b", "mixtral-8x7b", "bloom-176b",
             "yi-6b"}  # fmt: skip
