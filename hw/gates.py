@@ -81,7 +81,7 @@ def selection(entries: int) -> float:
 
 def lines(index: int) -> float:
     """Gates that make 2^``index`` lines of an index."""
-    return 2**index * (NAND3 * max(index - 1, 1) / 2 + INVERTER)
+    return (1 << index) * (NAND3 * max(index - 1, 1) / 2 + INVERTER)
 
 
 def lookup_array(
@@ -96,13 +96,14 @@ def lookup_array(
     """
     index = group if conventional else group - 1
     add = float_adder() if floats else INTEGER_SUM * FULL_ADDER
-    lane = entry * selection(2**index) + (0.0 if conventional else entry * XOR) + add
+    lane = entry * selection(1 << index) + (0.0 if conventional else entry * XOR) + add
     per_column = lines(index) + (index * XOR if negated else 0.0)
-    table = rows * 2**index * entry * REGISTER
-    making = rows * (group + 2**index) * (entry + 2) * FULL_ADDER if tables else 0.0
+    table = rows * (1 << index) * entry * REGISTER
+    making = rows * (group + (1 << index)) * (entry + 2) * FULL_ADDER if tables else 0.0
     return rows * columns * lane + columns * per_column + table + making
 
 
-def lookup_mac(weight_bits: float, **array: bool) -> float:
+def lookup_mac(weight_bits: float, *, floats: bool = False) -> float:
     """Gates per product and cycle of :func:`lookup_array`, which takes ``weight_bits`` cycles for a product."""
-    return lookup_array(**array) * weight_bits / (2 * 64 * 4)
+    rows, columns, group = 2, 64, 4
+    return lookup_array(rows, columns, group, floats=floats) * weight_bits / (rows * columns * group)

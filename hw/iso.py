@@ -16,10 +16,10 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Mapping
 
-from ..errors import InputError
+from ..errors import InputError, unknown_name
 from .array import array_area, arrays_count
 from .spec import Device
-from .units import Quantity
+from .units import KEYS, Quantity, measure
 
 
 def iso_area(device: Device, area_mm2: float, format: Mapping[str, str] | None = None) -> Device:
@@ -42,7 +42,7 @@ def iso_area(device: Device, area_mm2: float, format: Mapping[str, str] | None =
     tdp = max(device.power.tdp.value + more * arrays.power.value, device.power.idle.value)
     many = _count(units, why)
     changes: dict[str, object] = {
-        "power": device.power.model_copy(update={"tdp": _changed(device.power.tdp, tdp, "W", why)}),
+        "power": device.power.model_copy(update={"tdp": _changed(device.power.tdp, tdp, f"{tdp:.4g} W", why)}),
     }
     if arrays.per_unit:
         changes["arrays"] = arrays.model_copy(update={"per_unit": many})
@@ -50,7 +50,7 @@ def iso_area(device: Device, area_mm2: float, format: Mapping[str, str] | None =
         changes["compute"] = device.compute.model_copy(update={"units": many})
     if device.die is not None:
         size = max(device.die.area.value + more * each, units * places * each)
-        changes["die"] = device.die.model_copy(update={"area": _changed(device.die.area, size, "mm2", why)})
+        changes["die"] = device.die.model_copy(update={"area": _changed(device.die.area, size, f"{size:.4g} mm2", why)})
     return _copy(device, changes, why)
 
 
@@ -62,9 +62,29 @@ def iso_bandwidth(device: Device, bytes_s: float) -> Device:
     why = f"derived: {bytes_s / 1e9:g} GB/s as those it is compared with, for {dram.bandwidth.text}"
     watts = (bytes_s - dram.bandwidth.value) * 8 * (dram.energy.value if dram.energy else 0.0)
     tdp = max(device.power.tdp.value + watts, device.power.idle.value)
-    changed = dram.model_copy(update={"bandwidth": _changed(dram.bandwidth, bytes_s, "B/s", why)})
-    power = device.power.model_copy(update={"tdp": _changed(device.power.tdp, tdp, "W", why)})
+    changed = dram.model_copy(update={"bandwidth": _changed(dram.bandwidth, bytes_s, f"{bytes_s / 1e9:g} GB/s", why)})
+    power = device.power.model_copy(update={"tdp": _changed(device.power.tdp, tdp, f"{tdp:.4g} W", why)})
     return _copy(device, {"memory": device.memory | {"dram": changed}, "power": power}, why)
+
+
+def resized(device: Device, changes: str) -> Device:
+    """``device`` with ``changes`` such as ``area=1.5mm2,bandwidth=32GB/s``. Raises ``InputError`` for another word,
+    a value without its unit, and as :func:`iso_area` and :func:`iso_bandwidth` do."""
+    for change in changes.split(","):
+        name, _, text = change.partition("=")
+        if name not in CHANGES:
+            raise unknown_name("change of a device", name[:80], CHANGES, "such as bitmod@area=3mm2")
+        key, change_of = CHANGES[name]
+        try:
+            value = measure(text, KEYS[key])[0]
+        except ValueError as error:
+            raise InputError(f"{device.name}@{change[:80]}: {error}; accepted: {KEYS[key].accepted}") from None
+        device = change_of(device, value)
+    return device
+
+
+CHANGES = {"area": ("die.area", iso_area), "bandwidth": ("memory.dram.bandwidth", iso_bandwidth)}
+"""What may be changed: key whose values it takes, and the function."""
 
 
 def _copy(device: Device, changes: dict[str, object], why: str) -> Device:
@@ -76,5 +96,5 @@ def _count(value: int, why: str) -> Quantity:
     return Quantity(value=float(value), unit="1", text=str(value), source=why)
 
 
-def _changed(before: Quantity, value: float, unit: str, why: str) -> Quantity:
-    return before.model_copy(update={"value": value, "text": f"{value:.6g} {unit}", "source": why})
+def _changed(before: Quantity, value: float, text: str, why: str) -> Quantity:
+    return before.model_copy(update={"value": value, "text": text, "source": why})

@@ -60,16 +60,21 @@ def prepare(compiled: CompiledTrace, device: Device) -> ArrayModel | GpuModel:
 
 
 def card_view(device: Device) -> Device:
-    """The GPU that ``device`` is without its arrays: its own numbers with its host's kernels and intervals."""
+    """The GPU that ``device`` is without its arrays: its own numbers, its host's kernels and constants where it has none.
+
+    Raises ``InputError`` for a host that is no GPU, and a device without a matrix engine.
+    """
     host = device.host
     if host is None or host.kind not in gpu.KINDS:
         raise InputError(f"device {device.name}: its host must be a GPU")
     if "matrix" not in device.engines:
         raise InputError(f"device {device.name}: engines.matrix is missing; the arrays take no 16-bit products")
+    fields = type(device.model).model_fields
+    model = {name: value for name in fields if (value := getattr(device.model, name) or getattr(host.model, name))}
     return device.model_copy(
         update={
             "kind": host.kind, "arrays": None, "kernels": host.kernels | device.kernels,
-            "intervals": host.intervals | device.intervals,
+            "intervals": host.intervals | device.intervals, "model": device.model.model_copy(update=model),
         }
     )  # fmt: skip
 

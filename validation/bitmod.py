@@ -20,6 +20,7 @@ import os
 import tomllib
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cache
 from importlib import resources
 from pathlib import Path
 
@@ -86,7 +87,7 @@ def ruled(book: RuleBook, accelerator: str, phase: str, model: str) -> Tally:
 
 @dataclass(frozen=True)
 class Row:
-    """A published row beside the rules'. Cycles, joules; ``energy_known``: of both buffers' ports."""
+    """A published row beside the rules': cycles and joules."""
 
     accelerator: str
     phase: str
@@ -99,10 +100,12 @@ class Row:
 
     @property
     def same_cycles(self) -> bool:
+        """Whether cycles of the pass and of its array are equal."""
         return (self.cycles, self.compute) == (self.ours.cycles, self.ours.compute)
 
     @property
     def energy_known(self) -> bool:
+        """Whether the ports of both buffers are in the book."""
         return self.ours.chip_j > 0
 
     @property
@@ -131,14 +134,26 @@ def published_rows(truth: Path, rules: str) -> list[Row]:
 
 def rules_speedups(book: RuleBook, generated: int) -> dict[str, dict[str, float]]:
     """Over FP16 by the book's rules: accelerator → model → ratio, ``generated`` tokens after the prompt."""
+
     def whole(accelerator: str, model: str) -> float:
-        steps = generated * ruled(book, accelerator, "decode", model).cycles if generated else 0
-        return float(ruled(book, accelerator, "prefill", model).cycles + steps)
+        prompt, token = (ruled(book, accelerator, phase, model) for phase in ("prefill", "decode"))
+        return float(prompt.cycles + generated * token.cycles)
+
+    return {a: {m: whole("FP16", m) / whole(a, m) for m in book.models} for a in book.accelerators}
+
+
+def rules_energy(book: RuleBook, generated: int) -> dict[str, dict[str, float]]:
+    """FP16's energy over each accelerator's by the book's rules; models with a buffer whose port is unknown are
+    left out."""
+
+    def whole(accelerator: str, model: str) -> float:
+        prompt, token = (ruled(book, accelerator, phase, model) for phase in ("prefill", "decode"))
+        known = prompt.chip_j > 0 and (token.chip_j > 0 or not generated)
+        return prompt.total_j + generated * token.total_j if known else 0.0
 
     return {
-        name: {model: whole("FP16", model) / whole(name, model) for model in book.models}
-        for name in book.accelerators
-    }  # fmt: skip
+        a: {m: whole("FP16", m) / joules for m in book.models if (joules := whole(a, m)) > 0} for a in book.accelerators
+    }
 
 
 # -- the catalogue's devices ------------------------------------------------------------------------------
@@ -152,14 +167,20 @@ def modelled_device(book: RuleBook, accelerator: str) -> Device:
         return load_device("bitmod")
     device = load_device("fp16-array" if accelerator == "FP16" else "ant")
     shape, arrays = book.accelerators[accelerator].shapes["decode"], device.arrays
-    assert arrays is not None and arrays.area is not None
+    assert arrays is not None
+    assert arrays.area is not None
     per_array = arrays.parameters["rows"].value * arrays.parameters["cols"].value
     return iso_area(device, shape.rows * shape.columns / per_array * arrays.area.value)
 
 
+@cache
+def _captured(preset: str) -> Trace:
+    return capture(preset)
+
+
 def modelled_trace(book: RuleBook, accelerator: str, phase: str, model: str) -> Trace:
     """The model with the book's weight and cache widths on that accelerator."""
-    trace = capture(str(book.models[model]["preset"]))
+    trace = _captured(str(book.models[model]["preset"]))
     a = book.accelerators[accelerator]
     if accelerator == "FP16":
         return trace
@@ -211,12 +232,17 @@ def main(arguments: list[str] | None = None) -> None:
     print(f"{'accelerator':11} {'phase':8} {'model':12} {'cycles':>11} {'ours':>11} {'uJ':>10} {'ours':>12}")
     for r in rows:
         ours = f"{r.ours.total_j * 1e6:12.1f}" if r.energy_known else f"{'port unknown':>12}"
-        print(f"{r.accelerator:11} {r.phase:8} {r.model:12} {r.cycles:11} {r.ours.cycles:11} {r.total_j * 1e6:10.0f} {ours}")
+        line = f"{r.cycles:11} {r.ours.cycles:11} {r.total_j * 1e6:10.0f}"
+        print(f"{r.accelerator:11} {r.phase:8} {r.model:12} {line} {ours}")
     known = [r for r in rows if r.energy_known]
     print(f"\ncycles equal: {sum(r.same_cycles for r in rows)} of {len(rows)}; "
           f"energies equal to 1 uJ: {sum(r.same_energy for r in known)} of {len(known)}\n")  # fmt: skip
     for task, generated in TASKS.items():
-        for label, found in (("rules", rules_speedups(book, generated)), ("modelled", modelled_speedups(book, generated))):
+        for label, found in (
+            ("speed, rules", rules_speedups(book, generated)),
+            ("speed, modelled", modelled_speedups(book, generated)),
+            ("energy of FP16 over it, rules", rules_energy(book, generated)),
+        ):
             print(f"over FP16, {task}, {label}: arithmetic mean / geometric mean")
             for name, ratios in found.items():
                 arithmetic, geometric = means(ratios.values())

@@ -47,18 +47,19 @@ class Line:
 
 def area_lines() -> list[Line]:
     """Compute densities of lookup units over multipliers, and each step of table 2 over the one before."""
-    half, whole = {"floats": False}, lookup_array(conventional=True, negated=True, tables=True)
+    whole = lookup_array(conventional=True, negated=True, tables=True)
     symmetric, offline = lookup_array(negated=True, tables=True), lookup_array(tables=True)
+    one, two, eight = lookup_mac(1, floats=True), lookup_mac(2, floats=True), lookup_mac(2)
     return [
-        Line("W2 A8 over INT8 tensor core (table 1: 61.84 / 17.73)", 61.84 / 17.73, integer_mac() / lookup_mac(2, **half)),
-        Line("W2 A8 over FP16 tensor core (table 1: 61.84 / 2.96)", 61.84 / 2.96, float_mac() / lookup_mac(2, **half)),
+        Line("W2 A8 over INT8 tensor core (table 1: 61.84 / 17.73)", 61.84 / 17.73, integer_mac() / eight),
+        Line("W2 A8 over FP16 tensor core (table 1: 61.84 / 2.96)", 61.84 / 2.96, float_mac() / eight),
         Line("INT8 over FP16 tensor core (table 1: 17.73 / 2.96)", 17.73 / 2.96, float_mac() / integer_mac()),
         Line("W2 A-FP8 over FP8 tensor core (table 1, H100: 23.69 / 12.59)", 23.69 / 12.59,
-             float_mac(4, 4) / lookup_mac(2, floats=True)),
-        Line("W1 A16 over FP16 tensor core (section 4.3: 1 / 0.143)", 1 / 0.143, float_mac() / lookup_mac(1, floats=True)),
-        Line("W1 A16 over FP16 tensor core (figure 19: 4 / 0.584)", 4 / 0.584, float_mac() / lookup_mac(1, floats=True)),
+             float_mac(4, 4) / two),
+        Line("W1 A16 over FP16 tensor core (section 4.3: 1 / 0.143)", 1 / 0.143, float_mac() / one),
+        Line("W1 A16 over FP16 tensor core (figure 19: 4 / 0.584)", 4 / 0.584, float_mac() / one),
         Line("W1 A16 over FP16, dot product of 4 (section 4.2.1: 61.55 / 3.39)", 61.55 / 3.39,
-             float_mac() / lookup_mac(1, floats=True)),
+             float_mac() / one),
         Line("table 2: half the entries over UNPU", 17271.71 / 13116.6, whole / symmetric),
         Line("table 2: indices negated offline", 13116.6 / 12780.05, symmetric / offline),
         Line("table 2: tables made before the unit", 12780.05 / 11991.29, offline / lookup_array()),

@@ -15,10 +15,9 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..hw.layer_rules import Port
-from ..hw.sram import FIT, Factors, sram
+from ..hw.sram import FIT, Factors, Sram, sram
 from .bitmod import load_rules
 
-BUFFER = {"banks": 8, "ports": 2, "node_nm": 28}
 CAPACITY = 512 * 1024
 HOROWITZ = {8: 10.0, 32: 20.0, 1024: 100.0}
 """KiB: picojoules per 64 bits."""
@@ -41,24 +40,31 @@ def ports() -> dict[int, Port]:
     return {int(width): port for width, port in sorted(load_rules("bitmod-2024").sram.items(), key=lambda x: int(x[0]))}
 
 
+def buffer(width: int, factors: Factors) -> Sram:
+    """The model's of CACTI's buffer with a port of ``width`` bits."""
+    return sram(CAPACITY, width, banks=8, ports=2, node_nm=28, factors=factors)
+
+
 def fit() -> Factors:
     """The factors with the least squared errors on every second buffer; all four enter linearly, one after another."""
     held = [(w, p) for i, (w, p) in enumerate(ports().items()) if i % 2 == 0]
     one = Factors(1.0, 1.0, 1.0, 1.0)
-    share = sram(CAPACITY, 64, factors=one, **BUFFER).area_mm2 / float(np.mean([p.area_mm2 for _, p in held]))
+    share = buffer(64, one).area_mm2 / float(np.mean([p.area_mm2 for _, p in held]))
     rows, target = [], []
     for width, port in held:
-        parts = [_parts(width, Factors(*(float(i == j) for j in range(3)), share)) for i in range(3)]
+        alone = (Factors(1, 0, 0, share), Factors(0, 1, 0, share), Factors(0, 0, 1, share))
+        parts = [_parts(width, factors) for factors in alone]
         rest = _parts(width, Factors(0.0, 0.0, 0.0, share))
         for side, value in enumerate((port.read_pj, port.write_pj)):
             rows.append([(p[side] - rest[side]) / value for p in parts])
             target.append(1 - rest[side] / value)
     found = np.linalg.lstsq(np.array(rows), np.array(target), rcond=None)[0]
-    return Factors(*(float(x) for x in found), share)
+    routed, sensed, written = (float(x) for x in found)
+    return Factors(routed, sensed, written, share)
 
 
 def _parts(width: int, factors: Factors) -> tuple[float, float]:
-    made = sram(CAPACITY, width, factors=factors, **BUFFER)
+    made = buffer(width, factors)
     return made.read_j * 1e12, made.write_j * 1e12
 
 
@@ -66,7 +72,7 @@ def points(factors: Factors = FIT) -> list[Point]:
     """Every buffer of CACTI beside the model's."""
     found = []
     for i, (width, port) in enumerate(ports().items()):
-        made = sram(CAPACITY, width, factors=factors, **BUFFER)
+        made = buffer(width, factors)
         found.append(Point(width, port, made.read_j * 1e12, made.write_j * 1e12, made.area_mm2, i % 2 == 0))
     return found
 
