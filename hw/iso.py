@@ -21,6 +21,9 @@ from .array import array_area, arrays_count
 from .spec import Device
 from .units import KEYS, Quantity, measure
 
+CHANGES = {"area": "die.area", "bandwidth": "memory.dram.bandwidth"}
+"""What a name may change, and the key whose values it takes."""
+
 
 def iso_area(device: Device, area_mm2: float, format: Mapping[str, str] | None = None) -> Device:
     """``device`` with as many arrays as ``area_mm2`` holds. ``format``: of the unit, for the area of this RTL.
@@ -74,17 +77,13 @@ def resized(device: Device, changes: str) -> Device:
         name, _, text = change.partition("=")
         if name not in CHANGES:
             raise unknown_name("change of a device", name[:80], CHANGES, "such as bitmod@area=3mm2")
-        key, change_of = CHANGES[name]
+        key = KEYS[CHANGES[name]]
         try:
-            value = measure(text, KEYS[key])[0]
+            value = measure(text, key)[0]
         except ValueError as error:
-            raise InputError(f"{device.name}@{change[:80]}: {error}; accepted: {KEYS[key].accepted}") from None
-        device = change_of(device, value)
+            raise InputError(f"{device.name}@{change[:80]}: {error}; accepted: {key.accepted}") from None
+        device = iso_area(device, value) if name == "area" else iso_bandwidth(device, value)
     return device
-
-
-CHANGES = {"area": ("die.area", iso_area), "bandwidth": ("memory.dram.bandwidth", iso_bandwidth)}
-"""What may be changed: key whose values it takes, and the function."""
 
 
 def _copy(device: Device, changes: dict[str, object], why: str) -> Device:

@@ -60,7 +60,7 @@ def prepare(compiled: CompiledTrace, device: Device) -> ArrayModel | GpuModel:
 
 
 def card_view(device: Device) -> Device:
-    """The GPU that ``device`` is without its arrays: its own numbers, its host's kernels and constants where it has none.
+    """The GPU that ``device`` is without its arrays: its own numbers, and its host's kernels and constants.
 
     Raises ``InputError`` for a host that is no GPU, and a device without a matrix engine.
     """

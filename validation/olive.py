@@ -19,10 +19,9 @@ from ..hw.devices import load_device
 from ..hw.iso import iso_area, iso_bandwidth
 from ..hw.spec import Device
 from ..workloads.capture import capture
-from ..workloads.rewrite import map_operators, map_tensors
 from ..workloads.techniques import apply_techniques
-from ..workloads.trace import Operator, Tensor, Trace
-from .lut_tensor_core import Line
+from ..workloads.trace import Trace
+from .lut_tensor_core import Line, integers
 
 MODEL, CARD = "opt-6.7b", "rtx-2080-ti"
 BATCH, PROMPT = 2, 512
@@ -32,22 +31,6 @@ PUBLISHED_ARRAYS = {"AdaFloat": 4.8, "OLAccel": 3.8, "ANT": 3.7}
 ELEMENTS = {"OliVe": (4096, 4), "ANT": (4096, 8), "AdaFloat": (32 * 28 * 4, 8), "OLAccel": (16 * 18 * 4, 4)}
 """4-bit elements at one area, and the bits of most products (ANT-Quantization, ant_simulator, conf_*.ini)."""
 CLOCK_HZ, BANDWIDTH = 500e6, 64e9
-
-
-def integers(trace: Trace, bits: int) -> Trace:
-    """``trace`` with linear layers of ``bits``-bit weights by ``bits``-bit activations, as integer units take them."""
-
-    def store(t: Tensor) -> Tensor:
-        linear = t.role == "activation" or (t.role == "weight" and len(t.shape) > 1)
-        return t.model_copy(update={"format": f"int{bits}", "bits": float(bits)}) if linear else t
-
-    def narrow(op: Operator) -> Operator:
-        if op.kind != "matmul" or not op.weights:
-            return op
-        read = map_tensors(op, store)
-        return read.model_copy(update={"format": f"int{bits}", "writes": op.writes})
-
-    return map_operators(trace, narrow)
 
 
 def gpu_traces() -> dict[str, Trace]:
