@@ -162,15 +162,18 @@ class Interval(_Data):
 
 
 class Arrays(_Data):
-    """Arrays of a hardware unit of ``rtl/``, as many as ``compute.units``, at ``compute.clock``.
+    """Arrays of a hardware unit of ``rtl/``, ``per_unit`` (1) in each of ``compute.units``, at ``compute.clock``.
 
     ``parameters`` are the unit's, in lower case (its defaults where a file does not say); ``power`` is what one
     array draws while it works. ``weights`` and ``activations`` say as what the unit takes a trace's formats
-    (``int4 = "fp4"``) where the names differ. ``mac_area`` (mm²) is a binary16 multiply-accumulate in the
-    device's process: with the unit's relative area it gives the arrays'."""
+    (``int4 = "fp4"``) where the names differ. ``area`` (mm²) is that of one array as its designers give it;
+    ``mac_area`` (mm²) is a binary16 multiply-accumulate in the device's process: with the unit's relative area it
+    gives the arrays' of this RTL."""
 
     unit: str
     power: Quantity
+    per_unit: Quantity | None = None
+    area: Quantity | None = None
     mac_area: Quantity | None = None
     parameters: dict[str, Quantity] = {}
     weights: dict[str, str] = {}

@@ -242,6 +242,8 @@ KEYS: Final[Mapping[str, Key]] = {
     },
     "arrays.unit": Key("name", example="bit_serial_pe"),
     "arrays.power": Key("power", "1 nW", "1 kW", "37.5 mW"),
+    "arrays.per_unit": Key("count", "1", "65536", "16", required=False),
+    "arrays.area": Key("area", "0.1 um2", "1000 mm2", "99509 um2", required=False),
     "arrays.mac_area": Key("area", "0.1 um2", "1 mm2", "1968.7 um2", required=False),
     "arrays.parameters.*": Key("count", "1", "65536", "8"),
     "arrays.weights.*": Key("name", example="fp4"),
