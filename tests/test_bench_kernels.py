@@ -74,6 +74,17 @@ def test_absent_libraries_are_said_and_nothing_is_compared(small, monkeypatch):
     assert "NOTHING is compared" in document["not_compared"][0]
 
 
+def test_a_busy_machine_is_said(small, monkeypatch):
+    streams = {1: 10e9, 2: 3e9}
+    machine = this_cpu.Machine("a processor", "avx512", 2, 2e9, 0, streams)
+    monkeypatch.setattr(bench_kernels, "find_machine", lambda *given: machine)
+    monkeypatch.setattr(bench_kernels, "_library", lambda name: None)
+    monkeypatch.setattr(bench_kernels.os, "sched_getaffinity", lambda pid: {0, 1}, raising=False)
+    assert "2 threads read less than 1" in bench("4", "1", "1,2", 128, repeats=1)["disturbed"][0]
+    streams[2] = 12e9
+    assert bench("4", "1", "1,2", 128, repeats=1)["disturbed"] == []
+
+
 def test_contenders_take_turns(monkeypatch):
     order = []
     seconds = measure([Contender(n, lambda n=n: order.append(n), 4) for n in "abc"], 1, 3)

@@ -91,12 +91,15 @@ def bench(
                 seconds = measure(contenders, t, repeats)
                 rows.append(_row(b, m, t, size, packed, seconds, machine))
         del copies
+    if disturbed := [str(t) for t in teams if machine.stream[t] < machine.stream[teams[0]]]:
+        disturbed = [f"{', '.join(disturbed)} threads read less than {teams[0]}: other programs run, and what is "
+                     "predicted for so many says little"]  # fmt: skip
     missing = [] if ort else ["onnxruntime is not installed: NOTHING is compared with it (install tokenfab[kernels])"]
     missing += [] if torch else ["torch is not installed: nothing is compared with it"]
     return {
         "machine": machine.to_dict(), "size": size, "group": GROUP, "repeats": repeats, "seed": seed, "rows": rows,
         "versions": {name: library.__version__ for name, library in ((ORT, ort), ("torch", torch)) if library},
-        "not_compared": missing,
+        "not_compared": missing, "disturbed": disturbed,
     }  # fmt: skip
 
 
