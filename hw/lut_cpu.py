@@ -30,7 +30,7 @@ launch time. Energy: the arithmetic draws the rated power as long as it takes.
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,6 +39,7 @@ from ..workloads.compiled import CompiledTrace, Row
 from ..workloads.expr import expr
 from ..workloads.expr_functions import Array
 from . import roofline
+from .cost import RowCosts
 from .roofline import Index, RooflineModel
 from .spec import Device
 
@@ -65,10 +66,17 @@ class LowBitModel(RooflineModel):
     names: tuple[str, ...]
     other: Array
 
-    def resources(self, basis: Array) -> tuple[Array, Index]:
+    def rows(self, basis: Array) -> RowCosts:
+        """See :class:`.cost.OperatorModel`. Lookups and arithmetic keep the same units busy."""
+        found = super().rows(basis)
+        busy = dict(found.busy_s)
+        if REASON in busy:
+            busy["compute"] = busy["compute"] + busy.pop(REASON)
+        return replace(found, busy_s=busy)
+
+    def resources(self, basis: Array) -> Array:
         """See :meth:`.roofline.RooflineModel.resources`."""
-        times, _ = self._chosen(basis)
-        return np.max(times, axis=0), np.argmax(times, axis=0)
+        return self._chosen(basis)[0]
 
     def energies(self, basis: Array, time: Array) -> dict[str, Array]:
         """See :meth:`.roofline.RooflineModel.energies`."""
@@ -83,9 +91,7 @@ class LowBitModel(RooflineModel):
 
     def _chosen(self, basis: Array) -> tuple[Array, Array]:
         """Seconds (reasons, rows, points), and those of the kernel taken by narrow rows (NaN: the roofline's)."""
-        times = (self.matrix @ basis).reshape(len(self.reasons), self.launch.size, basis.shape[1])
-        for c in self.collectives:
-            times[self.reasons.index("network"), c.row] = c.time_s(c.size @ basis)
+        times = super().resources(basis)
         arithmetic = [self.reasons.index(r) for r in ("compute", "dequantisation") if r in self.reasons]
         least = np.max(times[np.array(arithmetic)[:, None], self.narrow], axis=0)
         taken = np.full_like(least, np.nan)

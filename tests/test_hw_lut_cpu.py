@@ -7,12 +7,12 @@ import functools
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tokenfab.errors import InputError
 from tokenfab.hw import roofline
-from tokenfab.hw.cost import cost, kind_models
+from tokenfab.hw.cost import cost, kind_models, prepare
 from tokenfab.hw.devices import find_architecture, load_device
 from tokenfab.hw.lut_cpu import TABLE_OPS, lookup_rate
 from tokenfab.hw.spec import Device, parse_device
@@ -143,6 +143,7 @@ def bitnet() -> CompiledTrace:
 numbers = st.floats(0.5, 64)
 
 
+@settings(max_examples=20)
 @given(numbers, numbers, numbers, st.floats(1, 3), st.integers(1, 128), st.integers(1, 4))
 def test_more_of_anything_is_never_slower_and_never_below_the_bytes(pipes, shuffles, bandwidth, more, tokens, bits):
     given_ = {"pipes": pipes, "shuffles": shuffles, "bandwidth": bandwidth, "kernels": LOOKUP + UNPACK, "int8": 50}
@@ -155,12 +156,24 @@ def test_more_of_anything_is_never_slower_and_never_below_the_bytes(pipes, shuff
     assert seconds(device(**given_ | {"cores": 2}), tokens, bits) <= base * (1 + 1e-9)
 
 
+@settings(max_examples=20)
 @given(st.integers(1, 256), st.integers(1, 4))
 def test_energy_is_the_sum_of_its_parts_and_within_the_rated_power(tokens, bits):
     found = cost(bitnet(), load_device("raspberry-pi-5"), tokens, 1, 64 * bits)
     assert found.energy_j[0] == pytest.approx(sum(part[0] for part in found.energy_parts_j.values()))
     assert found.energy_j[0] <= 12.0 * found.latency_s[0] * (1 + 1e-9)
     assert sum(share[0] for share in found.bound.values()) == pytest.approx(1)
+
+
+def test_lookups_keep_the_units_of_arithmetic_busy_and_never_longer_than_the_row_takes():
+    trace = apply_techniques(load_trace("llama-2-7b"), ["weight-only:bits=2"])
+    compiled, model = prepare(trace, tmac.with_cores(load_device("raspberry-pi-5"), 1))
+    rows = model.rows(compiled.basis_at([1, 64], [1, 1], [8, 8]))
+    assert set(rows.busy_s) == {"compute", "dram", "dequantisation"}
+    assert all((busy <= (rows.time_s - rows.launch_s) * (1 + 1e-12)).all() for busy in rows.busy_s.values())
+    looked_up = rows.bound == model.reasons.index("lookup")
+    assert looked_up.any()
+    assert np.allclose(rows.busy_s["compute"][looked_up], (rows.time_s - rows.launch_s)[looked_up])
 
 
 # -- T-MAC -----------------------------------------------------------------------------------------
