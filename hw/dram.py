@@ -14,10 +14,11 @@ C: columns per row, times the banks of a unit, which it reads one after another.
 (halves of the banks, ranks) open in turn, one's rows are opened while the units work on the others':
 
     W = 1     S sets take  S · cycle
-    W > 1     S sets take  S · max(busy, cycle / W) + cycle − busy
+    W > 1     S sets take  max(S · busy + cycle − busy, ⌈S / W⌉ · cycle)
 
-and refresh takes the share tRFC/tREFI of the time, unless a unit has banks that are not refreshed to go on with
-(``refresh_hidden``): time / (1 − tRFC/tREFI). The command ``interval`` is tCCD of the level at which units sit, or
+and refresh takes the share tRFC/tREFI of the time (W > 1: (tRFC + cycle − busy)/tREFI, as all banks are closed for it
+and nothing hides the first set's opening after it), unless a unit has banks that are not refreshed to go on with
+(``refresh_hidden``): time / (1 − share). The command ``interval`` is tCCD of the level at which units sit, or
 the power limit's, whichever is longer.
 
 Sources: JEDEC parameter names; activates in a four-bank window and same-bank refresh: JESD238A (HBM3). Left out:
@@ -55,11 +56,6 @@ class Timing:
     read: float
     refi: float
     rfc: float
-
-    @property
-    def refresh_share(self) -> float:
-        """Share of the time that refresh takes."""
-        return self.rfc / self.refi
 
 
 @dataclass(frozen=True)
@@ -120,14 +116,24 @@ def train(columns: Array, g: Geometry, t: Timing, stretch: Array | float = 1.0) 
     part = np.where(rest > 0, row_cycle(rest, g, t, stretch), 0.0)
     if g.interleave == 1:
         return np.asarray(full * whole + part)
-    pace = np.maximum(columns * t.ccd * stretch, (full * whole + part) / g.interleave)
-    first = np.where(full > 0, whole - g.columns * t.ccd * stretch, part - rest * t.ccd * stretch)
-    return np.asarray(np.where(columns > 0, pace + first, 0.0))
+    sets, most = full + (rest > 0), g.interleave
+    opened = np.where(full > 0, whole - g.columns * t.ccd * stretch, part - rest * t.ccd * stretch)
+    ends_short = (rest > 0) & (sets % most == 1)
+    banks = np.where(ends_short, (np.ceil(sets / most) - 1) * whole + part, np.ceil(sets / most) * whole)
+    banks = np.where(full == 0, part, banks)
+    return np.asarray(np.where(columns > 0, np.maximum(opened + columns * t.ccd * stretch, banks), 0.0))
 
 
-def with_refresh(cycles: Array, t: Timing, *, hidden: bool) -> Array:
+def refresh_share(g: Geometry, t: Timing) -> float:
+    """Share of the time that refresh takes: tRFC, and with sets in turn what it takes to open and close one unseen."""
+    busy = g.columns * t.ccd
+    again = float(row_cycle(float(g.columns), g, t)) - busy if g.interleave > 1 else 0.0
+    return (t.rfc + again) / t.refi
+
+
+def with_refresh(cycles: Array, g: Geometry, t: Timing, *, hidden: bool = False) -> Array:
     """Cycles with those that refresh takes, unless it is hidden behind other banks."""
-    return np.asarray(cycles if hidden else cycles / (1 - t.refresh_share))
+    return np.asarray(cycles if hidden else cycles / (1 - refresh_share(g, t)))
 
 
 def parameter(device: Device, name: str, default: float | None = None) -> float:
@@ -164,7 +170,7 @@ def timing_of(device: Device) -> Timing:
         clock_s=clock.value, rtp=parameter(device, "t_rtp"), read=parameter(device, "t_cl"),
         ccd=max(parameter(device, "interval"), cycles["ccd_s"]), **cycles,
     )  # fmt: skip
-    if found.refresh_share >= 1:
+    if found.rfc >= found.refi:
         raise InputError(f"device {device.name}: parameters.t_rfc is not below t_refi; nothing is left to work in")
     return found
 

@@ -18,7 +18,8 @@ of them (the train is stretched by p), else the train is run p times.
 Where a softmax unit sits beside the banks (``score_tile``), heads go in pairs: one's scores, softmax and moves hide
 behind the other's columns. The last of an odd number has nothing to hide behind: after every tile of scores its
 probabilities so far move to the units, ⌈t / tile⌉ · m·t·bytes / move_bytes moves in all (as the published runs of
-AttAcc's simulator count them), but never longer than another head would take. Elsewhere the host takes the softmax, and scores and probabilities are moves.
+AttAcc's simulator count them), but never longer than another head would take. Elsewhere the host takes the softmax,
+and scores and probabilities are moves.
 
 Refresh as in :mod:`.dram`; ``stall`` is what command-bus conflicts and the like add, a factor that the data sheet
 does not say (1 where nobody measured it).
@@ -101,7 +102,7 @@ class Unit:
 
     def seconds(self, cycles: Array) -> Array:
         """Cycles of work as seconds, with refresh and stalls."""
-        held = with_refresh(cycles, self.timing, hidden=self.refresh_hidden)
+        held = with_refresh(cycles, self.geometry, self.timing, hidden=self.refresh_hidden)
         return np.asarray(held * self.stall * self.timing.clock_s)
 
     def columns(self, length: Array | float, lines: Array) -> Array:

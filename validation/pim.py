@@ -1,4 +1,4 @@
-"""Attention in AttAcc's banks, bank groups and buffers: published runs of a cycle-level simulator against command trains.
+"""Attention in AttAcc's banks, bank groups and buffers: runs of its cycle-level simulator against command trains.
 
     python -m tokenfab.validation.pim --truth DIR
 
@@ -52,7 +52,7 @@ class Runs:
     def rows(self, pick: slice) -> Runs:
         """Some of the rows."""
         arrays = (self.tokens, self.heads, self.width, self.bytes_each, self.limited, self.seconds)
-        return Runs(*(x[pick] for x in arrays), self.dropped)
+        return _runs([x[pick] for x in arrays], self.dropped)
 
 
 def read_runs(truth: Path, device: str) -> Runs:
@@ -75,7 +75,12 @@ def read_runs(truth: Path, device: str) -> Runs:
                 dropped += 1
     if len(found) < 2:
         raise MissingTableError(f"{path}: fewer than two rows of {LEVELS[device]}")
-    return Runs(*np.array(found).T, dropped)
+    return _runs(list(np.array(found).T), dropped)
+
+
+def _runs(columns: list[Array], dropped: int) -> Runs:
+    tokens, heads, width, bytes_each, limited, seconds = columns
+    return Runs(tokens, heads, width, bytes_each, limited, seconds, dropped)
 
 
 def stack_of(device: str, *, limited: bool) -> Unit:
