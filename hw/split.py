@@ -231,7 +231,9 @@ class SplitModel:
         self, host: RowCosts, near: RowCosts, f: Array, transfer: Array, most: Array, basis: Array
     ) -> dict[str, Array]:
         """Occupied seconds by resource: the host's, the near unit's as ``near …``, and the link."""
-        held = {name: np.minimum(s * f, most) for name, s in host.busy_s.items()}
+        alone = host.time_s - host.launch_s  # a host that says nothing is taken to occupy what bound it
+        said = host.busy_s or {r: np.where(host.bound == i, alone, 0.0) for i, r in enumerate(self.host.reasons)}
+        held = {name: np.minimum(s * f, most) for name, s in said.items()}
         for name, seconds in near.busy_s.items():
             held[f"near {name}"] = np.minimum(np.where(f < 1, seconds, 0.0) * (1 - f), most)
         if np.isfinite(self.link.bytes_s) or self.link.latency_s:
