@@ -21,6 +21,7 @@ from ..workloads.trace import Trace
 from .collective import collective_time
 from .cost import Costs, cost
 from .spec import Device
+from .tiers import Held, fill, kv_demand, levels, weight_demand
 
 HOURS_OF_LIFE = 4 * 365 * 24
 """Depreciation of a bought device: four years, as hyperscalers book servers (assumed)."""
@@ -61,12 +62,17 @@ class OperatorTime:
 
 @dataclass(frozen=True)
 class MemoryFit:
-    """Bytes on the fullest device: weights, KV cache at its longest, activations at their peak."""
+    """Bytes on the fullest device: weights, KV cache at its longest, activations at their peak.
+
+    ``levels`` says where they live and what is missing where (:mod:`.tiers`); a cached copy of weights that a
+    slower tier holds is in the levels, not in ``weights_bytes``. ``capacity_bytes`` is that of all levels together.
+    """
 
     weights_bytes: float
     kv_bytes: float
     activation_bytes: float
     capacity_bytes: float
+    levels: tuple[Held, ...]
 
     @property
     def needed_bytes(self) -> float:
@@ -74,7 +80,7 @@ class MemoryFit:
 
     @property
     def missing_bytes(self) -> float:
-        return max(0.0, self.needed_bytes - self.capacity_bytes)
+        return sum(held.missing_bytes for held in self.levels)
 
     @property
     def fits(self) -> bool:
@@ -285,12 +291,16 @@ def memory_fit(share: Trace, device: Device, request: Request, stages: int = 1) 
         sum(float(t.stored_bytes(b, p, 0)) for t in (*op.reads, *op.writes) if t.role == "activation")
         for op, _ in share.operators()
     )
-    worst = (0.0, 0.0)
+    places, fits = levels(device), []
     for runs in stage_blocks(share, stages):
         blocks = tuple(x.model_copy(update={"repeat": runs[x.name]}) for x in share.blocks if x.name in runs)
         part = share.model_copy(update={"blocks": blocks, "order": tuple(runs.items())})
-        worst = max(worst, (part.weights_bytes, float(part.cache_bytes()(b, 0, held))), key=sum)
-    return MemoryFit(*worst, activations, device.dram.usable)
+        (weights, far_weights), (kv, far_kv) = weight_demand(part), kv_demand(part, b, held)
+        demand = {"weights": weights, "far-weights": far_weights, "kv": kv, "far-kv": far_kv}
+        filled = fill(places, demand | {"activations": activations})
+        sizes = part.weights_bytes, kv + far_kv, activations, sum(x.capacity_bytes for x in places)
+        fits.append(MemoryFit(*sizes, filled))
+    return max(fits, key=lambda fit: (fit.missing_bytes, fit.needed_bytes))
 
 
 def _phase(passes: _Passes, costs: Costs, share: Trace, point: tuple[float, float, float]) -> Phase:

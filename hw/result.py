@@ -53,6 +53,13 @@ def estimate_document(result: Estimate, trace: Trace, *, explain: bool = False) 
             "capacity_bytes": result.memory.capacity_bytes,
             "missing_bytes": result.memory.missing_bytes,
             "fits": result.memory.fits,
+            "levels": [
+                {
+                    "device": h.level.device, "level": h.level.name, "capacity_bytes": h.level.capacity_bytes,
+                    "holds": h.bytes, "missing_bytes": h.missing_bytes,
+                }
+                for h in result.memory.levels
+            ],  # fmt: skip
         },
         "provenance": provenance(result, trace),
     }
