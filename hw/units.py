@@ -139,10 +139,10 @@ _EFFICIENCY = Key("fraction", "0.0001", "1", "0.85")
 
 REGIMES: Final = (
     "matmul_compute", "matmul_dram", "matmul_small", "attention_compute", "attention_dram", "attention_small",
-    "experts", "experts_8bit", "experts_4bit", "narrow", "latent", "vector", "network", "power",
+    "experts", "experts_8bit", "experts_4bit", "narrow", "latent", "vector", "network", "storage", "power",
 )  # fmt: skip
 """Classes of kernels whose errors differ, operator family and what bounds it (``small``: mostly the start of a
-kernel; files without it take ``dram``; ``latent``: attention in latent space); and the power drawn."""
+kernel; files without it take ``dram``; ``latent``: attention in latent space; ``storage``: reads and writes of a slow tier); and the power drawn."""
 
 _LIBRARY = Key("name", example="cublas-ampere", required=False)
 _SHARE = Key("number", "0.01", "10", "0.8", False)

@@ -7,9 +7,10 @@ captured model. Around attention the split is by heads: each device holds ⌈hea
 and ⌈kv_heads/world⌉ key/value heads, so with fewer key/value heads than devices they are replicated,
 as vLLM and Megatron do. Where nothing divides evenly the share is the fullest device's.
 
-An operator with the attribute ``divided`` has its weights' second axis divided. Replicated: embeddings, norms, routers, low-rank projections (those that only feed the projections
+Replicated: embeddings, norms, routers, low-rank projections (those that only feed the projections
 before attention), and gates narrower than the number of devices. Experts are split inside, each
-device holding a slice of every expert. Left out: the reduction that a norm over split channels needs.
+device holding a slice of every expert; an operator with the attribute ``divided`` has its weights'
+second axis divided. Left out: the reduction that a norm over split channels needs.
 """
 
 from __future__ import annotations
