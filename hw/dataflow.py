@@ -2,7 +2,8 @@
 
 Reconfigurable dataflow units (SambaNova SN40L, arXiv:2405.07518): compute and memory tiles (PCUs, PMUs) with routing
 between them, large distributed SRAM, HBM, and DDR behind it. A *section* is what is on the chip at once: a block of
-the trace, or one operator where the trace says ``unfused``. Its operators form a pipeline that tokens stream through:
+the trace whole, or cut into runs of operators whose weights fit in SRAM together, whichever is faster at a point; one
+operator where the trace says ``unfused``. Its operators form a pipeline that tokens stream through:
 
     time = launch + max(Σ compute, (Σ weights × passes + Σ KV + activations at its edges) / HBM bandwidth)
          + Σ network
@@ -29,7 +30,6 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import numpy.typing as npt
 
 from ..errors import InputError
 from ..workloads.compiled import CompiledTrace
@@ -62,17 +62,19 @@ class Section:
     launch_s: float
 
 
+Partition = tuple[Section, ...]
+
+
 @dataclass(frozen=True)
 class DataflowModel:
-    """See :class:`.cost.OperatorModel`; built by :func:`prepare`. ``share``: (rows,), a row's part of its launches."""
+    """See :class:`.cost.OperatorModel`; built by :func:`prepare`. ``blocks``: the ways in which each block can be cut."""
 
     compiled: CompiledTrace
-    sections: tuple[Section, ...]
+    blocks: tuple[tuple[Partition, ...], ...]
     compute: Array
     weights: Array
     kv: Array
     collectives: tuple[Collective, ...]
-    launch: Array
     sram_bytes: float
     dram_bytes_s: float
     dram_j: float
@@ -88,28 +90,45 @@ class DataflowModel:
         """See :class:`.cost.OperatorModel`."""
         shape = (len(self.compiled.rows), basis.shape[1])
         compute = self.compute @ basis
-        total, moved, by_dram = np.zeros(shape), np.zeros(shape), np.zeros(shape)
-        for section in self.sections:
-            times, bytes_, bound = self._section(section, compute, basis)
-            executions = section.uses[:, None] * section.count
-            total += executions * times
-            moved += executions * bytes_
-            by_dram += executions * times * bound
+        total, moved, by_dram, launch = (np.zeros(shape) for _ in range(4))
+        for block in self.blocks:
+            best = self._fastest(block, compute, basis)
+            for sum_, part in zip((total, moved, by_dram, launch), best, strict=True):
+                sum_ += part
         counts = self.compiled.counts[:, None]
-        overlapped, moved = total / counts, moved / counts
+        overlapped, moved, launch = total / counts, moved / counts, launch / counts
         bound = (by_dram > total / 2).astype(np.intp)
         network = np.zeros(shape)
         for c in self.collectives:
             network[c.row] = c.time_s(c.size @ basis)
         bound = np.where(network > overlapped, REASONS.index("network"), bound)
         overlapped = overlapped + network
-        launch = np.broadcast_to(self.launch[:, None], shape)
         energy = {"compute": compute * self.compute_w, "dram": moved * 8 * self.dram_j}
         busy = {
             "compute": np.minimum(compute, overlapped), "dram": np.minimum(moved / self.dram_bytes_s, overlapped),
             "network": network,
         }  # fmt: skip
         return RowCosts(overlapped + launch, launch, bound, bound, energy, busy)
+
+    def _fastest(self, block: tuple[Partition, ...], compute: Array, basis: Array) -> Array:
+        """Of the block's partitions the fastest at each point: (time, bytes, time bound by memory, launch) of all its
+        executions, (4, rows, points)."""
+        best, least = None, None
+        for partition in block:
+            found = np.zeros((4, *compute.shape))
+            for section in partition:
+                times, bytes_, bound = self._section(section, compute, basis)
+                executions = section.uses[:, None] * section.count
+                found += np.stack([executions * x for x in (times, bytes_, times * bound)] + [
+                    np.broadcast_to(executions * section.launch_s / section.uses.sum(), times.shape)
+                ])  # fmt: skip
+            seconds = found[0].sum(axis=0) + found[3].sum(axis=0)
+            if best is None or least is None:
+                best, least = found, seconds
+            else:
+                best, least = np.where(seconds < least, found, best), np.minimum(seconds, least)
+        assert best is not None
+        return best
 
     def _section(self, section: Section, compute: Array, basis: Array) -> tuple[Array, Array, Array]:
         """Per row and run of the section: seconds and bytes, (rows, points), and whether memory binds, (points,)."""
@@ -137,13 +156,9 @@ class DataflowModel:
 
     def intensity(self, basis: Array) -> Array:
         """FLOP per byte of memory, of a whole pass, (points,)."""
-        counts = self.compiled.counts
-        moved = sum(
-            section.count * ((section.uses[:, None] * (self.weights @ basis * self.passes(section, basis)
-                             + self.kv @ basis)).sum(axis=0) + section.edges @ basis)
-            for section in self.sections
-        )  # fmt: skip
-        return np.asarray(counts @ (self.compiled.coefficients["flops"] @ basis) / moved)
+        compute = self.compute @ basis
+        moved = np.sum([self._fastest(block, compute, basis)[1] for block in self.blocks], axis=(0, 1))
+        return np.asarray(self.compiled.counts @ (self.compiled.coefficients["flops"] @ basis) / moved)
 
 
 def prepare(compiled: CompiledTrace, device: Device) -> OperatorModel:
@@ -166,16 +181,13 @@ def dataflow_model(compiled: CompiledTrace, device: Device) -> DataflowModel:
         if row.operator.kind == "collective":
             collectives.append(collective_of(i, compiled, device))
     place = {name: i for i, row in enumerate(rows) for name in row.names}
-    sections = [s for block in compiled.trace.blocks for s in _sections(block, place, compiled, device)]
-    launch = np.zeros(len(rows))
-    for section in sections:
-        launch += section.uses * section.count * section.launch_s / section.uses.sum()
+    sram = device.memory["sram"].usable
+    blocks = tuple(_partitions(block, place, compiled, device, sram) for block in compiled.trace.blocks)
     sides = [[interval(row.operator, reason, device) for row in rows] for reason in REASONS]
     return DataflowModel(
-        compiled=compiled, sections=tuple(sections), compute=compute,
+        compiled=compiled, blocks=blocks, compute=compute,
         weights=compiled.coefficients["weight_bytes"], kv=compiled.coefficients["kv_bytes"],
-        collectives=tuple(collectives), launch=launch / compiled.counts,
-        sram_bytes=device.memory["sram"].usable,
+        collectives=tuple(collectives), sram_bytes=sram,
         dram_bytes_s=device.dram.bandwidth.value * m.memory_efficiency.value, dram_j=dram_energy(device),
         compute_w=device.power.tdp.value - device.power.idle.value,
         low=np.array([[x.low.value for x in line] for line in sides]),
@@ -185,44 +197,64 @@ def dataflow_model(compiled: CompiledTrace, device: Device) -> DataflowModel:
     )  # fmt: skip
 
 
-def _sections(block: Block, place: dict[str, int], compiled: CompiledTrace, device: Device) -> list[Section]:
-    """A block as one section, and every operator that the trace marks ``fused = false`` as its own."""
-    together = tuple(op for op in block.operators if op.attrs.get("fused", True))
-    groups = [(op,) for op in block.operators if not op.attrs.get("fused", True)] + ([together] if together else [])
-    made = []
-    for group in groups:
-        uses = np.zeros(len(compiled.rows))
-        for op in group:
-            uses[place[f"{block.name}.{op.name}"]] += 1
-        names = {op.name for op in group}
-        whole = len(group) == len(block.operators)
-        made.append(
-            Section(
-                count=block.repeat, uses=uses, edges=_vector(_edges(group, names, block, whole), compiled),
-                tokens=_vector(_tokens(group), compiled), live=_vector(_live(group), compiled),
-                resident=sum((w.stored_bytes.constant or 0.0) for op in group for w in op.weights),
-                launch_s=_launch(group[0], device),
-            )
-        )  # fmt: skip
-    return made
+Place = dict[str, int]
 
 
-def _edges(group: tuple[Operator, ...], names: set[str], block: Block, whole: bool) -> Expr:
-    """Bytes of activations that the section takes from outside, each once, and gives to it."""
+def _partitions(
+    block: Block, place: Place, compiled: CompiledTrace, device: Device, sram: float
+) -> tuple[Partition, ...]:
+    """The ways to cut a block: whole, and into runs whose weights fit in SRAM. ``fused = false`` cuts around an
+    operator in both."""
+    ways = []
+    for limit in (float("inf"), sram):
+        groups: list[list[Operator]] = []
+        held, alone = 0.0, True
+        for op in block.operators:
+            size = sum((w.stored_bytes.constant or 0.0) for w in op.weights)
+            apart = not op.attrs.get("fused", True)
+            if apart or alone or held + size > limit:
+                groups.append([])
+                held = 0.0
+            groups[-1].append(op)
+            held, alone = held + size, apart
+        ways.append(groups)
+    if len(ways[0]) == len(ways[1]):
+        ways = ways[:1]
+    return tuple(tuple(_section(g, block, place, compiled, device) for g in groups) for groups in ways)
+
+
+def _section(
+    group: list[Operator], block: Block, place: Place, compiled: CompiledTrace, device: Device
+) -> Section:
+    uses = np.zeros(len(compiled.rows))
+    for op in group:
+        uses[place[f"{block.name}.{op.name}"]] += 1
+    return Section(
+        count=block.repeat, uses=uses, edges=compiled.vector(_edges(group, block)),
+        tokens=compiled.vector(_tokens(group)), live=compiled.vector(_live(group)),
+        resident=sum((w.stored_bytes.constant or 0.0) for op in group for w in op.weights),
+        launch_s=_launch(group[0], device),
+    )  # fmt: skip
+
+
+def _edges(group: list[Operator], block: Block) -> Expr:
+    """Bytes of activations that the section takes from outside, each once, and gives to it (what nobody in the
+    block reads, too)."""
     total, taken = expr(0), set()
-    read_later = {d for op in block.operators if op.name not in names for d in op.deps} | {block.output}
+    names = {op.name for op in group}
+    inner = {d for op in group for d in op.deps} - {d for op in block.operators if op.name not in names for d in op.deps}
     for op in group:
         for t in op.reads:
             inside = t.name in names and t.name in op.deps  # a name may be of the block before, too
             if t.role in ("activation", "index") and not inside and (t.name, t.shape) not in taken:
                 taken.add((t.name, t.shape))
                 total = total + t.bytes
-        if op.name in read_later or not whole and not any(op.name in x.deps for x in block.operators):
+        if op.name not in inner or op.name == block.output:
             total = total + sum((t.bytes for t in op.writes if t.role in ("activation", "index")), expr(0))
     return total
 
 
-def _tokens(group: tuple[Operator, ...]) -> Expr:
+def _tokens(group: list[Operator]) -> Expr:
     """Tokens that stream through the section: of its first product, else of what it writes."""
     for op in group:
         for name in ("m", "tokens"):
@@ -231,13 +263,9 @@ def _tokens(group: tuple[Operator, ...]) -> Expr:
     return expr(1)
 
 
-def _live(group: tuple[Operator, ...]) -> Expr:
+def _live(group: list[Operator]) -> Expr:
     """Bytes of all results of the section's operators, for all tokens."""
     return sum((t.bytes for op in group for t in op.writes if t.role in ("activation", "index")), expr(0))
-
-
-def _vector(size: Expr, compiled: CompiledTrace) -> npt.NDArray[np.float64]:
-    return compiled.vector(size)
 
 
 def _launch(op: Operator, device: Device) -> float:
