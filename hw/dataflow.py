@@ -67,7 +67,7 @@ Partition = tuple[Section, ...]
 
 @dataclass(frozen=True)
 class DataflowModel:
-    """See :class:`.cost.OperatorModel`; built by :func:`prepare`. ``blocks``: the ways in which each block can be cut."""
+    """See :class:`.cost.OperatorModel`; built by :func:`prepare`. ``blocks``: ways in which each can be cut."""
 
     compiled: CompiledTrace
     blocks: tuple[tuple[Partition, ...], ...]
@@ -223,9 +223,7 @@ def _partitions(
     return tuple(tuple(_section(g, block, place, compiled, device) for g in groups) for groups in ways)
 
 
-def _section(
-    group: list[Operator], block: Block, place: Place, compiled: CompiledTrace, device: Device
-) -> Section:
+def _section(group: list[Operator], block: Block, place: Place, compiled: CompiledTrace, device: Device) -> Section:
     uses = np.zeros(len(compiled.rows))
     for op in group:
         uses[place[f"{block.name}.{op.name}"]] += 1
@@ -242,7 +240,8 @@ def _edges(group: list[Operator], block: Block) -> Expr:
     block reads, too)."""
     total, taken = expr(0), set()
     names = {op.name for op in group}
-    inner = {d for op in group for d in op.deps} - {d for op in block.operators if op.name not in names for d in op.deps}
+    outside = {d for op in block.operators if op.name not in names for d in op.deps}
+    inner = {d for op in group for d in op.deps} - outside
     for op in group:
         for t in op.reads:
             inside = t.name in names and t.name in op.deps  # a name may be of the block before, too
@@ -272,5 +271,5 @@ def _launch(op: Operator, device: Device) -> float:
     if op.attrs.get("launch", "hardware") == "hardware":
         return device.model.launch.value
     if "software_launch" not in device.parameters:
-        raise InputError(f"device {device.name}: parameters.software_launch is missing; the host starts kernels with it")
+        raise InputError(f"device {device.name}: parameters.software_launch is missing; the host starts with it")
     return device.parameters["software_launch"].value

@@ -140,13 +140,15 @@ class Estimate:
         """US dollars per hour of all devices, and what it is made of; ``None`` without any price.
 
         A price to buy is written off over four years, and electricity is added; a price to rent is
-        used where no price to buy is known, so that devices with both compare alike.
+        used where no price to buy is known, so that devices with both compare alike. A host is bought too.
         """
-        price, devices = self.device.price, self.parallel.devices
-        if price.purchase is not None:
+        price, devices, host = self.device.price, self.parallel.devices, self.device.host
+        beside = host.price.purchase if host is not None else None
+        if price.purchase is not None and (host is None or beside is not None):
+            bought = price.purchase.value + (beside.value if beside is not None else 0.0)
             electricity = self.energy_j / self.latency_s / 1000 * USD_PER_KWH
             return (
-                price.purchase.value / HOURS_OF_LIFE * devices + electricity,
+                bought / HOURS_OF_LIFE * devices + electricity,
                 "bought, written off in 4 years, electricity",
             )
         if price.hourly is not None:

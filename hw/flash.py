@@ -10,8 +10,8 @@ closed system, Denning and Buzen, Computing Surveys 10(3), 1978):
     latency     from the command to the first byte: the array's read time, controller, link; hidden by depth
     sequential  bytes/s of the largest reads: the interface or the channels, whichever is less
 
-Small reads are bound by commands, a shallow queue by latency, large reads by the stream. :func:`fit_drive` solves
-these constants from measured points.
+Small reads are bound by commands, a shallow queue by latency, large reads by the stream. :func:`command_and_stream`
+solves two of them from measured points.
 
 **Inside** (:class:`Nand`). C channels with D dies each; a die is taken for its array read (tR) and until its page has
 left over the channel (no cache read), the channel for command and transfer x = command + page / channel rate:
@@ -65,10 +65,7 @@ class Drive:
     def load_s(self, size: npt.ArrayLike, chunk: float = WHOLE) -> Array:
         """Seconds to read ``size`` bytes, in reads of ``chunk`` bytes; the first byte is waited for."""
         total = np.asarray(size, dtype=float)
-        if np.isinf(chunk):
-            flow = total / self.sequential_bytes_s
-        else:
-            flow = total / self.bandwidth(chunk)
+        flow = total / (self.sequential_bytes_s if np.isinf(chunk) else self.bandwidth(chunk))
         return np.asarray(np.where(total > 0, self.latency_s + flow, 0.0))
 
     def store_s(self, size: npt.ArrayLike) -> Array:

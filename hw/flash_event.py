@@ -8,7 +8,7 @@ then some dies have a queue while others idle, which the closed form does not kn
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
 from dataclasses import dataclass
 from typing import Any
 
@@ -57,7 +57,7 @@ def play(
         drawn = np.arange(pages) % (nand.channels * nand.dies)
     latencies, busy = [], {"channel": 0.0, "die": 0.0}
 
-    def read(place: int) -> Iterator[Any]:
+    def read(place: int) -> Generator[Any, Any, None]:
         c, d = place % nand.channels, place // nand.channels
         with window.request() as slot:
             yield slot

@@ -55,11 +55,14 @@ def estimate_document(result: Estimate, trace: Trace, *, explain: bool = False) 
             "fits": result.memory.fits,
             "levels": [
                 {
-                    "device": h.level.device, "level": h.level.name, "capacity_bytes": h.level.capacity_bytes,
-                    "holds": h.bytes, "missing_bytes": h.missing_bytes,
+                    "device": h.level.device,
+                    "level": h.level.name,
+                    "capacity_bytes": h.level.capacity_bytes,
+                    "holds": h.bytes,
+                    "missing_bytes": h.missing_bytes,
                 }
                 for h in result.memory.levels
-            ],  # fmt: skip
+            ],
         },
         "provenance": provenance(result, trace),
     }
@@ -93,8 +96,9 @@ def model_facts(trace: Trace) -> dict[str, Any]:
 
 
 def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
-    """The device's numbers, each with its source, and its roofline for the model's format."""
-    used, rate = array.peak(trace, device) if device.arrays else _peak(trace, device)
+    """The device's numbers, each with its source, and its roofline (its host's, if it has one) for the model's format."""
+    worker = device.host or device  # who does most of the arithmetic
+    used, rate = array.peak(trace, worker) if worker.arrays else _peak(trace, worker)
     return {
         "name": device.name,
         "description": device.description,
@@ -102,9 +106,9 @@ def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
         "architecture": device.architecture,
         "peak_flops": rate,
         "peak_format": used,
-        "achievable_flops": rate * device.model.matmul_efficiency.value,
-        "bandwidth": device.dram.bandwidth.value,
-        "achievable_bandwidth": device.dram.bandwidth.value * device.model.memory_efficiency.value,
+        "achievable_flops": rate * worker.model.matmul_efficiency.value,
+        "bandwidth": worker.dram.bandwidth.value,
+        "achievable_bandwidth": worker.dram.bandwidth.value * worker.model.memory_efficiency.value,
         "capacity_bytes": device.dram.capacity.value,
         "tdp_w": device.power.tdp.value,
         "digest": device.digest,

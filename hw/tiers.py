@@ -110,7 +110,7 @@ def kv_demand(part: Trace, batch: float, tokens: float) -> tuple[float, float]:
     far = 0.0
     for block in part.blocks:
         shares = [far_share(op) for op in block.operators if op.kind == "attention"]
-        if shares and max(shares):
+        if any(shares):
             one = part.model_copy(update={"blocks": (block,), "order": ((block.name, block.repeat),)})
             far += float(one.cache_bytes()(batch, 0, tokens)) * sum(shares) / len(shares)
     return total - far, far

@@ -142,7 +142,8 @@ REGIMES: Final = (
     "experts", "experts_8bit", "experts_4bit", "narrow", "latent", "vector", "network", "storage", "power",
 )  # fmt: skip
 """Classes of kernels whose errors differ, operator family and what bounds it (``small``: mostly the start of a
-kernel; files without it take ``dram``; ``latent``: attention in latent space; ``storage``: reads and writes of a slow tier); and the power drawn."""
+kernel; files without it take ``dram``; ``latent``: attention in latent space; ``storage``: a slow tier); and
+the power drawn."""
 
 _LIBRARY = Key("name", example="cublas-ampere", required=False)
 _SHARE = Key("number", "0.01", "10", "0.8", False)

@@ -382,6 +382,14 @@ def memory_line(memory: Document, devices: int = 1) -> str:
     )
     which = "memory of the fullest device" if devices > 1 else "memory"
     parts = f"{which}: {weights} weights + {kv} KV + {activations} activations of {capacity}"
+    held = memory.get("levels", ())
+    if len(held) > 1:
+        where = (
+            f"{x['device']} {x['level']} {si(sum(x['holds'].values()), 'B')} of {si(x['capacity_bytes'], 'B')}"
+            + (f" ({si(x['missing_bytes'], 'B')} missing)" if x["missing_bytes"] else "")
+            for x in held
+        )
+        parts += f" ({'; '.join(where)})"
     return f"{parts}: fits" if memory["fits"] else f"{parts}: DOES NOT FIT, {missing} missing; {NO_ROOM}"
 
 

@@ -3,7 +3,7 @@
 Marks operators; a device model with a slow tier (:mod:`tokenfab.hw.storage`) times the reads, others ignore the marks,
 and memory is checked tier by tier (:mod:`tokenfab.hw.tiers`). Of the weights an operator touches (all of them, or the
 neurons of ``activation-sparsity``, which goes before) the share ``miss`` comes from the slow tier in each pass, in
-reads of ``bundle`` neurons' vectors or, with ``bundle=0``, of whole matrices; ``cached`` of them have room in fast memory.
+reads of a neuron's vectors (``bundle=1``) or of whole matrices; ``cached`` of the far weights have room in fast memory.
 
     whole model on demand (naive)   offload:what=weights
     LLM in a flash                  activation-sparsity:…  offload:what=ffn,miss=…,cached=…,bundle=1,managed=1
@@ -22,7 +22,7 @@ from ..trace import Block, Operator, Trace
 from . import Parameter, Technique
 
 COPIES = 4
-"""Passes over fast memory of a byte that a managed cache takes in: read and write, for it and for the one that leaves."""
+"""Passes over fast memory of a byte that a cache takes in: read and write, for it and for the one that leaves."""
 
 
 def apply(

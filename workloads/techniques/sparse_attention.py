@@ -31,7 +31,8 @@ def apply(trace: Trace, channels: float, tokens: float, key_copies: int, overfet
             if t.role != "kv":
                 return t
             share = keys if t is cached[0] else values
-            return t.model_copy(update={"touched": (t.elements if t.touched is None else t.touched) * _mix(share, dense)})
+            whole = t.elements if t.touched is None else t.touched
+            return t.model_copy(update={"touched": whole * _mix(share, dense)})
 
         head, value = (op.dims[x].constant or 1 for x in ("head_dim", "value_dim"))
         of_flops = (keys * head + values * value) / (head + value)

@@ -1,7 +1,7 @@
 """Spiking activations: products take 0/1 spikes, so that only spikes cost, and each costs an addition.
 
 Marks products with weights with the rate at which their inputs fire; :mod:`tokenfab.workloads.synapses` counts
-what that leaves of the operations. Number and size of the operators stay: a device that is not event driven gains nothing.
+what that leaves of the operations. The operators stay as they are: a device that is not event driven gains nothing.
 """
 
 from __future__ import annotations
