@@ -96,7 +96,7 @@ def model_facts(trace: Trace) -> dict[str, Any]:
 
 
 def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
-    """The device's numbers, each with its source, and its roofline (its host's, if it has one) for the model's format."""
+    """The device's numbers, each with its source, and its (or its host's) roofline for the model's format."""
     worker = device.host or device  # who does most of the arithmetic
     used, rate = array.peak(trace, worker) if worker.arrays else _peak(trace, worker)
     return {
