@@ -74,7 +74,9 @@ def table(
     """A table without lines; the columns named in ``right`` are right-aligned, one space apart where ``tight``."""
     from rich.table import Table
 
-    grid = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, collapse_padding=tight)
+    grid = Table(
+        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, collapse_padding=tight
+    )
     grid.header_style = "bold"
     for column in columns:
         grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
