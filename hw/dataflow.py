@@ -237,16 +237,17 @@ def _section(group: list[Operator], block: Block, place: Place, compiled: Compil
 
 def _edges(group: list[Operator], block: Block) -> Expr:
     """Bytes of activations that the section takes from outside, each once, and gives to it (what nobody in the
-    block reads, too)."""
+    block reads, too). An operator that reads a tensor's shape twice reads two slices of it."""
     total, taken = expr(0), set()
     names = {op.name for op in group}
     outside = {d for op in block.operators if op.name not in names for d in op.deps}
     inner = {d for op in group for d in op.deps} - outside
     for op in group:
-        for t in op.reads:
+        for i, t in enumerate(op.reads):
             inside = t.name in names and t.name in op.deps  # a name may be of the block before, too
-            if t.role in ("activation", "index") and not inside and (t.name, t.shape) not in taken:
-                taken.add((t.name, t.shape))
+            slice_ = t.name, t.shape, sum((x.name, x.shape) == (t.name, t.shape) for x in op.reads[:i])
+            if t.role in ("activation", "index") and not inside and slice_ not in taken:
+                taken.add(slice_)
                 total = total + t.bytes
         if op.name not in inner or op.name == block.output:
             total = total + sum((t.bytes for t in op.writes if t.role in ("activation", "index")), expr(0))

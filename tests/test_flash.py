@@ -147,5 +147,5 @@ def test_what_no_drive_has_is_refused():
             play(nand, **arguments)
     with pytest.raises(InputError):
         Nand(0, 1, PAGE, 1e-5, 1e9)
-    with pytest.raises(InputError, match="parameters.channels is missing"):
+    with pytest.raises(InputError, match=r"parameters\.channels is missing"):
         nand_of(load_device("a6000-ssd"))

@@ -105,10 +105,11 @@ def test_unfused_operators_move_every_operand_and_start_one_by_one():
     card, point = device(), (4, 1, 999)
     hardware, software = (compiled(f"unfused:launch={x}") for x in ("hardware", "software"))
     basis = hardware.basis_at(*point)
+    compute = (dataflow_model(hardware, card).compute @ basis)[:, 0]
     every = sum(
-        row.count * max(float(row.operator.moved()(*point)) / 1e12, float((dataflow_model(hardware, card).compute @ basis)[i, 0]))
+        row.count * max(float(row.operator.moved()(*point)) / 1e12, float(compute[i]))
         for i, row in enumerate(hardware.rows)
-    )  # fmt: skip
+    )
     starts = sum(row.count for row in hardware.rows)
     assert seconds(hardware, card, *point) == pytest.approx(every + starts * 2e-6, rel=1e-6)
     assert seconds(software, card, *point) == pytest.approx(every + starts * 10e-6, rel=1e-6)
@@ -136,7 +137,7 @@ def test_a_block_larger_than_sram_is_cut_where_that_is_faster():
     """A prompt past half of a layer's weights at a time needs them once; past all of them at once, over and over."""
     roomy, tight = (dataflow_model(compiled(), device(sram=x, rate=10_000)) for x in (2000, 60))
     assert [len(block) for block in roomy.blocks] == [1, 1, 1]
-    assert [len(block) for block in tight.blocks] == [1, 2, 2] or len(tight.blocks[1]) == 2
+    assert len(tight.blocks[1]) == 2
     basis = compiled().basis_at(1, 8192, 0)
     whole, cut = tight.blocks[1]
     alone = [tight._fastest((way,), tight.compute @ basis, basis)[0].sum() for way in (whole, cut)]
@@ -190,7 +191,8 @@ def test_a_composition_is_faster_than_on_gpus_as_published():
 def test_only_the_node_with_three_tiers_holds_150_models():
     share = trace("llama-2-7b", "composition:experts=150", world=8)
     fits = {n: memory_fit(share, load_device(n), Request(1, 256, 20)) for n in ("sn40l", "h100-ddr")}
-    assert fits["sn40l"].fits and not fits["h100-ddr"].fits
+    assert fits["sn40l"].fits
+    assert not fits["h100-ddr"].fits
     assert [h.level.name for h in fits["h100-ddr"].levels if h.missing_bytes] == ["dram"]
     most = trace("llama-2-7b", "composition:experts=850", world=8)
     assert memory_fit(most, load_device("sn40l"), Request(1, 256, 20)).fits

@@ -265,7 +265,8 @@ def test_instinfer_over_a_drive_that_only_stores():
     assert gains[0] == pytest.approx(7.66 / 6.3, rel=0.02)
     assert 4.5 < gains[2] < 5.0
     assert 8.0 < gains[1] < 9.0
-    assert pages.memory.fits and base.memory.fits
+    assert pages.memory.fits
+    assert base.memory.fits
 
 
 # -- laws -----------------------------------------------------------------------------------------------
@@ -363,14 +364,17 @@ def test_memory_is_checked_level_by_level():
         assert flash.bytes == {"far-weights": ffn}
         assert dram.bytes["weights"] == pytest.approx(fit.weights_bytes - ffn * 0.75)
         assert (fit.missing_bytes > 0) == bool(short) == (not fit.fits)
-        assert flash.missing_bytes == 0 and dram.missing_bytes == fit.missing_bytes
+        assert flash.missing_bytes == 0
+        assert dram.missing_bytes == fit.missing_bytes
     whole = memory_fit(trace("opt-6.7b"), device(dram=8), Request(1, 128, 128))
-    assert whole.levels[-1].level.name == "dram" and not whole.fits
+    assert whole.levels[-1].level.name == "dram"
+    assert not whole.fits
 
 
 def test_a_cache_in_the_drive_takes_no_room_on_the_host():
     fit = memory_fit(trace("opt-13b"), load_device("instinfer-csd"), Request(256, 1024, 1024))
-    assert fit.fits and fit.kv_bytes > 48 * 2**30
+    assert fit.fits
+    assert fit.kv_bytes > 48 * 2**30
     alone = memory_fit(trace("opt-13b"), load_device("a6000"), Request(256, 1024, 1024))
     assert not alone.fits
 
