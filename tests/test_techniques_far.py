@@ -84,6 +84,10 @@ def test_a_bundle_is_a_neurons_vectors_side_by_side():
         marked = trace(model, *before, "offload:what=ffn,bundle=1")
         return {float(op.attrs["chunk"]) for op, _ in marked.operators() if "chunk" in op.attrs}
 
+    sparse = trace("opt-6.7b", "activation-sparsity:active=0.1,predictor=0", "offload:what=ffn")
+    assert {op.attrs["chunk"] for op, _ in sparse.operators() if "chunk" in op.attrs} == {4096 * 2}
+    whole = trace("opt-6.7b", "offload:what=ffn")
+    assert {op.attrs["chunk"] for op, _ in whole.operators() if "chunk" in op.attrs} == {0.0}
     assert chunk("opt-6.7b") == {2 * 4096 * 2}  # 16 KB in fp16: row and column
     assert chunk("mistral-7b", "weight-only:bits=4,group=32") == {3 * 4096 * 4.5 / 8}
 

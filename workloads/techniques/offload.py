@@ -3,7 +3,8 @@
 Marks operators; a device model with a slow tier (:mod:`tokenfab.hw.storage`) times the reads, others ignore the marks,
 and memory is checked tier by tier (:mod:`tokenfab.hw.tiers`). Of the weights an operator touches (all of them, or the
 neurons of ``activation-sparsity``, which goes before) the share ``miss`` comes from the slow tier in each pass, in
-reads of a neuron's vectors (``bundle=1``) or of whole matrices; ``cached`` of the far weights have room in fast memory.
+reads of a neuron's vectors side by side (``bundle=1``), of one vector of a neuron that fires, or of whole matrices
+where all are read; ``cached`` of the far weights have room in fast memory.
 
     whole model on demand (naive)   offload:what=weights
     LLM in a flash                  activation-sparsity:…  offload:what=ffn,miss=…,cached=…,bundle=1,managed=1
@@ -38,7 +39,7 @@ def apply(
             if kv and op.kind in ("attention", "kv_append"):
                 attrs = {"far_kv": kv, "overlap": overlap}
             elif what != "none" and op.kind in ("matmul", "experts") and (what == "weights" or op.name in places):
-                chunk = _chunk(op, places.get(op.name)) if bundle else 0.0
+                chunk = _chunk(op, places.get(op.name), bundle)
                 copies = COPIES if managed else 0
                 attrs = {"far_weights": miss, "cached": cached, "chunk": chunk, "overlap": overlap, "copies": copies}
             return op.model_copy(update={"attrs": op.attrs | attrs}) if attrs else op
@@ -48,12 +49,12 @@ def apply(
     return trace.model_copy(update={"blocks": tuple(block_of(b) for b in trace.blocks)})
 
 
-def _chunk(op: Operator, place: FeedForward | None) -> float:
-    """Bytes of one read: a neuron's vectors side by side; 0 (the whole matrix) for what has no neurons."""
-    if place is None:
+def _chunk(op: Operator, place: FeedForward | None, bundle: int) -> float:
+    """Bytes of one read: a neuron's vectors side by side, or one of them; 0 (a whole matrix) where all are read."""
+    if place is None or not (bundle or "active" in op.attrs):
         return 0.0
     name = {"up": "k", "down": "n", "experts": "hidden"}[place.part]
-    return place.rows * (op.dims[name].constant or 1) * op.weights[0].bits / 8
+    return (place.rows if bundle else 1) * (op.dims[name].constant or 1) * op.weights[0].bits / 8
 
 
 TECHNIQUE = Technique(
@@ -67,7 +68,9 @@ TECHNIQUE = Technique(
         ),
         "miss": Parameter(1.0, "share of the touched weights that is read from the slow tier in a pass", low=0, high=1),
         "cached": Parameter(0.0, "share of the far weights that has room in fast memory", low=0, high=1),
-        "bundle": Parameter(0, "1 = a read is a neuron's vectors side by side; 0 = a whole matrix", choices=(0, 1)),
+        "bundle": Parameter(
+            0, "1 = a read is a neuron's vectors side by side; 0 = one vector, or whole matrices", choices=(0, 1)
+        ),
         "overlap": Parameter(0, "1 = reads overlap with the operator's arithmetic", choices=(0, 1)),
         "managed": Parameter(0, "1 = what comes in is copied into a cache in fast memory", choices=(0, 1)),
         "kv": Parameter(0.0, "share of the KV cache that is kept in the slow tier", low=0, high=1),
