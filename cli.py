@@ -9,13 +9,14 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
 from . import __version__
+from .cli_common import Json, Quiet, answer
+from .cli_rtl import rtl
 from .errors import InputError, unknown_name
 from .files import check_writable, json_text, write_whole
 from .reports import terminal
@@ -29,8 +30,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
-Quiet = Annotated[bool, typer.Option("--quiet", help="No text and no progress; files are written. Lists: names only.")]
 Model = Annotated[str, typer.Option("--model", "-m", help="Preset, hf:PATH/config.json, trace file or preset file.")]
 ModelName = Annotated[str, typer.Argument(help="Preset, hf:PATH/config.json, trace file or preset file.")]
 DeviceName = Annotated[str, typer.Option("--device", "-d", help="Catalogue name or device file.")]
@@ -41,6 +40,8 @@ Apply = Annotated[list[str] | None, typer.Option("--apply", help="Technique, as 
 Count = Annotated[int | None, typer.Option(help="Devices; without --parallel they share every layer (tp).")]
 ParallelText = Annotated[str | None, typer.Option("--parallel", help="Degrees, as tp=4,pp=2,dp=1.")]
 Name = Annotated[str | None, typer.Argument(help="Show this one with all its fields.")]
+
+app.add_typer(rtl, name="rtl")
 
 INTERRUPTED = 130
 """What the option parser returns for Control-C, as shells do: 128 + SIGINT."""
@@ -96,18 +97,10 @@ def _fail(message: str, code: int = 2) -> int:
     return code
 
 
-def _answer(document: Any, as_json: bool, quiet: bool, say: Callable[[], None]) -> None:
-    """Print ``document`` as JSON, or what ``say`` prints, or nothing."""
-    if as_json:
-        sys.stdout.write(json_text(document, ascii_only=(sys.stdout.encoding or "").lower() != "utf-8"))
-    elif not quiet:
-        say()
-
-
 def _listing(kind: str, entries: list[dict[str, Any]], as_json: bool, quiet: bool) -> None:
     if quiet and not as_json:
         return print(*(e["name"] for e in entries), sep="\n")
-    _answer(entries, as_json, quiet, lambda: terminal.listing(kind, entries))
+    answer(entries, as_json, quiet, lambda: terminal.listing(kind, entries))
 
 
 # -- what there is -------------------------------------------------------------------------------
@@ -123,7 +116,7 @@ def models(name: Name = None, json_: Json = False, quiet: Quiet = False) -> None
         entries = [{"name": n, "description": load_config(n).description} for n in model_names()]
         return _listing("models", entries, json_, quiet)
     fields = load_config(name).model_dump(exclude_none=True)
-    _answer(fields, json_, quiet, lambda: terminal.fields(fields))
+    answer(fields, json_, quiet, lambda: terminal.fields(fields))
 
 
 @app.command()
@@ -139,7 +132,7 @@ def devices(name: Name = None, json_: Json = False, quiet: Quiet = False) -> Non
         entries = [{"name": d.name, "kind": d.kind, "year": d.year, "description": d.description} for d in found]
         return _listing("devices", entries, json_, quiet)
     fields = load_device(name).to_dict()
-    _answer(fields, json_, quiet, lambda: terminal.fields(fields))
+    answer(fields, json_, quiet, lambda: terminal.fields(fields))
 
 
 @app.command()
@@ -157,11 +150,14 @@ def techniques(name: Name = None, json_: Json = False, quiet: Quiet = False) -> 
         raise unknown_name("technique", name, known())
     found = known()[name]
     parameters = {
-        key: {"default": p.default, "meaning": p.meaning, "choices": list(p.choices), "range": [p.low, p.high]}
+        key: {
+            "default": p.default, "meaning": p.meaning, "choices": list(p.choices),
+            "range": None if isinstance(p.default, str) else [p.low, p.high],
+        }
         for key, p in found.parameters.items()
-    }
+    }  # fmt: skip
     fields = {"name": name, "description": found.description, "source": found.source, "parameters": parameters}
-    _answer(fields, json_, quiet, lambda: terminal.technique_card(fields))
+    answer(fields, json_, quiet, lambda: terminal.technique_card(fields))
 
 
 # -- the spine -----------------------------------------------------------------------------------
@@ -207,7 +203,7 @@ def trace(
         "formulas": {"flops": str(captured.total("flops")), "bytes": str(captured.total("bytes"))},
         "applied": list(captured.applied), "file": str(output) if output else None, "command": run_.obj,
     }  # fmt: skip
-    _answer(document, json_, quiet, lambda: terminal.trace_summary(document, captured))
+    answer(document, json_, quiet, lambda: terminal.trace_summary(document, captured))
 
 
 @app.command()
@@ -246,7 +242,7 @@ def estimate(
     document = estimate_document(result, captured, explain=explain or save is not None) | {"command": run_.obj}
     if save is not None:
         write_whole(save, json_text(document))
-    _answer(document, json_, quiet, lambda: terminal.estimate_summary(document, explain))
+    answer(document, json_, quiet, lambda: terminal.estimate_summary(document, explain))
 
 
 @app.command()
@@ -267,7 +263,7 @@ def report(
 
     files = write_report(load_documents(results), output, title=title, command=run_.obj)
     document = {"file": str(files.file), "html": str(files.html), "pages": files.pages, "figures": files.figures}
-    _answer(document, json_, quiet, lambda: terminal.say(terminal.written(document | {"report": files.file})))
+    answer(document, json_, quiet, lambda: terminal.say(terminal.written(document | {"report": files.file})))
 
 
 @app.command()
@@ -298,7 +294,7 @@ def study(
         "report": str(done.report), "html": str(done.report.with_suffix(".html")), "pages": done.pages,
         "results": [str(r) for r in done.results], "wall_s": done.wall_s,
     }  # fmt: skip
-    _answer(document, json_, quiet, lambda: terminal.study_summary(done.documents, document))
+    answer(document, json_, quiet, lambda: terminal.study_summary(done.documents, document))
 
 
 @app.command()
@@ -330,7 +326,7 @@ def validate(
 
         write_whole(save, accuracy_pdf(found, run_.obj))
         document["file"] = str(save)
-    _answer(document, json_, quiet, lambda: terminal.validation_summary(document))
+    answer(document, json_, quiet, lambda: terminal.validation_summary(document))
     unread = any(why.startswith(BROKEN) for why in skipped)
     if unread or any(row["met"] is False or row["coverage_met"] is False for row in rows):
         raise typer.Exit(1)
@@ -361,7 +357,7 @@ def measure(
             out, name=device_name, suites=suite or [], quick=quick, seconds=seconds, force=force,
             command=run_.obj, step=step,
         )  # fmt: skip
-    _answer(document, json_, quiet, lambda: terminal.measure_summary(document))
+    answer(document, json_, quiet, lambda: terminal.measure_summary(document))
 
 
 @app.command()
@@ -384,81 +380,52 @@ def calibrate(
 
     with terminal.progress(quiet or json_) as step:
         document = fit(device, truth, output, force=force, step=step) | {"command": run_.obj}
-    _answer(document, json_, quiet, lambda: terminal.calibration_summary(document))
+    answer(document, json_, quiet, lambda: terminal.calibration_summary(document))
 
 
-# -- hardware units --------------------------------------------------------------------------------
-rtl = typer.Typer(
-    help="Hardware units: run their tests, compare them with their cycle models, synthesise them.",
-    rich_markup_mode=None, add_completion=False,
-)  # fmt: skip
-app.add_typer(rtl, name="rtl")
-Units = Annotated[list[str] | None, typer.Argument(metavar="[UNIT]...", help="All of them if none.")]
+# -- published systems -----------------------------------------------------------------------------
+@app.command()
+def systems(name: Name = None, json_: Json = False, quiet: Quiet = False) -> None:
+    """List the published systems, or show one: what it ran and what it claims.
+
+    Example: tokenfab systems flightllm
+    """
+    from .systems.spec import load_system, system_names
+
+    if name is None:
+        found = [load_system(n) for n in system_names()]
+        entries = [{"name": s.name, "year": s.year, "claims": len(s.claims), "description": s.description}
+                   for s in found]  # fmt: skip
+        return _listing("systems", entries, json_, quiet)
+    fields = load_system(name).model_dump(exclude_none=True)
+    answer(fields, json_, quiet, lambda: terminal.fields(fields))
 
 
-@rtl.command("test")
-def rtl_test(
-    units: Units = None,
-    simulator: Annotated[list[str] | None, typer.Option(help="icarus or verilator. Repeatable. Default: both.")] = None,
+@app.command()
+def reproduce(
+    run_: typer.Context,
+    names: Annotated[list[str] | None, typer.Argument(metavar="[SYSTEM]...", help="All of them if none.")] = None,
+    save: Annotated[Path | None, typer.Option("-o", "--output", help="A PDF; the .html is written beside it.")] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """All cocotb tests of the units; exit code 1 when one fails.
+    """What published systems claim, beside what the models say.
 
-    Example: tokenfab rtl test sparse_dsp_chain --simulator icarus
+    Example: tokenfab reproduce flightllm
     """
-    from .rtl.jobs import test_rows
-    from .rtl.units import chosen_units
+    from .systems.runner import reproduce as run_system
+    from .systems.spec import load_system, system_names
 
+    if save is not None:
+        check_writable(save)
+    chosen = [load_system(n) for n in dict.fromkeys(names or system_names())]
     with terminal.progress(quiet or json_) as step:
-        rows = test_rows(chosen_units(units or []), simulator or [], step)
-    _answer(rows, json_, quiet, lambda: terminal.rtl_tests(rows))
-    if any(row["failed"] for row in rows):
-        raise typer.Exit(1)
+        rows = [row for system in chosen for row in run_system(system, step)]
+    if save is not None:
+        from .reports.reproduction import write_reproduction
 
-
-@rtl.command("cycles")
-def rtl_cycles(
-    units: Units = None,
-    cases: Annotated[int, typer.Option(help="Random cases per unit.")] = 200,
-    seed: Annotated[int, typer.Option(help="Of the random cases and parameter sets.")] = 1,
-    simulator: Annotated[str, typer.Option(help="icarus or verilator.")] = "icarus",
-    json_: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """Random cases through RTL and cycle model; exit code 1 when a value or a number of cycles differs.
-
-    Example: tokenfab rtl cycles sparse_dsp_chain --cases 500 --seed 2
-    """
-    from .rtl.jobs import cycles_rows
-    from .rtl.units import chosen_units
-
-    with terminal.progress(quiet or json_) as step:
-        rows = cycles_rows(chosen_units(units or []), simulator, cases, seed, step)
-    _answer(rows, json_, quiet, lambda: terminal.rtl_cycles(rows))
-    if any(row["mismatches"] for row in rows):
-        raise typer.Exit(1)
-
-
-@rtl.command("area")
-def rtl_area(
-    units: Units = None,
-    liberty: Annotated[Path | None, typer.Option(help="Liberty file. Default: an installed one, if any.")] = None,
-    compare: Annotated[bool, typer.Option("--compare", help="Per operation, beside published ratios.")] = False,
-    json_: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """FPGA primitives and standard cells of the units, by Yosys; or their area per operation.
-
-    Example: tokenfab rtl area sparse_dsp_chain --liberty osu018_stdcells.lib
-    """
-    from .rtl.compare import compare_rows
-    from .rtl.jobs import area_rows
-    from .rtl.units import chosen_units
-
-    with terminal.progress(quiet or json_) as step:
-        rows = (compare_rows if compare else area_rows)(chosen_units(units or []), liberty, step)
-    _answer(rows, json_, quiet, lambda: (terminal.rtl_comparison if compare else terminal.rtl_area)(rows))
+        write_reproduction(rows, save, run_.obj)
+    answer(rows, json_, quiet, lambda: terminal.reproduction(rows))
 
 
 @app.callback(invoke_without_command=True)

@@ -42,7 +42,6 @@ from ..workloads.trace import Operator, Tensor, Trace
 from .cost import Errors, RowCosts
 from .roofline import MATRIX_KINDS, Collective, collective_of, dram_energy, errors_of, interval, power_interval
 from .spec import Arrays, Device, Memory
-from .units import number_format
 
 KINDS = ("bit-serial", "systolic", "lut")
 REASONS = ("compute", "dram", "network")
@@ -266,7 +265,7 @@ def _work(i: int, row: Row, engine: Engine, device: Device) -> Work | None:
 
 def _hint(second: Tensor, arrays: Arrays) -> str:
     """What would make a refused product possible."""
-    if number_format(second.format.partition("-g")[0]).bits < 16:
+    if second.bits < 16:
         return f"[arrays.weights] and [arrays.activations] say as what {arrays.unit} takes a format"
     return {"weight": "try --apply weight-only:head=1", "kv": "try --apply kv-quant"}.get(
         second.role, "another device is needed"

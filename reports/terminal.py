@@ -119,8 +119,8 @@ def technique_card(document: Document) -> None:
     """A technique with its parameters."""
     rows = []
     for name, p in document["parameters"].items():
-        low, high = p["range"]
-        accepted = ", ".join(map(str, p["choices"])) if p["choices"] else f"{low:g} to {high:g}"
+        within = "a name" if p["range"] is None else "{:g} to {:g}".format(*p["range"])
+        accepted = ", ".join(map(str, p["choices"])) or within
         rows.append([name, str(p["default"]), accepted, p["meaning"]])
     say(f"{document['name']}: {document['description']}", f"source: {document['source']}")
     if rows:
@@ -269,6 +269,23 @@ def validation_summary(document: Document) -> None:
     say(*inside, *missed, *(f"skipped: {why}" for why in document["skipped"]))
     if "file" in document:
         say(document["file"])
+
+
+def reproduction(rows: Sequence[Document]) -> None:
+    """One row per claim: paper, model with its interval, and how far apart; why, below."""
+    columns = ("system", "claim", "paper", "model", "90 %", "model / paper", "status")
+    shown, why = [], []
+    for r in rows:
+        figures = ["–"] * 3
+        if r["model"] is not None:
+            figures = [f"{r['model']:.3g}", "–".join(f"{x:.3g}" for x in r["interval"]), f"{r['ratio']:.2f}"]
+        paper = "–" if r["paper"] is None else f"{r['paper']:.4g}"
+        shown.append([r["system"], r["claim"], paper, *figures, r["status"]])
+        if r["reason"]:
+            why.append(f"{r['system']}, {r['claim']}: {r['reason']}")
+    say(table(columns, shown, right=columns[2:6]))
+    if why:
+        say("", *why)
 
 
 def measure_summary(document: Document) -> None:

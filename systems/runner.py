@@ -1,0 +1,92 @@
+"""Paper beside model: runs a system's requests and holds each claim against what the models say."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Any
+
+from ..errors import InputError, unknown_name
+from ..hw.devices import load_device
+from ..hw.estimate import Estimate, Request, estimate
+from ..workloads.load import load_trace
+from ..workloads.parallel import parse_parallel
+from ..workloads.techniques import apply_techniques
+from ..workloads.trace import Trace
+from .metrics import Value, known_metrics, mean
+from .spec import Claim, Run, System
+
+NEAR, FAR = 0.10, 0.25
+"""Distances up to which a claim is ``within-10%`` and ``within-25%``."""
+STATUSES = ("within-10%", "within-25%", "off", "not-modelled")
+
+
+def reproduce(system: System, step: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
+    """Each claim of ``system`` as a row with the promised keys.
+
+    ``ratio`` is model over paper, ``interval`` the model's 90 %. ``step`` is told of each run. Raises ``InputError``
+    for a run that cannot be estimated or a metric that is not known, naming the system and the claim.
+    """
+    done: dict[Run, tuple[Estimate, Trace]] = {}
+    rows = []
+    for claim in system.claims:
+        row: dict[str, Any] = {"system": system.name, "claim": claim.claim, "paper": claim.paper}
+        if claim.not_modelled is not None:
+            row |= {"model": None, "ratio": None, "interval": None, "status": "not-modelled"}
+            rows.append(row | {"reason": claim.not_modelled, "source": claim.source, "metric": None, "runs": []})
+            continue
+        try:
+            value = _value(claim, system, done, step)
+        except InputError as error:
+            raise InputError(f"system {system.name}, claim {claim.claim!r}: {error}") from None
+        paper = claim.paper or 1.0
+        names = [n for n in (claim.of, claim.over) if n]
+        rows.append(
+            row
+            | {
+                "model": value.value, "ratio": value.value / paper, "interval": [value.low, value.high],
+                "status": status(value.value / paper), "reason": claim.reason, "source": claim.source,
+                "metric": claim.metric, "runs": [run.command for n in names for run in system.runs[n]],
+            }
+        )  # fmt: skip
+    return rows
+
+
+def status(ratio: float) -> str:
+    """How far a model is from the paper, ``ratio`` being model over paper."""
+    for distance, word in zip((NEAR, FAR), STATUSES, strict=False):
+        if 1 - distance <= ratio <= 1 + distance:
+            return word
+    return "off"
+
+
+def _value(claim: Claim, system: System, done: dict[Run, tuple[Estimate, Trace]], step: Callable[[str], None]) -> Value:
+    metrics = known_metrics()
+    if claim.metric not in metrics:
+        raise unknown_name("metric", claim.metric or "", metrics)
+    _, metric = metrics[claim.metric]
+
+    def of(run: Run) -> Value:
+        if run not in done:
+            step(f"{system.name}: {run.model} on {run.device}")
+            done[run] = _run(run)
+        value = metric(*done[run])
+        return value if isinstance(value, Value) else Value.exact(value)
+
+    values = [of(run) for run in system.runs[claim.of or ""]]
+    if claim.over is not None:
+        base = [of(run) for run in system.runs[claim.over]]
+        values = [v.over(b) for v, b in zip(values, base * (len(values) // len(base)), strict=True)]
+    return mean(values, claim.mean) if claim.mean else values[0]
+
+
+@lru_cache(maxsize=16)
+def _trace(model: str) -> Trace:
+    return load_trace(model)
+
+
+def _run(run: Run) -> tuple[Estimate, Trace]:
+    trace = apply_techniques(_trace(run.model), list(run.apply))
+    request = Request(run.batch, run.prompt, run.output)
+    degrees = parse_parallel(run.parallel, run.count)
+    return estimate(trace, load_device(run.device), request, degrees, explain=True), trace

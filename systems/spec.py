@@ -1,0 +1,176 @@
+"""A published system as data: what it ran, and what it claims.
+
+    name = "flightllm"                       title, source, description, year
+    [runs.u280]                              a request on a device; a list of values is one run per value
+    model = "llama-2-7b"
+    device = "u280-flightllm"
+    apply = ["weight-only:bits=4"]
+    [[claims]]
+    claim = "energy efficiency against V100S"
+    source = "abstract"
+    paper = 6.0
+    metric = "tokens_per_joule"              one of :mod:`.metrics`
+    of = "u280"                              the metric of this run …
+    over = "v100s"                           … over that of this one, where there is one
+
+Lists make grids: ``prompt = [128, 512]`` with ``model = ["a", "b"]`` is four runs, the last key in the order
+model, device, apply, batch, prompt, output, count, parallel varying fastest. ``apply`` is a list of techniques;
+a list of lists is a grid. A claim over several runs says which ``mean`` of them it is. What a system cannot be
+asked here is a claim with ``not_modelled = "why"``.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+import tomllib
+from importlib import resources
+from pathlib import Path
+from typing import Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
+
+from ..errors import InputError, unknown_name
+from ..files import first_problem
+
+MOST_RUNS = 1000
+"""Runs that one grid may have."""
+Mean = Literal["arithmetic", "geometric", "maximum", "minimum"]
+
+
+class _Data(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+
+class Run(_Data):
+    """One request batch on one device, as ``tokenfab estimate`` takes it."""
+
+    model: str
+    device: str
+    apply: tuple[str, ...] = ()
+    batch: int = 1
+    prompt: int = 512
+    output: int = 128
+    count: int | None = None
+    parallel: str | None = None
+
+    @property
+    def command(self) -> str:
+        """The command that estimates this run alone."""
+        parts = [f"tokenfab estimate --model {self.model} --device {self.device}"]
+        parts += [f"--apply {text}" for text in self.apply]
+        parts += [f"--batch {self.batch} --prompt {self.prompt} --output {self.output}"]
+        parts += [f"--{key} {value}" for key in ("count", "parallel") if (value := getattr(self, key)) is not None]
+        return " ".join(parts)
+
+
+class Claim(_Data):
+    """One figure a paper gives. ``reason``: why the model is off, where it is known to be."""
+
+    claim: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    paper: float | None = Field(default=None, gt=0)
+    metric: str | None = None
+    of: str | None = None
+    over: str | None = None
+    mean: Mean | None = None
+    reason: str | None = None
+    not_modelled: str | None = None
+
+    @model_validator(mode="after")
+    def _whole(self) -> Claim:
+        if self.not_modelled is not None:
+            if self.metric or self.of or self.over or self.mean:
+                raise ValueError("not_modelled leaves nothing to compute; accepted: claim, source, paper, not_modelled")
+        elif self.paper is None or self.metric is None or self.of is None:
+            raise ValueError("accepted: paper, metric and of, or not_modelled with the reason")
+        return self
+
+
+class System(_Data):
+    """A system file. ``runs`` holds each name's runs, grids opened out."""
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9._-]{0,63}$")
+    title: str = Field(min_length=1)
+    source: str = Field(min_length=1)
+    description: str = Field(min_length=1)
+    year: int = Field(ge=1990, le=2100)
+    runs: dict[str, tuple[Run, ...]] = {}
+    claims: tuple[Claim, ...] = Field(min_length=1)
+
+    @field_validator("runs", mode="before")
+    @classmethod
+    def _grids(cls, raw: Any) -> Any:
+        if not isinstance(raw, dict):
+            return raw
+        return {name: _opened(name, run) for name, run in raw.items()}
+
+    @model_validator(mode="after")
+    def _named(self) -> System:
+        asked = set()
+        for claim in self.claims:
+            for name in (claim.of, claim.over):
+                if name is not None and name not in self.runs:
+                    raise ValueError(f"claim {claim.claim!r}: {unknown_name('run', name, self.runs)}")
+                asked.add(name)
+            many, base = (len(self.runs[n]) if n else 1 for n in (claim.of, claim.over))
+            if base not in (1, many):
+                raise ValueError(f"claim {claim.claim!r}: {many} runs over {base}; accepted: as many, or one")
+            if (many > 1) != (claim.mean is not None):
+                problem = "several runs need a mean" if many > 1 else "a mean needs several runs"
+                raise ValueError(f"claim {claim.claim!r}: {problem}; accepted: {', '.join(Mean.__args__)}")  # type: ignore[attr-defined]
+        if unused := sorted(self.runs.keys() - asked):
+            raise ValueError(f"runs.{unused[0]}: no claim asks for it")
+        return self
+
+
+def _opened(name: str, run: Any) -> Any:
+    """The runs of a grid: every combination of the values of its lists."""
+    if not isinstance(run, dict):
+        return run
+    axes = []
+    for key in [k for k in Run.model_fields if k in run] + [k for k in run if k not in Run.model_fields]:
+        value = run[key]
+        listed = isinstance(value, list) and (key != "apply" or any(isinstance(x, list) for x in value))
+        axes.append([(key, x) for x in (value if listed else [value])])
+    size = 1
+    for axis in axes:
+        size *= len(axis)
+    if not 1 <= size <= MOST_RUNS:
+        raise ValueError(f"runs.{name}: {size} runs; accepted: 1 to {MOST_RUNS}")
+    return [dict(combination) for combination in itertools.product(*axes)]
+
+
+def system_names() -> list[str]:
+    """The systems that come with the package, sorted."""
+    files = resources.files(__package__).iterdir()
+    return sorted(f.name.removesuffix(".toml") for f in files if f.name.endswith(".toml"))
+
+
+def load_system(name_or_path: str | os.PathLike[str]) -> System:
+    """The system of that name, or the one a TOML file describes (a text that ends in ``.toml`` or has a folder).
+
+    Raises ``InputError``, one line: unknown name, unreadable file, broken TOML, bad field.
+    """
+    text = os.fspath(name_or_path)
+    if isinstance(name_or_path, os.PathLike) or text.endswith(".toml") or Path(text).name != text:
+        return _parse(text, Path(text))
+    names = system_names()
+    if text not in names:
+        raise unknown_name("system", text, names, "or give the path of a system file (.toml)")
+    return _parse(f"systems/{text}.toml", resources.files(__package__) / f"{text}.toml")
+
+
+def _parse(where: str, file: Any) -> System:
+    try:
+        fields = tomllib.loads(file.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InputError(f"{where}: cannot be read: {error.strerror}; accepted: a system file (TOML)") from None
+    except UnicodeDecodeError:
+        raise InputError(f"{where}: not UTF-8 text; accepted: a system file (TOML)") from None
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{where}: not TOML: {error}") from None
+    try:
+        return System.model_validate(fields)
+    except ValidationError as error:
+        raise InputError(f"{where}: {first_problem(error)}") from None

@@ -1,0 +1,244 @@
+"""Published systems: what a file may say, and that paper beside model is what the estimates say."""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from tokenfab.cli import run
+from tokenfab.errors import InputError
+from tokenfab.hw.devices import load_device
+from tokenfab.hw.estimate import Request, estimate
+from tokenfab.systems.metrics import MEANS, METRICS, Value, known_metrics, mean
+from tokenfab.systems.runner import STATUSES, reproduce, status
+from tokenfab.systems.spec import load_system, system_names
+from tokenfab.workloads.load import load_trace
+from tokenfab.workloads.techniques import apply_techniques
+
+VALID = """
+name = "mine"
+title = "A paper"
+source = "somewhere"
+description = "4-bit weights on one card"
+year = 2024
+
+[runs.narrow]
+model = "opt-125m"
+device = "a100-80g-sxm"
+apply = ["weight-only:bits=4"]
+prompt = [128, 512]
+output = 64
+
+[runs.wide]
+model = "opt-125m"
+device = "a100-80g-sxm"
+prompt = [128, 512]
+output = 64
+
+[runs.one]
+model = "opt-125m"
+device = "h100-sxm"
+prompt = 512
+output = 64
+
+[[claims]]
+claim = "mean speed-up"
+source = "abstract"
+paper = 1.5
+metric = "speed"
+of = "narrow"
+over = "wide"
+mean = "geometric"
+
+[[claims]]
+claim = "at most"
+source = "abstract"
+paper = 1.5
+metric = "speed"
+of = "narrow"
+over = "one"
+mean = "maximum"
+reason = "another card"
+
+[[claims]]
+claim = "tokens"
+source = "table 1"
+paper = 3000
+metric = "decode_tokens_per_s"
+of = "one"
+
+[[claims]]
+claim = "accuracy"
+source = "table 2"
+not_modelled = "accuracy is not a cost"
+"""
+
+
+def written(folder: Path, text: str = VALID) -> Path:
+    file = folder / "mine.toml"
+    file.write_text(text, encoding="utf-8")
+    return file
+
+
+def latency(device: str, prompt: int, *techniques: str) -> float:
+    trace = apply_techniques(load_trace("opt-125m"), list(techniques))
+    return estimate(trace, load_device(device), Request(1, prompt, 64)).latency_s
+
+
+def test_a_claim_is_what_the_estimates_say(tmp_path: Path) -> None:
+    rows = reproduce(load_system(written(tmp_path)))
+    wide, narrow = ([latency("a100-80g-sxm", p, *t) for p in (128, 512)] for t in ((), ("weight-only:bits=4",)))
+    one = latency("h100-sxm", 512)
+    assert rows[0]["model"] == pytest.approx(math.sqrt(wide[0] * wide[1] / narrow[0] / narrow[1]), rel=1e-12)
+    assert rows[1]["model"] == pytest.approx(one / min(narrow), rel=1e-12)
+    step = estimate(load_trace("opt-125m"), load_device("h100-sxm"), Request(1, 512, 64)).decode
+    assert rows[2]["model"] == pytest.approx(1 / step.latency_s, rel=1e-12)
+    assert rows[2]["interval"] == pytest.approx([1 / step.interval_s[1], 1 / step.interval_s[0]], rel=1e-12)
+    assert rows[2]["ratio"] == pytest.approx(rows[2]["model"] / 3000, rel=1e-12)
+    assert rows[3]["status"] == "not-modelled"
+    assert rows[3]["reason"] == "accuracy is not a cost"
+    assert rows[1]["reason"] == "another card"
+    assert rows[0]["runs"][1] == (
+        "tokenfab estimate --model opt-125m --device a100-80g-sxm --apply weight-only:bits=4 --batch 1 --prompt 512 "
+        "--output 64"
+    )
+    for row in rows[:3]:
+        assert row["interval"][0] < row["model"] < row["interval"][1]
+
+
+def test_the_commands_printed_beside_a_claim_run(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    row = reproduce(load_system(written(tmp_path)))[2]
+    assert run([*row["runs"][0].split()[1:], "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["decode"]["latency_s"] == pytest.approx(1 / row["model"], rel=1e-12)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "word"),
+    [(1, "within-10%"), (0.9, "within-10%"), (1.1, "within-10%"), (0.89, "within-25%"), (1.25, "within-25%"),
+     (0.75, "within-25%"), (0.74, "off"), (1.26, "off"), (12, "off")],
+)  # fmt: skip
+def test_the_status_is_the_distance(ratio: float, word: str) -> None:
+    assert status(ratio) == word
+
+
+POSITIVE = st.floats(1e-3, 1e3)
+VALUES = st.builds(lambda v, a, b: Value(v, v / a, v * b), POSITIVE, st.floats(1, 10), st.floats(1, 10))
+
+
+@given(VALUES, VALUES)
+def test_a_ratio_of_values_is_wider_than_each_and_narrower_than_both(a: Value, b: Value) -> None:
+    ratio = a.over(b)
+    assert ratio.value == pytest.approx(a.value / b.value)
+    assert a.low / b.high * (1 - 1e-9) <= ratio.low <= ratio.value * (1 + 1e-9)
+    assert ratio.value * (1 - 1e-9) <= ratio.high <= a.high / b.low * (1 + 1e-9)
+    assert ratio.high / ratio.value >= max(a.high / a.value, b.value / b.low) * (1 - 1e-9)
+
+
+@given(st.lists(VALUES, min_size=1, max_size=5), st.sampled_from(sorted(MEANS)))
+def test_a_mean_lies_in_its_interval(values: list[Value], kind: str) -> None:
+    told = mean(values, kind)
+    assert told.low <= told.value * (1 + 1e-9)
+    assert told.value <= told.high * (1 + 1e-9)
+    if kind == "arithmetic":
+        assert told.value == pytest.approx(np.mean([v.value for v in values]))
+
+
+@pytest.mark.parametrize(
+    ("change", "words"),
+    [
+        (('of = "one"\n', 'of = "on"\n'), "claim 'tokens': unknown run 'on'; did you mean one"),
+        (('mean = "maximum"\n', ""), "several runs need a mean; accepted: arithmetic, geometric, maximum, minimum"),
+        (('metric = "decode_tokens_per_s"\n', ""), "accepted: paper, metric and of, or not_modelled"),
+        (("paper = 3000\n", "paper = -1\n"), "claims.2.paper"),
+        (('over = "one"\n', ""), "runs.one|claim"),
+        (("prompt = 512\n", "prompt = []\n"), "runs.one: 0 runs"),
+        (("year = 2024", "year = 2024\nscale = 2"), "scale: Extra inputs"),
+        (('name = "mine"', 'name = "mine"\nname = 2'), "not TOML"),
+    ],
+)
+def test_a_wrong_file_is_one_line(tmp_path: Path, change: tuple[str, str], words: str) -> None:
+    text = VALID.replace(*change)
+    if words.startswith("runs.one|"):
+        text = text.replace('of = "one"', 'of = "wide"\nmean = "minimum"')
+        words = r"runs.one: no claim asks for it"
+    with pytest.raises(InputError, match=words) as caught:
+        load_system(written(tmp_path, text))
+    assert "\n" not in str(caught.value)
+
+
+def test_an_unknown_metric_names_the_claim(tmp_path: Path) -> None:
+    system = load_system(written(tmp_path, VALID.replace('"decode_tokens_per_s"', '"decode_token_per_s"')))
+    with pytest.raises(
+        InputError,
+        match=r"system mine, claim 'tokens': unknown metric .*did you mean .*decode_tokens_per_s,",
+    ):
+        reproduce(system)
+
+
+def test_a_run_that_cannot_be_is_said(tmp_path: Path) -> None:
+    system = load_system(written(tmp_path, VALID.replace("prompt = 512\n", "prompt = 4000\n")))
+    with pytest.raises(InputError, match=r"system mine, claim 'at most': prompt 4000 .* exceed the 2048 of opt-125m"):
+        reproduce(system)
+
+
+def test_metrics_are_described_and_told(tmp_path: Path) -> None:
+    trace = load_trace("opt-125m")
+    e = estimate(trace, load_device("a100-80g-sxm"), Request(2, 128, 32), explain=True)
+    told = {name: metric(e, trace) for name, (_, metric) in METRICS.items()}
+    values = {name: v.value if isinstance(v, Value) else v for name, v in told.items()}
+    assert values["tokens_per_s"] == pytest.approx(e.tokens_per_s)
+    assert values["energy_per_token_j"] * values["tokens_per_joule"] == pytest.approx(1)
+    assert values["decode_tokens_per_joule"] == pytest.approx(2 / e.decode.energy_j)
+    assert values["decode_power_w"] == pytest.approx(e.decode.energy_j / e.decode.latency_s)
+    assert values["bandwidth_utilisation"] == pytest.approx(e.decode.bytes / e.decode.latency_s / 2039e9)
+    assert values["decode_tokens_per_s_per_mm2"] == pytest.approx(2 / e.decode.latency_s / 826)
+    assert values["devices_needed"] == 1
+    assert all(text for text, _ in known_metrics().values())
+
+
+# -- those that come with the package ----------------------------------------------------------------
+@pytest.mark.parametrize("name", system_names())
+def test_a_system_of_the_package_is_reproduced(name: str) -> None:
+    rows = reproduce(load_system(name))
+    assert rows
+    for row in rows:
+        assert row["status"] in STATUSES
+        if row["status"] in ("off", "not-modelled"):
+            assert row["reason"], f"{row['claim']}: {row['ratio']} without a reason"
+        if row["status"] != "not-modelled":
+            assert row["interval"][0] <= row["model"] <= row["interval"][1]
+
+
+def test_the_command_line_prints_the_promised_keys(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    file = str(written(tmp_path))
+    assert run(["reproduce", file, "--json"]) == 0
+    rows = json.loads(capsys.readouterr().out)
+    assert all(r.keys() >= {"system", "claim", "paper", "model", "ratio", "interval", "status"} for r in rows)
+    assert run(["reproduce", file]) == 0
+    text = capsys.readouterr().out
+    assert "within-" in text or "off" in text
+    assert "mine, accuracy: accuracy is not a cost" in text
+    pdf = tmp_path / "out" / "mine.pdf"
+    assert run(["reproduce", file, "-o", str(pdf), "--quiet"]) == 0
+    assert pdf.read_bytes().startswith(b"%PDF")
+    page = pdf.with_suffix(".html").read_text(encoding="utf-8")
+    assert "accuracy is not a cost" in page
+    assert f"{rows[0]['ratio']:.2f}" in page
+    assert run(["reproduce", file, "-o", str(tmp_path / "mine.txt")]) == 2
+    assert "accepted: a file name that ends in .pdf" in capsys.readouterr().err
+    assert run(["systems", file, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["runs"]["wide"][1]["prompt"] == 512
+    assert run(["reproduce", "no-such"]) == 2
+    assert "unknown system" in capsys.readouterr().err
+
+
+def test_the_page_lists_every_metric() -> None:
+    page = (Path(__file__).parents[1] / "docs/systems.md").read_text(encoding="utf-8")
+    for name, (text, _) in known_metrics().items():
+        assert f"| `{name}` | {text} |" in page
