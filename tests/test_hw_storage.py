@@ -251,7 +251,7 @@ def test_powerinfer2_on_the_phone(model: str, shares: str, published: float, err
 
 
 def test_instinfer_over_a_drive_that_only_stores():
-    """arXiv:2409.04992: up to 11.1 times FlexGen. Reading an eighth inside the drive gives 8.4 over a drive read at the
+    """arXiv:2409.04992: up to 11.1 times FlexGen. Reading an eighth inside the drive gives 8.5 over a drive read at the
     rate of its link; with pages fetched for half of their content 4.7. What is left to 11.1 is FlexGen's own: it would
     have to reach 4.8 GB/s of its drive."""
     csd_, ssd = load_device("instinfer-csd"), load_device("a6000-ssd")
