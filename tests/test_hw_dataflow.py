@@ -162,7 +162,7 @@ def test_fused_decoding_on_eight_sockets_is_within_the_published_span():
     assert gain == pytest.approx(3.8, abs=0.3)
 
 
-@pytest.mark.parametrize(("host", "published"), [("h100-ddr", 15), ("a100-ddr", 31)])
+@pytest.mark.parametrize(("host", "published"), [("dgx-h100-host", 15), ("dgx-a100-host", 31)])
 def test_switching_models_takes_the_published_ratio(host: str, published: float):
     """DDR to HBM above 1 TB/s a node against 64 and 32 GB/s over PCIe."""
     share = trace("llama-2-7b", "composition:experts=150", world=8)
@@ -182,7 +182,7 @@ def test_a_composition_is_faster_than_on_gpus_as_published():
     share, eight = trace("llama-2-7b", "composition:experts=150"), Parallel(tp=8)
     ours, h100, a100 = (
         estimate(share, load_device(n), Request(1, 2048, 20), eight).latency_s
-        for n in ("sn40l", "h100-ddr", "a100-ddr")
+        for n in ("sn40l", "dgx-h100-host", "dgx-a100-host")
     )
     assert h100 / ours == pytest.approx(3.7, rel=0.10)
     assert a100 / ours == pytest.approx(6.6, rel=0.10)
@@ -190,10 +190,10 @@ def test_a_composition_is_faster_than_on_gpus_as_published():
 
 def test_only_the_node_with_three_tiers_holds_150_models():
     share = trace("llama-2-7b", "composition:experts=150", world=8)
-    fits = {n: memory_fit(share, load_device(n), Request(1, 256, 20)) for n in ("sn40l", "h100-ddr")}
+    fits = {n: memory_fit(share, load_device(n), Request(1, 256, 20)) for n in ("sn40l", "dgx-h100-host")}
     assert fits["sn40l"].fits
-    assert not fits["h100-ddr"].fits
-    assert [h.level.name for h in fits["h100-ddr"].levels if h.missing_bytes] == ["dram"]
+    assert not fits["dgx-h100-host"].fits
+    assert [h.level.name for h in fits["dgx-h100-host"].levels if h.missing_bytes] == ["dram"]
     most = trace("llama-2-7b", "composition:experts=850", world=8)
     assert memory_fit(most, load_device("sn40l"), Request(1, 256, 20)).fits
     in_hbm = int(8 * 80e9 // capture("llama-2-7b").weights_bytes)
