@@ -15,6 +15,7 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
+from .cli_bench import bench
 from .cli_common import Json, Quiet, answer
 from .cli_rtl import rtl
 from .errors import InputError, unknown_name
@@ -42,7 +43,10 @@ ParallelText = Annotated[str | None, typer.Option("--parallel", help="Degrees, a
 Name = Annotated[str | None, typer.Argument(help="Show this one with all its fields.")]
 
 app.add_typer(rtl, name="rtl")
+app.add_typer(bench, name="bench")
 
+EXTRAS = {"scipy": "fit", "numba": "kernels"}
+"""Libraries that some commands need and not every installation has, and the extra that brings them."""
 INTERRUPTED = 130
 """What the option parser returns for Control-C, as shells do: 128 + SIGINT."""
 
@@ -71,9 +75,9 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
-        if error.name != "scipy":
+        if error.name not in EXTRAS:
             raise
-        return _fail("scipy is not installed; install tokenfab[fit]")
+        return _fail(f"{error.name} is not installed; install tokenfab[{EXTRAS[error.name]}]")
     except Exception as error:
         format_message = getattr(error, "format_message", None)  # a usage error of the option parser
         if format_message is None:

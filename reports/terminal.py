@@ -335,6 +335,36 @@ def calibration_summary(document: Document) -> None:
         say(document["file"])
 
 
+def bench_summary(document: Document) -> None:
+    """One row per combination: our kernels, the others, and what the CPU model predicts."""
+    m, rows = document["machine"], []
+    for d in document["rows"]:
+        all_ = d["measured"]
+        times = [si(all_[name]["median_s"], "s") if name in all_ else "–" for name in BENCHED]
+        ratio = "–" if d["ratio"] is None else f"{d['ratio']:.2f}"
+        bar = "–" if d["bar"] is None else f"{d['bar']:.1f}{' MISSED' if d['met'] is False else ''}"
+        best = all_[d["kernel"]]
+        guess = ["–", "–", "–"]
+        if best["predicted_s"] is not None:
+            guess = [si(best["predicted_s"], "s"), span(best["interval_s"], "s")]
+            guess += [f"{best['measured_over_predicted']:.2f}"]
+        rows.append([str(d["bits"]), str(d["tokens"]), str(d["threads"]), *times, d["kernel"], ratio, bar, *guess])
+    columns = ("bits", "tokens", "threads", *BENCHED, "best", "best/ort", "bar", "predicted", "90 %", "meas./pred.")
+    streams = ", ".join(f"{si(v, 'B/s')} by {n}" for n, v in m["stream_bytes_s"].items())
+    versions = ", ".join(f"{name} {v}" for name, v in document["versions"].items())
+    say(
+        f"{m['model']}, {m['isa']}, {si(m['clock_hz'], 'Hz')}; threads read {streams}; {versions}",
+        f"{document['size']} × {document['size']}, groups of {document['group']}, median of {document['repeats']}; "
+        "1 bit beside onnxruntime's 2 bits, 3 beside 4; one thread: CPU time",
+        "", table(columns, rows, right=columns),
+    )  # fmt: skip
+    if notes := [*document["disturbed"], *document["not_compared"]]:
+        say("", *notes)
+
+
+BENCHED = ("lut", "dot", "onnxruntime", "torch-fp32", "torch-bf16")
+
+
 def rtl_tests(rows: list[Document]) -> None:
     """One row per unit and simulator; failures below."""
     columns = ("unit", "simulator", "tests", "failed")
