@@ -136,7 +136,7 @@ def model_facts(trace: Trace) -> dict[str, Any]:
 
 def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
     """The device's numbers, each with its source, and its (or its host's) roofline for the model's format."""
-    used, rate = _peak(trace, device)
+    worker, used, rate = _peak(trace, device)
     return {
         "name": device.name,
         "description": device.description,
@@ -157,13 +157,14 @@ def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
     }
 
 
-def _peak(trace: Trace, device: Device) -> tuple[str, float]:
+def _peak(trace: Trace, device: Device) -> tuple[Device, str, float]:
+    """Who does most of the arithmetic, device or host, and its fastest format and FLOP/s for the trace."""
     told = getattr(kind_modules().get(device.kind), "peak", None)
     if told is not None:
-        found: tuple[str, float] = told(trace, device)
-        return found
-    used, rate = (device.host or device).rate(trace.format)
-    return used, rate.value
+        return device, *told(trace, device)
+    worker = device.host or device
+    used, rate = worker.rate(trace.format)
+    return worker, used, rate.value
 
 
 def provenance(result: Estimate, trace: Trace) -> list[str]:
