@@ -47,7 +47,7 @@ class Value(NamedTuple):
 
 
 Metric = Callable[[Estimate, Trace], Value | float]
-Figure = Callable[[], Value | float]
+Figure = Callable[..., Value | float]
 
 MEANS: dict[str, Callable[[Sequence[float]], float]] = {
     "arithmetic": lambda x: float(np.mean(x)),
