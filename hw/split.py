@@ -73,6 +73,7 @@ class Rule:
 
     ``kinds``: kinds of operators that may run near memory (none: all). ``threshold``: FLOP per byte, for
     "intensity". ``divide``: rows may be shared. ``exclusive``: while the near unit works, the host cannot read.
+    ``must``: kinds that run near memory whatever the choice, as their results have to lie there.
     """
 
     choice: str = "fastest"
@@ -80,6 +81,7 @@ class Rule:
     threshold: float = 0.0
     divide: bool = False
     exclusive: bool = False
+    must: frozenset[str] = frozenset()
 
     def __post_init__(self) -> None:
         if self.choice not in ("fastest", "intensity", "always"):
@@ -168,6 +170,14 @@ class SplitModel:
     def _divide(self, host: RowCosts, near: RowCosts, transfer: Array, basis: Array) -> Division:
         """The host's part of every row, and how long the row takes."""
         near_s = near.time_s + transfer
+        chosen = self._choose(host, near, transfer, near_s, basis)
+        must = np.array([row.operator.kind in self.rule.must for row in self.compiled.rows]) & self.near.takes
+        if not must.any():
+            return chosen
+        return Division(np.where(must[:, None], 0.0, chosen.host), np.where(must[:, None], near_s, chosen.time_s))
+
+    def _choose(self, host: RowCosts, near: RowCosts, transfer: Array, near_s: Array, basis: Array) -> Division:
+        """What the rule's choice makes of every row."""
         may = np.broadcast_to(self.near_allowed[:, None], near_s.shape)
         if self.rule.choice == "always":
             return Division(np.where(may, 0.0, 1.0), np.where(may, near_s, host.time_s))
@@ -202,7 +212,7 @@ class SplitModel:
     def _host_dram(self, host: RowCosts, basis: Array, row: int) -> Array:
         """Seconds for which row ``row`` occupies the memory when the host does all of it."""
         if "dram" in host.busy_s:
-            return host.busy_s["dram"][row]
+            return np.asarray(host.busy_s["dram"][row])
         names = ("weight_bytes", "kv_bytes", "activation_bytes")
         moved = np.sum([self.compiled.coefficients[q][row] for q in names], axis=0) @ basis
         return np.asarray(np.minimum(moved / self.host_dram_bytes_s, host.time_s[row] - host.launch_s[row]))
@@ -221,7 +231,9 @@ class SplitModel:
         self, host: RowCosts, near: RowCosts, f: Array, transfer: Array, most: Array, basis: Array
     ) -> dict[str, Array]:
         """Occupied seconds by resource: the host's, the near unit's as ``near …``, and the link."""
-        held = {name: np.minimum(s * f, most) for name, s in host.busy_s.items()}
+        alone = host.time_s - host.launch_s  # a host that says nothing is taken to occupy what bound it
+        said = host.busy_s or {r: np.where(host.bound == i, alone, 0.0) for i, r in enumerate(self.host.reasons)}
+        held = {name: np.minimum(s * f, most) for name, s in said.items()}
         for name, seconds in near.busy_s.items():
             held[f"near {name}"] = np.minimum(np.where(f < 1, seconds, 0.0) * (1 - f), most)
         if np.isfinite(self.link.bytes_s) or self.link.latency_s:

@@ -195,6 +195,18 @@ def test_a_waiting_host_draws_idle_power_and_a_working_one_its_static_power() ->
         np.testing.assert_allclose(got.energy_j[ACTIVE][i], want)
 
 
+def test_a_host_that_reports_nothing_occupies_what_bound_it_for_its_part() -> None:
+    split, at = model(Rule(divide=True)), basis()
+    host = replace(split.host.rows(at), busy_s={})
+    object.__setattr__(split.host, "rows", lambda basis: host)
+    sides.cache_clear()
+    got = split.rows(at)
+    row = next(i for i, r in enumerate(compiled().rows) if r.operator.kind == "norm")  # never near
+    reason = split.host.reasons[host.bound[row, 0]]
+    assert got.busy_s[reason][row, 0] == pytest.approx(host.time_s[row, 0] - host.launch_s[row, 0])
+    assert sum(got.busy_s[r][row, 0] for r in split.host.reasons) == pytest.approx(got.busy_s[reason][row, 0])
+
+
 def test_energy_of_a_row_is_that_of_the_side_that_does_it() -> None:
     split, at = model(Rule("always", frozenset({"experts"}))), basis()
     got, host, near = split.rows(at), split.host.rows(at), split.near.rows(at)

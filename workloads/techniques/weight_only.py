@@ -13,6 +13,7 @@ stored sparse and multiplied dense: FLOPs do not change.
 
 from __future__ import annotations
 
+from ...errors import InputError
 from ...kernels.formats import load_format
 from ..rewrite import map_operators, map_tensors
 from ..trace import Operator, Tensor, Trace
@@ -37,6 +38,8 @@ def apply(trace: Trace, format: str, bits: int, group: int, scale_bits: int, zer
         rank = {"matmul": 2, "experts": 3}.get(op.kind)  # fewer axes: biases
         if rank is None or id(op) in kept:
             return op
+        if "density" in op.attrs:  # its bits hold indices, which do not get narrower
+            raise InputError(f"{op.name} is sparse; accepted: quantise its weights before technique sparsity")
 
         def store(t: Tensor) -> Tensor:
             own = id(op) in heads  # a copy of the table it shares
