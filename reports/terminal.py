@@ -63,11 +63,20 @@ def _columns() -> int | None:
     return os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = (), title: str = "") -> Table:
-    """A table without lines; the columns named in ``right`` are right-aligned."""
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Sequence[str] = (),
+    title: str = "",
+    *,
+    tight: bool = False,
+) -> Table:
+    """A table without lines; the columns named in ``right`` are right-aligned, one space apart where ``tight``."""
     from rich.table import Table
 
-    grid = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    grid = Table(
+        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, collapse_padding=tight
+    )
     grid.header_style = "bold"
     for column in columns:
         grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -227,7 +236,7 @@ def study_summary(documents: list[Document], files: Document) -> None:
         f"{documents[0]['model']['name']}: batch {r['batch']}, {r['prompt']} prompt + {r['output']} output tokens; "
         "decode is one step",
         "",
-        table(columns, rows, right=columns[1:]),
+        table(columns, rows, right=columns[1:], tight=not roomy),
         *unfit,
         "",
         f"{written(files)}; {files['wall_s']:.1f} s",
@@ -429,6 +438,14 @@ def memory_line(memory: Document, devices: int = 1) -> str:
     )
     which = "memory of the fullest device" if devices > 1 else "memory"
     parts = f"{which}: {weights} weights + {kv} KV + {activations} activations of {capacity}"
+    held = memory.get("levels", ())
+    if len(held) > 1:
+        where = (
+            f"{x['device']} {x['level']} {si(sum(x['holds'].values()), 'B')} of {si(x['capacity_bytes'], 'B')}"
+            + (f" ({si(x['missing_bytes'], 'B')} missing)" if x["missing_bytes"] else "")
+            for x in held
+        )
+        parts += f" ({'; '.join(where)})"
     return f"{parts}: fits" if memory["fits"] else f"{parts}: DOES NOT FIT, {missing} missing; {NO_ROOM}"
 
 
