@@ -91,8 +91,9 @@ def _value(claim: Claim, system: System, done: dict[Run, tuple[Estimate, Trace]]
     return mean(values, claim.mean) if claim.mean else values[0]
 
 
-def _whole(value: Value | float) -> Value:
-    return value if isinstance(value, Value) else Value.exact(value)
+def _whole(value: tuple[float, float, float] | float) -> Value:
+    """A value with its interval, given as three numbers or as one that is exact."""
+    return Value(*value) if isinstance(value, tuple) else Value.exact(value)
 
 
 @lru_cache(maxsize=16)
