@@ -112,9 +112,10 @@ def _rounds(m: Ints, n: Ints, k: Ints, array: Array, block: Sizes, products: Int
     macs = float(block[0] * block[1] * block[2])
     held = held * products
     rounds = _ceil(held, array.count)
+    all_macs = np.asarray(held * steps * macs, np.float64)
     if array.tile_s is not None and array.stationary == "output":
-        return array.tile_s(rounds, k), held * steps * macs
-    return rounds * steps * (macs * array.count / array.macs_s), held * steps * macs
+        return array.tile_s(rounds, k), all_macs
+    return np.asarray(rounds * steps * (macs * array.count / array.macs_s), np.float64), all_macs
 
 
 @dataclass(frozen=True)
@@ -128,11 +129,15 @@ class Matmul:
     weight_bits: float = 16.0
     output_bits: float = 16.0
     partial_bits: float = 32.0
-    dims: tuple[str, str, str] = ("m", "n", "k")
 
     def __post_init__(self) -> None:
         _positive("matmul", self.m, self.n, self.k, self.input_bits, self.weight_bits, self.output_bits,
                   self.partial_bits)  # fmt: skip
+
+    @property
+    def dims(self) -> tuple[str, str, str]:
+        """Names of the dimensions."""
+        return "m", "n", "k"
 
     @property
     def sizes(self) -> Sizes:
@@ -191,7 +196,6 @@ class Attention:
     partial_bits: float = 32.0
     score_bits: float = 16.0
     state_bits: float = 64.0
-    dims: tuple[str, str, str] = ("h", "q", "s")
 
     def __post_init__(self) -> None:
         _positive("attention", self.heads, self.queries, self.keys, self.head_dim, self.value, self.input_bits,
@@ -201,6 +205,11 @@ class Attention:
     def value(self) -> int:
         """Width of a value, the keys' unless given."""
         return self.head_dim if self.value_dim is None else self.value_dim
+
+    @property
+    def dims(self) -> tuple[str, str, str]:
+        """Names of the dimensions."""
+        return "h", "q", "s"
 
     @property
     def sizes(self) -> Sizes:

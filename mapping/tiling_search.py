@@ -216,7 +216,7 @@ class _Node:
 
 @dataclass(eq=False)
 class _Rows:
-    """Children of a node as columns, in the order of their bounds."""
+    """Children of a node as columns; ``bound`` is filled in, ascending, once they are kept."""
 
     node: _Node
     at: npt.NDArray[np.intp]
@@ -227,6 +227,13 @@ class _Rows:
     b: Floats
     joules: Floats
     bound: Floats
+
+    def kept(self, rows: npt.NDArray[np.intp], bound: Floats) -> _Rows:
+        """Those rows, with their bounds."""
+        return _Rows(
+            self.node, self.at[rows], self.dims[rows], self.steps[rows], self.sets[rows], self.a[rows], self.b[rows],
+            self.joules[rows], bound[rows],
+        )  # fmt: skip
 
     def child(self, row: int) -> _Node:
         """The node of one row."""
@@ -267,19 +274,17 @@ def _expand(node: _Node) -> tuple[_Rows, int]:
         moved[operand.role] += bits * second
         first[operand.role] += held[at] * operand.bits * second
 
-    parts = []
+    sets: list[tuple[Ints, Floats, Floats, Ints]] = []
     for number, double in enumerate(SETS):
         rows = np.flatnonzero(grid.sets[level][number][at])
-        if not len(rows):
-            continue
-        zero = np.zeros(len(rows))
-        both = sum((moved[role][rows] for role in ROLES), zero)
-        fill = sum((moved[role][rows] for role in ROLES if role not in double), zero)
-        fill = sum((first[role][rows] for role in ROLES if role in double), fill)
-        parts.append((at[rows], dims[rows], steps[rows], np.full(len(rows), number), node.a + fill,
-                      np.maximum(both + node.a, node.b), joules[rows]))  # fmt: skip
-    columns = [np.concatenate(column) for column in zip(*parts, strict=True)]
-    return _Rows(node, *columns, bound=np.empty(0)), len(columns[0])
+        both, fill = np.zeros(len(rows)), np.zeros(len(rows))
+        for role in ROLES:
+            both += moved[role][rows]
+            fill += (first if role in double else moved)[role][rows]
+        sets.append((np.full(len(rows), number), node.a + fill, np.maximum(both + node.a, node.b), rows))
+    used, a, b, rows = (np.concatenate(column) for column in zip(*sets, strict=True))
+    every = _Rows(node, at[rows], dims[rows], steps[rows], used, a, b, joules[rows], np.empty(0))
+    return every, len(rows)
 
 
 def search(
@@ -304,7 +309,8 @@ def search(
     tie = itertools.count()
     heap: list[tuple[float, int, _Rows | _Node, int]] = []
     candidates = 0
-    for sizes in itertools.product(*(padded_sizes(s, padding) for s in operator.sizes)):
+    m, n, k = (padded_sizes(size, padding) for size in operator.sizes)
+    for sizes in itertools.product(m, n, k):
         held = sum(o.held_bits / 8 * prod(sizes[d] for d in o.dims) for o in operator.operands)
         if held > sum(b.capacity_bytes for b in hierarchy.levels[0].buffers):
             raise InputError(f"{hierarchy.name}: {held:.4g} bytes of operands exceed its {hierarchy.levels[0].name}")
@@ -350,8 +356,7 @@ def search(
         keep = np.flatnonzero(value < best * (1 - ROUNDING))
         if len(keep):
             keep = keep[np.argsort(value[keep], kind="stable")]
-            kept = [c[keep] for c in (rows.at, rows.dims, rows.steps, rows.sets, rows.a, rows.b, rows.joules)]
-            heapq.heappush(heap, (float(value[keep[0]]), next(tie), _Rows(node, *kept, bound=value[keep]), 0))
+            heapq.heappush(heap, (float(value[keep[0]]), next(tie), rows.kept(keep, value), 0))
     assert best_node is not None  # a tile of one point fits every level
     bound = min(best, heap[0][0]) if heap else best
     if bound >= best * (1 - ROUNDING):
@@ -364,7 +369,8 @@ def _mapping(node: _Node) -> Mapping:
     grid, tiles = node.grid, []
     while node.parent is not None:
         at, dim, number = node.choice
-        order = tuple(d for d in range(3) if d != dim) + (dim,)
-        tiles.append(Tile(tuple(int(x) for x in grid.tiles[at]), order, SETS[number]))  # type: ignore[arg-type]
+        outer = [d for d in range(3) if d != dim]
+        m, n, k = (int(x) for x in grid.tiles[at])
+        tiles.append(Tile((m, n, k), (outer[0], outer[1], dim), SETS[number]))
         node = node.parent
     return Mapping(grid.sizes, tuple(reversed(tiles)), grid.block)
