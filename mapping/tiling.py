@@ -55,7 +55,7 @@ def best_tiling(
 ) -> Tiling:
     """The tiling of least ``time``, ``energy`` or ``product`` of both.
 
-    ``padding``: share by which a size may grow to one with more divisors (a prime size has no tiles). Raises
+    ``padding``: share by which a size with few divisors (a prime has no tiles) may grow to one with more. Raises
     InputError for an unknown objective and where nothing fits.
     """
     found = search(operator, hierarchy, objective, padding=padding, time_limit_s=time_limit_s)
@@ -249,7 +249,7 @@ def parser() -> argparse.ArgumentParser:
     p.add_argument("sizes", nargs="*", type=int, help="M N K, or HEADS QUERIES KEYS WIDTH")
     p.add_argument("--device", required=True, help="a device's name or file")
     p.add_argument("--objective", choices=OBJECTIVES, default="product")
-    p.add_argument("--padding", type=float, default=0.0, help="share by which sizes may grow to have more divisors")
+    p.add_argument("--padding", type=float, default=0.0, help="share by which sizes of few divisors may grow")
     p.add_argument("--format", default="fp16", help="number format of the arithmetic")
     p.add_argument("--weights", help="number format of weights (or cache) as stored; as --format unless given")
     p.add_argument("--model", help="all products of a model instead")

@@ -41,6 +41,8 @@ ROUNDING = 1e-9
 """Relative difference below which a bound counts as reached."""
 SETS = tuple(frozenset(s) for n in range(len(ROLES) + 1) for s in itertools.combinations(ROLES, n))
 """Sets of roles that may be buffered doubly."""
+MANY = 12
+"""Divisors of a size that needs no padding."""
 LARGEST = 1 << 20
 """Tiles of one grid; more are refused."""
 
@@ -60,13 +62,14 @@ def divisors(size: int) -> list[int]:
 
 
 def padded_sizes(size: int, padding: float) -> list[int]:
-    """``size``, and every larger one up to ``size · (1 + padding)`` that has more divisors than all before it."""
-    found, most = [], 0
-    for candidate in range(size, int(size * (1 + padding)) + 1):
-        if (number := len(divisors(candidate))) > most:
-            found.append(candidate)
-            most = number
-    return found
+    """``size``; where it has fewer than :data:`MANY` divisors, also two of the sizes up to ``size · (1 + padding)``:
+    the next that has as many, and the next multiple of the largest power of two that allows one."""
+    largest, found = int(size * (1 + padding)), {size}
+    if len(divisors(size)) < MANY:
+        found |= set(itertools.islice((s for s in range(size + 1, largest + 1) if len(divisors(s)) >= MANY), 1))
+        powers = (2**i for i in range(size.bit_length(), 0, -1))
+        found |= set(itertools.islice((up for p in powers if size < (up := -(-size // p) * p) <= largest), 1))
+    return sorted(found)
 
 
 def num_chains(size: int, levels: int) -> int:
