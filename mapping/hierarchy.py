@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..hw.array import engine_of
-from ..hw.gemm import K_STEP, LIBRARIES, TILES, GemmKernels
+from ..hw.gemm import K_STEP, LIBRARIES, LOAD_BYTES_PER_CLOCK, TILES, GemmKernels, gemm_kernels
 from ..hw.roofline import dram_energy
 from ..hw.spec import Device, Memory
 from ..hw.units import number_format
@@ -73,7 +73,8 @@ class Array:
     between the two products. ``mac_j`` joules per multiply-accumulate of a block, idle lanes included;
     ``vector_ops_s`` and ``vector_j`` rate and energy of element-wise operations (softmax). ``tile_s``, of an array
     that holds outputs, gives the seconds of ``rounds`` blocks of outputs one after another, each of ``depth`` inputs,
-    start and end of the pipeline included; without it a block takes its MACs over the rate.
+    start and end of the pipeline included; without it a block takes its MACs over the rate. Not ``whole_rounds``:
+    blocks are cut so that the last round is as full as the others (stream-K, persistent kernels).
     """
 
     blocks: tuple[tuple[int, int, int], ...]
@@ -85,6 +86,7 @@ class Array:
     vector_ops_s: float = inf
     vector_j: float = 0.0
     tile_s: Callable[[Ints, Ints], Floats] | None = None
+    whole_rounds: bool = True
 
     def __post_init__(self) -> None:
         if self.stationary not in STATIONARY:
@@ -113,9 +115,9 @@ def hierarchy_of(device: Device, *, format: str = "fp16", weight_format: str | N
     """What ``device`` offers a product in ``format`` with weights stored as ``weight_format`` (as ``format``
     unless given).
 
-    Shares of the rates that streams and large products reach are the device file's (``memory_efficiency``,
-    ``matmul_efficiency``). Raises InputError for a device without a memory level on the chip, without an energy
-    per bit of DRAM, or whose engines do not take the formats. GPUs, TPUs and CPUs: see ``docs/tiling.md``.
+    Shares of the rates that are reached are the device file's, see :func:`_shares`. Raises InputError for a device
+    without a memory level on the chip, without an energy per bit of DRAM, or whose engines do not take the formats.
+    What GPUs, TPUs and CPUs are taken for: ``docs/tiling.md``.
     """
     weights = weight_format or format
     if device.arrays is not None:
@@ -125,27 +127,55 @@ def hierarchy_of(device: Device, *, format: str = "fp16", weight_format: str | N
                          "accepted: gpu, tpu, cpu, and devices with [arrays]")  # fmt: skip
     number_format(weights)
     constants, power = device.model, device.power
-    rate = device.rate(format)[1].value * constants.matmul_efficiency.value / 2
+    shares = _shares(device, format)
+    rate = device.rate(format)[1].value * shares.rate / 2
     share = constants.static_share.value if constants.static_share else 0.0
     static = max(power.idle.value, share * power.tdp.value)
     transport = constants.transport_energy.value if constants.transport_energy else 0.0
-    dram = _level("dram", device.dram, device.dram.bandwidth.value * constants.memory_efficiency.value,
+    dram = _level("dram", device.dram, device.dram.bandwidth.value * shares.dram,
                   dram_energy(device) + transport)  # fmt: skip
     inner = [
-        _level(name, memory, memory.bandwidth.value if memory.bandwidth else inf, float(memory.energy or 0.0))
+        _level(
+            name,
+            memory,
+            shares.ports.get(name, memory.bandwidth.value if memory.bandwidth else inf),
+            float(memory.energy or 0.0),
+        )
         for name, memory in sorted(device.memory.items(), key=lambda item: _depth(*item))
         if name != "dram"
     ]
     if not inner:
         raise InputError(f"device {device.name}: its file gives no memory level on the chip; a tiling needs one")
-    clusters = int(device.compute.units.value) // (_library(device)[1] if device.kind == "gpu" else 1)
+    library, together = _library(device)
     array = Array(
-        blocks=_blocks(device, format), macs_s=rate, count=max(1, clusters),
+        blocks=_blocks(device, format), macs_s=rate, count=max(1, int(device.compute.units.value) // together),
         stationary="weight" if device.kind == "tpu" else "output", mac_j=(power.tdp.value - static) / rate,
         keeps_scores=device.kind == "gpu",
         vector_ops_s=device.rate("fp32", "vector")[1].value * constants.vector_efficiency.value,
+        whole_rounds=library is None or library.quantised,
     )  # fmt: skip
     return Hierarchy(device.name, (dram, *inner), array, static)
+
+
+@dataclass(frozen=True)
+class _Shares:
+    """Shares of the arithmetic rate and of the DRAM bandwidth that are reached; bandwidths (bytes/s) of levels whose
+    ports were measured."""
+
+    rate: float
+    dram: float
+    ports: dict[str, float]
+
+
+def _shares(device: Device, format: str) -> _Shares:
+    """Of a GPU's 16-bit arithmetic, the constants of its GEMM kernels that say the same of the same hardware: the rate
+    that the power limit sustains, the share of DRAM, of L2 what all multiprocessors together load at 64 bytes per
+    clock each (:mod:`..hw.gemm`). Else ``matmul_efficiency``, ``memory_efficiency`` and the file's bandwidths."""
+    if device.kind == "gpu" and number_format(format).bits == 16 and "gemm" in device.kernels:
+        kernels = gemm_kernels(device)[0]
+        port = LOAD_BYTES_PER_CLOCK * device.compute.clock.value * device.compute.units.value
+        return _Shares(kernels.sustained, kernels.dram_share, {"l2": port * kernels.l2_share})
+    return _Shares(device.model.matmul_efficiency.value, device.model.memory_efficiency.value, {})
 
 
 def _level(name: str, memory: Memory, bandwidth: float, energy: float) -> Level:
@@ -175,7 +205,7 @@ def _blocks(device: Device, format: str) -> tuple[tuple[int, int, int], ...]:
 
 
 def _library(device: Device) -> tuple[GemmKernels | None, int]:
-    """A GPU's GEMM library where its file names one, and how many multiprocessors share what they load."""
+    """The GEMM library that a GPU's file names, and how many multiprocessors share what they load."""
     library = LIBRARIES.get(str(device.kernels.get("gemm", {}).get("library")))
     return library, round(library.multicast) if library else 1
 

@@ -115,6 +115,8 @@ def _rounds(m: Ints, n: Ints, k: Ints, array: Array, block: Sizes, products: Int
     all_macs = np.asarray(held * steps * macs, np.float64)
     if array.tile_s is not None and array.stationary == "output":
         return array.tile_s(rounds, k), all_macs
+    if not array.whole_rounds:
+        rounds = np.maximum(held / array.count, 1.0)
     return np.asarray(rounds * steps * (macs * array.count / array.macs_s), np.float64), all_macs
 
 
