@@ -288,13 +288,15 @@ def run(arguments: Sequence[str] | None = None) -> list[dict[str, Any]]:
 def _sums(entries: list[dict[str, Any]]) -> str:
     """Times and energies of a whole pass."""
 
-    def total(key: str, kind: str | None = None) -> float:
-        values = [(e["naive"][kind] if kind else e) for e in entries]
-        return sum(e["count"] * v[key] for e, v in zip(entries, values, strict=True)) if all(values) else inf
+    def total(kind: str) -> str:
+        values = [e["naive"][kind] if kind != "best" else e for e in entries]
+        if not all(values):
+            return f"{kind} does not fit"
+        ms, mj = (1e3 * sum(e["count"] * v[key] for e, v in zip(entries, values, strict=True))
+                  for key in ("time_s", "energy_j"))  # fmt: skip
+        return f"{kind} {ms:.5g} ms {mj:.5g} mJ"
 
-    parts = [f"all runs: best {total('time_s') * 1e3:.4g} ms {total('energy_j') * 1e3:.4g} mJ"]
-    parts += [f"{kind} {total('time_s', kind) * 1e3:.4g} ms {total('energy_j', kind) * 1e3:.4g} mJ" for kind in NAIVE]
-    return "; ".join(parts)
+    return "all runs: " + "; ".join(total(kind) for kind in ("best", *NAIVE))
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -2,7 +2,7 @@
 
 A node has fixed the tiles of the outer levels. Its children are all tiles of the next level that divide the last
 one and fit, times the dimension of the innermost loop, times the sets of roles that are buffered doubly, as numpy
-arrays. Four things make the space small, none of which loses an optimum:
+arrays. Five things make the space small, none of which loses an optimum:
 
 - of the six orders at a level only the innermost loop of more than one step matters: the loops between levels form
   one nest, and an operand stays only while the innermost run of loops does not index it. A node carries that run:
@@ -10,9 +10,11 @@ arrays. Four things make the space small, none of which loses an optimum:
 - buffering one more role doubly never costs time, so only sets to which none can be added are tried;
 - the time of the levels outside is max(x + a, b) of the time x inside, and such functions compose: a node is
   (a, b, energy);
+- of two nodes with the same tile and the same run, one that is no better in a, b and energy is dropped;
 - bounds. With innermost dimension d, the operand that d does not index is brought at least size[d] / tile[d]
   times to any level further in, whatever happens there; what the others are brought is at least the minimum over
-  smaller tiles that fit, kept in a table per level and d. So is the array's work.
+  smaller tiles that fit, kept in a table per level and d. So is the array's work, with the transfers of one tile
+  over each port outside it, which come before or after.
 
 The search ends when no node's bound is below the best tiling found, which is the proof, or at the time limit; then
 the smallest open bound is returned with the answer.
@@ -135,12 +137,15 @@ class _Grid:
         bits = sum(work.bits.values())
         self.array_s: Floats = np.maximum(work.seconds, bits / 8 / levels[-1].bandwidth_bytes_s)
         self.array_j: Floats = work.joules + sum(b * levels[-1].energy(r) for r, b in work.bits.items())
-        self.array_s_bound = self._smallest(self.array_s, last)
         self.array_j_bound = self._smallest(self.array_j, last)
         self.joules_bit = [
             [levels[i - 1].energy(o.role) + levels[i].energy(o.role) for o in self.operands] for i in range(1, last + 1)
         ]
         self.second_bits = [1 / (levels[i - 1].bandwidth_bytes_s * 8) for i in range(1, last + 1)]
+        first = sum(held * o.bits for held, o in zip(self.held, self.operands, strict=True))
+        self.array_s_bound = [
+            self._smallest(self.array_s + first * sum(self.second_bits[i:]), last) for i in range(last)
+        ]
         self.tables = [[self._others(i, d) for d in range(3)] for i in range(1, last + 1)]
 
     def _maximal(self, level: int, scratch: Floats) -> list[Bools]:
@@ -178,7 +183,7 @@ class _Grid:
     def inside(self, level: int, at: npt.NDArray[np.intp], dims: Ints, steps: Ints) -> tuple[Floats, Floats]:
         """Bounds (seconds, joules) on all that lies inside ``level``, whose tiles are ``at`` and whose innermost run
         of loops is ``steps`` of ``dims``."""
-        seconds, joules = self.array_s_bound[at], self.array_j_bound[at]
+        seconds, joules = self.array_s_bound[level][at], self.array_j_bound[at]
         for inner in range(level, len(self.tables)):
             least_bits, least_joules = np.full(len(at), inf), np.full(len(at), inf)
             for d in range(3):
@@ -326,6 +331,7 @@ def search(
             bound = float(score(objective, seconds, joules + static * seconds)[0])
             heapq.heappush(heap, (bound, next(tie), root, 0))
     best, best_node, evaluated, expanded = inf, None, 0, 0
+    seen: dict[tuple[_Grid, int, int, Run], list[tuple[float, float, float]]] = {}
     while heap:
         bound, _, holder, row = heap[0]
         if bound >= best * (1 - ROUNDING) or (best < inf and clock() - start > time_limit_s):
@@ -339,6 +345,10 @@ def search(
                 heapq.heapreplace(heap, (float(holder.bound[row + 1]), next(tie), holder, row + 1))
             else:
                 heapq.heappop(heap)
+        others = seen.setdefault((node.grid, node.level, node.tile, node.run), [])
+        if any(a <= node.a and b <= node.b and j <= node.joules for a, b, j in others):
+            continue
+        others.append((node.a, node.b, node.joules))
         rows, number = _expand(node)
         expanded, evaluated = expanded + 1, evaluated + number
         level = node.level + 1
