@@ -25,7 +25,7 @@ from __future__ import annotations
 import heapq
 import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from math import comb, inf, prod
 from typing import Any
@@ -295,6 +295,11 @@ def _expand(node: _Node) -> tuple[_Rows, int]:
     return every, len(rows)
 
 
+def dominated(costs: tuple[float, ...], others: Iterable[tuple[float, ...]]) -> bool:
+    """Whether one of ``others`` is no greater in any of the ``costs``."""
+    return any(all(x <= y for x, y in zip(other, costs, strict=True)) for other in others)
+
+
 def search(
     operator: Tiled,
     hierarchy: Hierarchy,
@@ -346,7 +351,7 @@ def search(
             else:
                 heapq.heappop(heap)
         others = seen.setdefault((node.grid, node.level, node.tile, node.run), [])
-        if any(a <= node.a and b <= node.b and j <= node.joules for a, b, j in others):
+        if dominated((node.a, node.b, node.joules), others):
             continue
         others.append((node.a, node.b, node.joules))
         rows, number = _expand(node)

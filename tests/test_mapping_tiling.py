@@ -22,7 +22,20 @@ from tokenfab.mapping.hierarchy import ROLES, Array, Buffer, Hierarchy, Level, h
 from tokenfab.mapping.nest import Mapping, Tile, evaluate, visits
 from tokenfab.mapping.products import Attention, Matmul, Operand
 from tokenfab.mapping.tiling import NAIVE, best_tiling, main, naive_tiling, products_of
-from tokenfab.mapping.tiling_search import OBJECTIVES, SETS, divisors, num_chains, padded_sizes, score, search
+from tokenfab.mapping.tiling_search import (
+    OBJECTIVES,
+    SETS,
+    _expand,
+    _Grid,
+    _mapping,
+    _Node,
+    divisors,
+    dominated,
+    num_chains,
+    padded_sizes,
+    score,
+    search,
+)
 from tokenfab.workloads.capture import capture
 from tokenfab.workloads.techniques import apply_techniques
 
@@ -82,14 +95,14 @@ def brute_force(op, hierarchy):
                     for i, row in enumerate(moved)
                     for o, b in zip(operands, row, strict=True)
                 )
-                for sets in itertools.product(*doubly):
+                for chosen in itertools.product(*doubly):
                     time = inner
                     for i in reversed(range(len(tiles))):
                         port = levels[i].bandwidth_bytes_s * 8
                         pairs = list(zip(operands, moved[i], strict=True))
-                        serial = sum(b for o, b in pairs if o.role not in sets[i]) / port
-                        hidden = sum(b for o, b in pairs if o.role in sets[i]) / port
-                        first = sum(prod(tiles[i][d] for d in o.dims) * o.bits for o in operands if o.role in sets[i])
+                        serial = sum(b for o, b in pairs if o.role not in chosen[i]) / port
+                        hidden = sum(b for o, b in pairs if o.role in chosen[i]) / port
+                        first = sum(prod(tiles[i][d] for d in o.dims) * o.bits for o in operands if o.role in chosen[i])
                         time = serial + max(time + first / port, hidden)
                     for objective in OBJECTIVES:
                         value = score(objective, time, joules + hierarchy.static_w * time)
@@ -156,6 +169,34 @@ def test_the_search_finds_what_brute_force_finds(levels, cases, sizes):
             assert score(objective, cost.time_s, cost.energy_j) == pytest.approx(found.score, rel=1e-9)
             scores.add(found.score)
     assert len(scores) > 2 * cases  # they were different cases
+
+
+def test_only_what_is_no_better_in_anything_is_dropped():
+    assert dominated((1, 2, 3), [(0, 0, 9), (1, 2, 3)])
+    assert dominated((1, 2, 3), [(0, 2, 1)])
+    for better_in_one in ((1.1, 0, 0), (0, 2.1, 0), (0, 0, 3.1)):
+        assert not dominated((1, 2, 3), [better_in_one])
+    assert not dominated((1, 2, 3), [])
+
+
+def test_every_row_of_the_search_costs_what_its_loop_nest_does():
+    """Also rows that are never best: an inner loop that goes on with the outer level's innermost, for one."""
+    rng, continued = random.Random(5), 0
+    for _ in range(60):
+        op, hierarchy = random_case(rng, 2, (2, 4, 6))
+        grid = _Grid(op, hierarchy, op.sizes, hierarchy.array.blocks[0])
+        node = _Node(grid, 0, len(grid.tiles) - 1, (0, 1))
+        for _ in range(2):
+            rows, number = _expand(node)
+            node = rows.child(rng.randrange(number))
+        cost = evaluate(op, hierarchy, _mapping(node))
+        time = max(float(grid.array_s[node.tile]) + node.a, node.b)
+        assert time == pytest.approx(cost.time_s, rel=1e-9)
+        energy = node.joules + float(grid.array_j[node.tile]) + hierarchy.static_w * time
+        assert energy == pytest.approx(cost.energy_j, rel=1e-9)
+        outer = grid.tiles[node.parent.tile][node.run[0]] // grid.tiles[node.tile][node.run[0]]
+        continued += node.run[1] > outer > 1
+    assert continued  # some went on with the loop outside
 
 
 @given(st.lists(st.tuples(st.integers(0, 2), st.integers(1, 3)), min_size=3, max_size=7), st.sampled_from(ORDERS))
