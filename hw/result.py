@@ -11,11 +11,13 @@ from ..workloads.compiled import compile_trace
 from ..workloads.expr_functions import Array
 from ..workloads.parallel import tensor_parallel
 from ..workloads.trace import Trace
-from . import array, gpu
-from .cost import Costs, cost
+from .cost import Costs, cost, kind_modules
+from .die import area_document, price_document
+from .energy import energy_document
 from .estimate import USD_PER_KWH, Estimate, Phase, memory_fit
+from .event import EventLevel
 from .spec import Device
-from .units import Quantity
+from .timeline import event_document, points
 
 SCHEMA = "tokenfab.estimate"
 VERSION = 1
@@ -23,16 +25,24 @@ LONGEST_CURVE = 131072
 """Tokens to which curves run for models that state no longest context."""
 
 
-def estimate_document(result: Estimate, trace: Trace, *, explain: bool = False) -> dict[str, Any]:
-    """``result`` of ``trace`` as a document with the promised keys; ``explain`` adds operators and curves."""
-    device = result.device
+def estimate_document(
+    result: Estimate, trace: Trace, *, explain: bool = False, event: EventLevel | None = None
+) -> dict[str, Any]:
+    """``result`` of ``trace`` as a document with the promised keys; ``explain`` adds operators and curves.
+
+    ``event`` is the level that costed the passes, where it was not the closed form; curves are the closed form's.
+    """
+    device, share = result.device, tensor_parallel(trace, result.parallel.tp)
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "version": VERSION,
         "tokenfab": __version__,
         "model": model_facts(trace),
         "device": device_facts(device, trace) | {"count": result.parallel.devices, "parallel": str(result.parallel)},
-        "request": {"batch": result.request.batch, "prompt": result.request.prompt, "output": result.request.output},
+        "level": "event" if event else "closed",
+        "request": {
+            "batch": result.request.batch, "prompt": result.request.prompt, "output": result.request.output,
+        } | ({"streams": result.streams} if result.streams > 1 else {}),
         "prefill": _phase(result.prefill),
         "decode": _phase(result.decode) | {"context": result.request.prompt + max(result.request.output - 2, 0) / 2},
         "total": {
@@ -53,19 +63,58 @@ def estimate_document(result: Estimate, trace: Trace, *, explain: bool = False) 
             "capacity_bytes": result.memory.capacity_bytes,
             "missing_bytes": result.memory.missing_bytes,
             "fits": result.memory.fits,
+            "levels": [
+                {
+                    "device": h.level.device,
+                    "level": h.level.name,
+                    "capacity_bytes": h.level.capacity_bytes,
+                    "holds": h.bytes,
+                    "missing_bytes": h.missing_bytes,
+                }
+                for h in result.memory.levels
+            ],
         },
+        "area": area_document(device),
+        "price": price_document(device),
+        "components": energy_document(compile_trace(share), device, points(result)),
         "provenance": provenance(result, trace),
-    }
+    }  # fmt: skip
+    if event is not None:
+        document["event"] = event_document(event, result)
     if explain:
         document["operators"] = [
             {
                 "phase": o.phase, "name": o.name, "kind": o.kind, "count": o.count, "time_s": o.time_s,
                 "bound": o.bound, "flops": o.flops, "bytes": o.bytes,
+                "energy_j": o.energy_j, "energy_parts_j": o.energy_parts_j,
             }
             for o in result.operators
         ]  # fmt: skip
         document["curves"] = curves(result, trace)
     return document
+
+
+def lines(document: dict[str, Any], explain: bool) -> list[str]:
+    """What a person wants to know of a document beyond times: what streams cost each other, where area and price go."""
+    found: list[str] = []
+    for phase, c in document["event"]["contention"].items() if "event" in document else ():
+        use = document["event"]["utilisation"][phase]
+        busy = ", ".join(f"{name} {share:.0%}" for name, share in sorted(use.items(), key=lambda x: -x[1]))
+        beside = (
+            f": {document['event']['streams']} streams take {c['slowdown']:.2f} times one alone, "
+            f"{c['gain']:.2f} times as fast as one after another"
+        )
+        found.append(f"{phase}: in use {busy}{beside if document['event']['streams'] > 1 else ''}")
+    if (mixed := document.get("event", {}).get("prompt_beside_decode")) is not None:
+        found.append(
+            f"a prompt beside {document['event']['streams'] - 1} decoding: prompt {mixed['prompt_slowdown']:.2f} and "
+            f"decode {mixed['decode_slowdown']:.2f} times as long, together {mixed['gain']:.2f} times as fast"
+        )
+    for key, unit in (("area", "mm2"), ("price", "usd")) if explain else ():
+        parts = ", ".join(f"{name} {x:.4g}" for name, x in document[key][f"parts_{unit}"].items())
+        total = document[key][f"total_{unit}"]
+        found.append(f"{key}: {document[key]['reason'] if total is None else f'{total:.5g} {unit} = {parts}'}")
+    return found
 
 
 def model_facts(trace: Trace) -> dict[str, Any]:
@@ -86,8 +135,8 @@ def model_facts(trace: Trace) -> dict[str, Any]:
 
 
 def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
-    """The device's numbers, each with its source, and its roofline for the model's format."""
-    used, rate = array.peak(trace, device) if device.arrays else _peak(trace, device)
+    """The device's numbers, each with its source, and its (or its host's) roofline for the model's format."""
+    worker, used, rate = _peak(trace, device)
     return {
         "name": device.name,
         "description": device.description,
@@ -95,9 +144,9 @@ def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
         "architecture": device.architecture,
         "peak_flops": rate,
         "peak_format": used,
-        "achievable_flops": rate * device.model.matmul_efficiency.value,
-        "bandwidth": device.dram.bandwidth.value,
-        "achievable_bandwidth": device.dram.bandwidth.value * device.model.memory_efficiency.value,
+        "achievable_flops": rate * worker.model.matmul_efficiency.value,
+        "bandwidth": worker.dram.bandwidth.value,
+        "achievable_bandwidth": worker.dram.bandwidth.value * worker.model.memory_efficiency.value,
         "capacity_bytes": device.dram.capacity.value,
         "tdp_w": device.power.tdp.value,
         "digest": device.digest,
@@ -108,9 +157,14 @@ def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
     }
 
 
-def _peak(trace: Trace, device: Device) -> tuple[str, float]:
-    used, rate = device.rate(trace.format)
-    return used, rate.value
+def _peak(trace: Trace, device: Device) -> tuple[Device, str, float]:
+    """Who does most of the arithmetic, device or host, and its fastest format and FLOP/s for the trace."""
+    told = getattr(kind_modules().get(device.kind), "peak", None)
+    if told is not None:
+        return device, *told(trace, device)
+    worker = device.host or device
+    used, rate = worker.rate(trace.format)
+    return worker, used, rate.value
 
 
 def provenance(result: Estimate, trace: Trace) -> list[str]:
@@ -132,24 +186,15 @@ def provenance(result: Estimate, trace: Trace) -> list[str]:
 
 
 def _constants(device: Device) -> list[str]:
-    """Where the constants of its kernels' time are from: of a GPU's kernel models, else of the roofline."""
+    """Where the constants of its times are from: what its kind's module says, else the roofline's shares."""
+    told = getattr(kind_modules().get(device.kind), "constants", None)
+    if told is not None:
+        return list(told(device))
     m = device.model
-    if device.arrays:
-        return [
-            f"products take the cycles of {device.arrays.unit}'s cycle model, which its RTL is held equal to",
-            f"streams reach {m.memory_efficiency.text} of bandwidth: {m.memory_efficiency.source}",
-        ]
-    if device.kind not in gpu.KINDS:
-        return [
-            f"matmul reaches {m.matmul_efficiency.text} of peak: {m.matmul_efficiency.source}",
-            f"streams reach {m.memory_efficiency.text} of bandwidth: {m.memory_efficiency.source}",
-        ]
-    lines = []
-    for family, held in device.kernels.items():
-        sources = dict.fromkeys(q.source for q in held.values() if isinstance(q, Quantity))
-        library = f" of {held['library']}" if "library" in held else ""
-        lines.append(f"kernels.{family}{library}: {'; '.join(sources)}")
-    return lines
+    return [
+        f"matmul reaches {m.matmul_efficiency.text} of peak: {m.matmul_efficiency.source}",
+        f"streams reach {m.memory_efficiency.text} of bandwidth: {m.memory_efficiency.source}",
+    ]
 
 
 def _together(device: Device) -> str:

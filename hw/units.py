@@ -139,10 +139,11 @@ _EFFICIENCY = Key("fraction", "0.0001", "1", "0.85")
 
 REGIMES: Final = (
     "matmul_compute", "matmul_dram", "matmul_small", "attention_compute", "attention_dram", "attention_small",
-    "experts", "experts_8bit", "experts_4bit", "narrow", "latent", "vector", "network", "power",
+    "experts", "experts_8bit", "experts_4bit", "narrow", "latent", "vector", "network", "storage", "power",
 )  # fmt: skip
 """Classes of kernels whose errors differ, operator family and what bounds it (``small``: mostly the start of a
-kernel; files without it take ``dram``; ``latent``: attention in latent space); and the power drawn."""
+kernel; files without it take ``dram``; ``latent``: attention in latent space; ``storage``: a slow tier); and
+the power drawn."""
 
 _LIBRARY = Key("name", example="cublas-ampere", required=False)
 _SHARE = Key("number", "0.01", "10", "0.8", False)
@@ -190,12 +191,14 @@ KEYS: Final[Mapping[str, Key]] = {
     "compute.units": Key("count", "1", "10000000", "108"),
     "compute.clock": Key("frequency", "1 MHz", "20 GHz", "1410 MHz"),
     "memory.dram.technology": Key("text", example="HBM2e", required=False),
+    "memory.dram.holds": Key("text", example="kv", required=False),
     "memory.dram.capacity": _SIZE,
     "memory.dram.bandwidth": _BANDWIDTH,
     "memory.dram.latency": _MEMORY_TIME,
     "memory.dram.energy": _BIT_ENERGY,
     "memory.dram.reserved": _SIZE.optional,
     "memory.*.technology": Key("text", example="SRAM", required=False),
+    "memory.*.holds": Key("text", example="far-weights, far-kv", required=False),
     "memory.*.capacity": _SIZE,
     "memory.*.bandwidth": _BANDWIDTH.optional,
     "memory.*.latency": _MEMORY_TIME,
@@ -209,6 +212,8 @@ KEYS: Final[Mapping[str, Key]] = {
     "power.idle": Key("power", "1 uW", "1 MW", "60 W"),
     "die.area": Key("area", "0.001 mm2", "1000000 mm2", "826 mm2"),
     "die.process": Key("text", example="TSMC 7 nm", required=False),
+    "die.count": Key("count", "1", "1000", "2", required=False),
+    "die.redundant": _EFFICIENCY._replace(example="0.5", required=False),
     "price.purchase": Key("price", "0.01 USD", "1000000000 USD", "15000 USD", required=False),
     "price.hourly": Key("hourly price", "0.00001 USD/h", "100000 USD/h", "2.7 USD/h", required=False),
     "model.matmul_efficiency": _EFFICIENCY,
@@ -240,6 +245,8 @@ KEYS: Final[Mapping[str, Key]] = {
     },
     "arrays.unit": Key("name", example="bit_serial_pe"),
     "arrays.power": Key("power", "1 nW", "1 kW", "37.5 mW"),
+    "arrays.per_unit": Key("count", "1", "65536", "16", required=False),
+    "arrays.area": Key("area", "0.1 um2", "1000 mm2", "99509 um2", required=False),
     "arrays.mac_area": Key("area", "0.1 um2", "1 mm2", "1968.7 um2", required=False),
     "arrays.parameters.*": Key("count", "1", "65536", "8"),
     "arrays.weights.*": Key("name", example="fp4"),

@@ -1,7 +1,7 @@
 """What a claim may ask of a run: each metric takes an estimate and gives a value with its 90 % interval.
 
 A device kind may add metrics of its own: a module of ``hw/`` that defines ``METRICS`` (name → function of an
-:class:`~tokenfab.hw.estimate.Estimate` and the trace it is of, returning a number or a :class:`Value`).
+:class:`~tokenfab.hw.estimate.Estimate` and the trace it is of, returning a number, or it with its interval's bounds).
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class Value(NamedTuple):
         return Value(ratio, ratio * math.exp(-below), ratio * math.exp(above))
 
 
-Metric = Callable[[Estimate, Trace], Value | float]
+Metric = Callable[[Estimate, Trace], tuple[float, float, float] | float]
+Figure = Callable[..., tuple[float, float, float] | float]
 
 MEANS: dict[str, Callable[[Sequence[float]], float]] = {
     "arithmetic": lambda x: float(np.mean(x)),
@@ -99,6 +100,14 @@ def _linear_s(e: Estimate, t: Trace) -> Value:
     )  # fmt: skip
     low, high = e.decode.interval_s
     return Value(seconds, seconds * low / e.decode.latency_s, seconds * high / e.decode.latency_s)
+
+
+def _switch_s(e: Estimate) -> Value:
+    seconds = sum(o.time_s for o in e.operators if o.phase == "prefill" and o.kind == "copy" and "switch" in o.name)
+    if not seconds:
+        raise InputError(f"model {e.model}: no switch between models; accepted: a run with composition:experts=…")
+    low, high = e.prefill.interval_s
+    return Value(seconds, seconds * low / e.prefill.latency_s, seconds * high / e.prefill.latency_s)
 
 
 def _scaled(value: Value, by: float) -> Value:
@@ -154,9 +163,13 @@ METRICS: dict[str, tuple[str, Metric]] = {
     "decode_flops": ("arithmetic of a decode step", lambda e, t: e.decode.flops),
     "decode_bytes": ("bytes a decode step moves", lambda e, t: e.decode.bytes),
     "decode_intensity": ("operations per byte of a decode step", lambda e, t: e.decode.flops / e.decode.bytes),
-    "devices_needed": (
-        "devices over which the memory needed has room",
-        lambda e, t: math.ceil(e.memory.needed_bytes / e.memory.capacity_bytes) * e.parallel.devices,
+    "machines_needed": (
+        "machines of so many devices as the run has, over which the memory needed has room",
+        lambda e, t: math.ceil(e.memory.needed_bytes / e.memory.capacity_bytes),
+    ),
+    "switch_speed": (
+        "1 / seconds of switching to a model that waits in a slower memory",
+        lambda e, t: _switch_s(e).inverse(),
     ),
 }
 """Name → what it is, and how it is told."""
@@ -164,13 +177,25 @@ METRICS: dict[str, tuple[str, Metric]] = {
 
 @cache
 def known_metrics() -> dict[str, tuple[str, Metric]]:
-    """:data:`METRICS` and those that device kinds add."""
-    found = dict(METRICS)
-    package = (__package__ or "tokenfab.systems").rpartition(".")[0] + ".hw"
-    for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        module: Any = importlib.import_module(f"{package}.{info.name}")
-        for name, metric in getattr(module, "METRICS", {}).items():
-            if name in found:
-                raise ValueError(f"two modules define the metric {name}")
-            found[name] = (" ".join((metric.__doc__ or name).split()), metric)
+    """:data:`METRICS` and those that device kinds add, each with what it is."""
+    return METRICS | _defined("METRICS", ("hw",))
+
+
+@cache
+def known_figures() -> dict[str, tuple[str, Figure]]:
+    """What modules of ``hw/``, ``validation/`` and ``workloads/`` compute (``FIGURES``), each with what it is."""
+    return _defined("FIGURES", ("hw", "validation", "workloads"))
+
+
+def _defined(table: str, rooms: Sequence[str]) -> dict[str, tuple[str, Any]]:
+    """All entries of the tables of that name in the modules of ``rooms``; the docstring says what each is."""
+    found: dict[str, tuple[str, Any]] = {}
+    root = (__package__ or "tokenfab.systems").rpartition(".")[0]
+    for room in rooms:
+        for info in pkgutil.iter_modules(importlib.import_module(f"{root}.{room}").__path__):
+            module = importlib.import_module(f"{root}.{room}.{info.name}")
+            for name, function in getattr(module, table, {}).items():
+                if name in found or name in METRICS:
+                    raise ValueError(f"two modules define {name} in {table}")
+                found[name] = (" ".join((function.__doc__ or name).split()), function)
     return found
