@@ -18,9 +18,10 @@ from matplotlib.patches import FancyArrowPatch, Rectangle
 from tokenfab.hw.card import card_of
 from tokenfab.hw.devices import load_device
 from tokenfab.hw.gemm import gemm_kernels, gemm_time
-from tokenfab.mapping.hierarchy import hierarchy_of
-from tokenfab.mapping.products import Matmul
+from tokenfab.mapping.hierarchy import Array, Buffer, Hierarchy, Level, hierarchy_of
+from tokenfab.mapping.products import Attention, Matmul
 from tokenfab.mapping.tiling import NAIVE, best_tiling, document, products_of
+from tokenfab.mapping.tiling_search import OBJECTIVES
 from tokenfab.workloads.capture import capture
 from tokenfab.workloads.techniques import apply_techniques
 
@@ -132,9 +133,27 @@ def compare_with_kernels() -> None:
               f"{ratio.min():.2f} to {ratio.max():.2f}")  # fmt: skip
 
 
+def three_levels() -> None:
+    """Print what the search takes where three levels on the chip hold tiles: 32 MB, 1 MB and 64 KB."""
+    sizes = (
+        ("dram", 1e12, 4e-12, 2e11),
+        ("l3", 32e6, 1e-12, 8e11),
+        ("l2", 1e6, 5e-13, 3e12),
+        ("l1", 64e3, 1e-13, 12e12),
+    )
+    levels = tuple(Level(name, (Buffer(room, energy),), rate) for name, room, energy, rate in sizes)
+    hierarchy = Hierarchy("three", levels, Array(((16, 16, 1),), 4.096e12, 16, mac_j=1e-12), 5.0)
+    for op in (Matmul(2048, 4096, 4096), Matmul(2048, 11008, 4096), Attention(32, 2048, 2048, 128)):
+        for objective in OBJECTIVES:
+            t = best_tiling(op, hierarchy, objective)
+            print(f"three levels, {'×'.join(map(str, op.sizes))}, {objective}: {t.found.candidates:.1e} candidates, "
+                  f"{t.found.evaluated} evaluated, gap {t.gap:g}, {t.found.seconds:.2f} s")  # fmt: skip
+
+
 if __name__ == "__main__":
     matplotlib.rcParams["svg.hashsalt"] = "tokenfab"  # the same picture gives the same file
     for name, figure in (("tiling_nest", nest()), ("tiling_llama", llama())):
         figure.savefig(IMAGES / f"{name}.svg", facecolor="white", metadata={"Date": None})
         print(IMAGES / f"{name}.svg")
     compare_with_kernels()
+    three_levels()

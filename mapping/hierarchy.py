@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..errors import InputError
+from ..hw.array import KINDS as ARRAY_KINDS
 from ..hw.array import engine_of
 from ..hw.gemm import K_STEP, LIBRARIES, LOAD_BYTES_PER_CLOCK, TILES, GemmKernels, gemm_kernels
 from ..hw.roofline import dram_energy
@@ -120,11 +121,11 @@ def hierarchy_of(device: Device, *, format: str = "fp16", weight_format: str | N
     What GPUs, TPUs and CPUs are taken for: ``docs/tiling.md``.
     """
     weights = weight_format or format
-    if device.arrays is not None:
+    if device.kind in ARRAY_KINDS:
         return _of_arrays(device, format, weights)
     if device.kind not in ("gpu", "tpu", "cpu"):
         raise InputError(f"device {device.name}: no tiling for its kind, {device.kind}; "
-                         "accepted: gpu, tpu, cpu, and devices with [arrays]")  # fmt: skip
+                         f"accepted: gpu, tpu, cpu, {', '.join(ARRAY_KINDS)}")  # fmt: skip
     number_format(weights)
     constants, power = device.model, device.power
     shares = _shares(device, format)
@@ -213,16 +214,19 @@ def _library(device: Device) -> tuple[GemmKernels | None, int]:
 def _of_arrays(device: Device, format: str, weights: str) -> Hierarchy:
     """A device of arrays of a hardware unit: its tile of outputs stays, operands come from a buffer each."""
     engine, arrays = engine_of(device), device.arrays
-    assert arrays is not None
+    assert arrays is not None  # engine_of refuses a device without them
     taken = {"weight": arrays.weights.get(weights, weights), "activation": arrays.activations.get(format, format)}
-    rows, columns = engine.unit.tile(taken, engine.config)
-    rate = macs_per_cycle(engine.unit, engine.config, taken) * engine.count * engine.clock_hz
     held = {"weights": ("weight",), "activations": ("input", "output")}
     missing = [name for name in held if name not in device.memory]
     if missing:
         raise InputError(
-            f"device {device.name}: memory.{missing[0]} is missing; a tiling needs the buffers' capacities"
+            f"device {device.name}: memory.{missing[0]} is missing; a tiling needs buffers of the arrays' own"
         )
+    try:
+        rows, columns = engine.unit.tile(taken, engine.config)
+        rate = macs_per_cycle(engine.unit, engine.config, taken) * engine.count * engine.clock_hz
+    except InputError as error:
+        raise InputError(f"device {device.name}: {error}") from None
     buffers = tuple(
         Buffer(device.memory[name].usable, float(device.memory[name].energy or 0.0), roles)
         for name, roles in held.items()

@@ -192,7 +192,7 @@ def _line(entry: dict[str, Any]) -> str:
             f"{other['time_s'] / best[0]:>8.2f} {other['energy_j'] / best[1]:>6.2f}" if other else f"{'-':>15}"
         )
     share = entry["evaluated"] / entry["candidates"]
-    cells.append(f"{entry['candidates']:>12,} {entry['evaluated']:>9,} {share:>8.2%} {entry['search_s']:>7.3f}")
+    cells.append(f"{entry['candidates']:>12,} {entry['evaluated']:>9,} {100 * share:>7.2g}% {entry['search_s']:>7.3f}")
     return "  ".join(cells)
 
 
