@@ -455,3 +455,17 @@ def test_the_best_tiling_of_a_gpu_is_near_its_gemm_kernels():
         assert low < min(ratios)
         assert max(ratios) < high
         assert 0.9 < np.median(ratios) < 1.1
+
+
+def test_splitting_k_saves_what_the_array_model_charges_for_whole_panels():
+    """Llama-2-7B's mlp.down at 2048 tokens: hw/array.py fetches again what panels of whole k leave no room for."""
+    device, (m, n, k) = load_device("bitmod"), (2048, 4096, 11008)
+    work = Work(0, lambda at: [], {"weight": "fp4", "activation": "fp16"}, 4.125, 16)
+    seconds, _, _, again = engine_of(device).cost(Product(*(np.array([x]) for x in (1, m, n, k))), work)
+    whole = again[0] + m * k * 2 + n * k * 4.125 / 8 + m * n * 2
+    hierarchy = hierarchy_of(device, weight_format="int4")
+    best = best_tiling(Matmul(m, n, k, weight_bits=4.125), hierarchy, "time").cost
+    assert whole == pytest.approx(2.06e9, rel=0.01)
+    assert sum(best.moved[0].values()) == pytest.approx(1.12e9, rel=0.01)
+    charged = max(seconds[0], whole / hierarchy.levels[0].bandwidth_bytes_s)
+    assert best.time_s / charged == pytest.approx(0.63, abs=0.005)
