@@ -1,0 +1,1 @@
+"""Placement of operators on devices, provably good; see ``docs/mapping.md``."""
