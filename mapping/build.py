@@ -29,7 +29,6 @@ import numpy as np
 from ..errors import InputError, unknown_name
 from ..hw.cost import prepare
 from ..hw.estimate import USD_PER_KWH, Request
-from ..hw.units import number_format
 from ..workloads.compiled import compile_trace
 from ..workloads.trace import Block as TraceBlock
 from ..workloads.trace import Operator as TraceOperator
@@ -86,6 +85,7 @@ class Built:
     reserve: float
     weights: list[list[Array]] = field(default_factory=list)
     caches: list[list[Array]] = field(default_factory=list)
+    prompt_cache: list[list[float]] = field(default_factory=list)
 
 
 def build(
@@ -126,18 +126,17 @@ class _Builder:
 
     # -- pieces ------------------------------------------------------------------------------------
     def built(self) -> Built:
-        blocks = [b for b in self.trace.blocks]
+        blocks = self.trace.blocks
         pieces = [self._pieces(b) for b in blocks]
         self.costs = _Costs(self, [p for ps in pieces for p in ps])
         made, joints, sizes, weights, caches = [], [], [], [], []
-        for number, (block, ps) in enumerate(zip(blocks, pieces, strict=True)):
+        for block, ps in zip(blocks, pieces, strict=True):
             one = self._block(block, ps, first=self.trace.order[0][0] == block.name)
             made.append(one[0])
             joints.append(one[1])
             sizes.append(one[2])
             weights.append(one[3])
             caches.append(one[4])
-            del number
         if unused := set(self.pins) - self.used_pins:
             known = {p.name for ps in pieces for p in ps} | {p.kind for ps in pieces for p in ps}
             raise unknown_name("operator", sorted(unused)[0], known, "--pin OPERATOR=DEVICE")
@@ -148,8 +147,9 @@ class _Builder:
             PHASES, self.repeats, self.resources, self.node.pools,
             np.maximum(np.array(self.node.capacity) - reserve, 0.0), self.node.idle_w, tuple(made), order, self.objective,
         )  # fmt: skip
+        prompt = [[self._cache(p, self.points[0][1]) for p in ps] for ps in pieces]
         return Built(problem, self.node, self.trace, self.request, joints, pieces, sizes, self.transfers, reserve,
-                     weights, caches)  # fmt: skip
+                     weights, caches, prompt)  # fmt: skip
 
     def _reserve(self) -> float:
         b, p, _ = self.points[0]
@@ -410,7 +410,6 @@ class _Costs:
     """Seconds and joules of every share of every piece on every engine, at the prefill and the decode point."""
 
     def __init__(self, builder: _Builder, pieces: list[Piece]) -> None:
-        shares: dict[tuple[TraceOperator, str, float], str] = {}
         self.names: dict[tuple[int, str, float], str] = {}
         operators: list[TraceOperator] = []
         self.pieces = pieces
@@ -422,7 +421,6 @@ class _Costs:
                     if key not in self.names:
                         self.names[key] = f"s{len(operators)}"
                         operators.append(share(op, mode, fraction, self.names[key]))
-        del shares
         whole_trace = builder.trace
         one = TraceBlock(name="shares", repeat=1, operators=tuple(operators), output=operators[-1].name)
         trace = whole_trace.model_copy(update={"blocks": (one,), "order": (("shares", 1),)})
@@ -468,6 +466,3 @@ def engine_costs(engine: Engine, compiled, basis: Array) -> tuple[Array, Array]:
     beyond = max(0.0, model.static_power_w - engine.idle_w)
     energy = np.sum(list(costs.energy_j.values()), axis=0) + beyond * costs.time_s
     return costs.time_s, np.asarray(energy)
-
-
-__all__ = ["PHASES", "Built", "Joint", "Piece", "build", "engine_costs", "number_format"]

@@ -210,7 +210,7 @@ class Master:
         """The best whole counts over the patterns at hand, as layers in order."""
         deadline = time.process_time() + time_limit
         for _ in range(20):
-            lp, count, ends, _ = self.program(whole=True, slack_cost=0.0)
+            lp, count, ends, _ = self.program(whole=True, slack_cost=1.0 if self.elastic else 0.0)
             outcome = solve_model(lp, time_limit=max(0.2, deadline - time.process_time()), gap=gap)
             if not outcome.found:
                 return None
@@ -221,6 +221,21 @@ class Master:
                 return layers
             self.cuts += stray
         return None
+
+    def keep_promising(self, relaxed: Relaxed | None, share: float) -> None:
+        """Drop the patterns of which one layer alone would make the value worse by more than ``share`` of it."""
+        if relaxed is None:
+            return
+        kept = []
+        for p in self.patterns:
+            reduced = relaxed.prices.of(p.totals) - relaxed.layer[p.run]
+            if p.entry >= 0:
+                reduced -= relaxed.flow[p.run, p.entry]
+            if p.run < len(self.runs) - 1 or self.runs[-1][1] > 1:
+                reduced += relaxed.flow[p.run, p.exit]
+            if reduced <= share * abs(relaxed.value):
+                kept.append(p)
+        self.patterns = kept
 
     def walk(self, numbers: Sequence[int], start: dict[int, int]) -> tuple[list[Choice], list[tuple[int, frozenset[int]]]]:
         """Layers in an order that the counts allow, and the sets of options that no walk reaches."""
@@ -290,9 +305,11 @@ def solve_patterns(
             break
         if not elastic and upper - bound <= gap * abs(upper):
             break
-    if not elastic and not excess and upper - bound > gap * abs(upper):
-        left = max(1.0, time_limit - (time.process_time() - began))
-        layers_found = master.whole(left, 0.2 * gap)
+    if elastic:
+        best = master.whole(max(1.0, time_limit - (time.process_time() - began)), gap)
+    elif not excess and upper - bound > gap * abs(upper):
+        master.keep_promising(relaxed, max(4 * gap, 1e-3))
+        layers_found = master.whole(max(1.0, time_limit - (time.process_time() - began)), 0.5 * gap)
         if layers_found is not None:
             seen = evaluate(problem, layers_found)
             if seen.feasible and seen.value < upper:

@@ -130,12 +130,12 @@ def apportion(units: int, weights: Sequence[float]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class Transfer:
-    """Seconds until all is there, seconds each port is busy, joules, bytes over links."""
+    """Seconds until all is there, seconds each port is busy, joules, bytes from engine to engine over links."""
 
     delay_s: float
     busy_s: Array
     energy_j: float
-    bytes: float
+    bytes: Array
 
 
 class Transfers:
@@ -145,8 +145,8 @@ class Transfers:
         self.node = node
         self.known: dict[tuple[Spread, Spread, float], Transfer] = {}
         n = len(node.engines)
-        self.nothing = Transfer(0.0, np.zeros(len(node.ports)), 0.0, 0.0)
         self.empty = np.zeros((n, n))
+        self.nothing = Transfer(0.0, np.zeros(len(node.ports)), 0.0, self.empty)
 
     def between(self, source: Spread, target: Spread, size: float) -> Transfer:
         """Of a tensor of ``size`` bytes that ``source`` leaves and ``target`` needs."""
@@ -207,7 +207,8 @@ class Transfers:
 
     def moved(self, rounds: Sequence[Array]) -> Transfer:
         """What rounds of bytes from engine to engine take, one round after the other."""
-        delay = energy = total = 0.0
+        delay = energy = 0.0
+        total = self.empty.copy()
         busy = np.zeros(len(self.node.ports))
         for table in rounds:
             here = np.zeros(len(self.node.ports))
@@ -221,7 +222,7 @@ class Transfers:
                 here[route.into] += seconds
                 latency = max(latency, route.latency_s)
                 energy += table[a, b] * LINK_ENERGY
-                total += float(table[a, b])
+                total[a, b] += table[a, b]
             delay += latency + float(here.max(initial=0.0))
             busy += here
-        return Transfer(delay, busy, energy, total) if total else self.nothing
+        return Transfer(delay, busy, energy, total) if total.any() else self.nothing
