@@ -126,13 +126,15 @@ def devices(name: Name = None, json_: Json = False, quiet: Quiet = False) -> Non
     Example: tokenfab devices h100-sxm
     """
     from .hw.devices import device_names, load_device
+    from .hw.die import area_document, price_document
 
     if name is None:
         found = [load_device(n) for n in device_names()]
         entries = [{"name": d.name, "kind": d.kind, "year": d.year, "description": d.description} for d in found]
         return _listing("devices", entries, json_, quiet)
-    fields = load_device(name).to_dict()
-    answer(fields, json_, quiet, lambda: terminal.fields(fields))
+    card = load_device(name)
+    fields = card.to_dict() | {"area_parts": area_document(card), "price_parts": price_document(card)}
+    answer(fields, json_, quiet, lambda: terminal.fields(card.to_dict()))
 
 
 @app.command()
@@ -150,9 +152,12 @@ def techniques(name: Name = None, json_: Json = False, quiet: Quiet = False) -> 
         raise unknown_name("technique", name, known())
     found = known()[name]
     parameters = {
-        key: {"default": p.default, "meaning": p.meaning, "choices": list(p.choices), "range": [p.low, p.high]}
+        key: {
+            "default": p.default, "meaning": p.meaning, "choices": list(p.choices),
+            "range": None if isinstance(p.default, str) else [p.low, p.high],
+        }
         for key, p in found.parameters.items()
-    }
+    }  # fmt: skip
     fields = {"name": name, "description": found.description, "source": found.source, "parameters": parameters}
     answer(fields, json_, quiet, lambda: terminal.technique_card(fields))
 
@@ -214,8 +219,10 @@ def estimate(
     prompt: Prompt = 512,
     output: Output = 128,
     apply: Apply = None,
-    level: Annotated[str, typer.Option(help="Which model answers: closed (form), the only one yet.")] = "closed",
-    explain: Annotated[bool, typer.Option(help="Per-operator times too.")] = False,
+    level: Annotated[str, typer.Option(help="Which model answers: closed (form) or event (simulation).")] = "closed",
+    streams: Annotated[int, typer.Option(help="Copies of the request beside one another; needs --level event.")] = 1,
+    timeline: Annotated[Path | None, typer.Option(help="Write what was simulated, for Perfetto's viewer.")] = None,
+    explain: Annotated[bool, typer.Option(help="Time and energy of every operator too.")] = False,
     save: Annotated[Path | None, typer.Option("-o", "--save", help="Write the result here, for a report.")] = None,
     json_: Json = False,
     quiet: Quiet = False,
@@ -225,21 +232,44 @@ def estimate(
     Example: tokenfab estimate --model llama-2-7b --device h100-sxm --batch 8
     """
     from .hw import estimate as closed
+    from .hw.cost import cost
     from .hw.devices import load_device
-    from .hw.result import estimate_document
+    from .hw.event import EventLevel
+    from .hw.result import estimate_document, lines
+    from .hw.timeline import perfetto_timeline
     from .workloads.load import load_trace
     from .workloads.parallel import parse_parallel
     from .workloads.techniques import apply_techniques
 
-    if level != "closed":
-        raise InputError(f"--level {level}: accepted: closed")
+    if level not in ("closed", "event"):
+        raise InputError(f"--level {level}: accepted: closed, event")
+    if level == "closed" and (streams != 1 or timeline is not None):
+        asked = f"--streams {streams}" if streams != 1 else "--timeline"
+        raise InputError(
+            f"{asked} with --level closed: nothing contends in the closed form; accepted with --level event"
+        )
+    if timeline is not None:
+        check_writable(timeline)
+    simulated = EventLevel(streams, record=timeline is not None) if level == "event" else None
     card, degrees = load_device(device), parse_parallel(parallel, count)
     captured = apply_techniques(load_trace(model), apply or [])
-    result = closed.estimate(captured, card, closed.Request(batch, prompt, output), degrees, explain=True)
-    document = estimate_document(result, captured, explain=explain or save is not None) | {"command": run_.obj}
+    result = closed.estimate(
+        captured, card, closed.Request(batch, prompt, output), degrees, explain=True, level=simulated or cost,
+        streams=streams,
+    )  # fmt: skip
+    document = estimate_document(result, captured, explain=explain or save is not None, event=simulated)
+    document["command"] = run_.obj
+    if timeline is not None and simulated is not None:
+        write_whole(timeline, json_text(perfetto_timeline(simulated, result)))
     if save is not None:
         write_whole(save, json_text(document))
-    answer(document, json_, quiet, lambda: terminal.estimate_summary(document, explain))
+
+    def say() -> None:
+        terminal.estimate_summary(document, explain)
+        if further := lines(document, explain):
+            terminal.say("", *further)
+
+    answer(document, json_, quiet, say)
 
 
 @app.command()

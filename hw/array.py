@@ -26,7 +26,7 @@ idle power over the whole time. Left out: overlap between operators, activations
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
@@ -42,9 +42,8 @@ from ..workloads.trace import Operator, Tensor, Trace
 from .cost import Errors, RowCosts
 from .roofline import MATRIX_KINDS, Collective, collective_of, dram_energy, errors_of, interval, power_interval
 from .spec import Arrays, Device, Memory
-from .units import number_format
 
-KINDS = ("bit-serial", "systolic", "lut")
+KINDS = ("bit-serial", "systolic")
 REASONS = ("compute", "dram", "network")
 SOFTMAX_FLOPS = 5
 """Operations per score: subtract the maximum, exponential, sum, and twice a share for maximum and division."""
@@ -171,7 +170,7 @@ def prepare(compiled: CompiledTrace, device: Device) -> ArrayModel:
         if op.kind == "collective":
             launch[i] = 0.0
             collectives.append(collective_of(i, compiled, device))
-        elif op.kind in MATRIX_KINDS and (found := _work(i, row, engine, device)) is not None:
+        elif op.kind in MATRIX_KINDS and (found := work_of(i, row, engine, device)) is not None:
             work.append(found)
             if op.kind == "attention":
                 flops[i] = coefficients["flops"][i] * SOFTMAX_FLOPS / _flops_per_score(op)
@@ -207,10 +206,16 @@ def engine_of(device: Device) -> Engine:
         raise InputError(f"device {device.name}: arrays.parameters: {error}") from None
     levels = [device.memory.get(name) for name in ("weights", "activations")]
     return Engine(
-        unit, config, round(device.compute.units.value), device.compute.clock.value, arrays.power.value,
+        unit, config, arrays_count(device), device.compute.clock.value, arrays.power.value,
         (levels[0].capacity.value if levels[0] else np.inf, levels[1].capacity.value if levels[1] else np.inf),
         (_bit_energy(levels[0]), _bit_energy(levels[1])),
     )  # fmt: skip
+
+
+def arrays_count(device: Device) -> int:
+    """How many arrays ``device`` has."""
+    per_unit = _arrays(device).per_unit
+    return round(device.compute.units.value * (per_unit.value if per_unit else 1))
 
 
 def peak(trace: Trace, device: Device) -> tuple[str, float]:
@@ -218,16 +223,35 @@ def peak(trace: Trace, device: Device) -> tuple[str, float]:
     engine = engine_of(device)
     rows = compile_trace(trace).rows
     work = [found for i, row in enumerate(rows) if row.operator.kind in MATRIX_KINDS
-            if (found := _work(i, row, engine, device)) is not None]  # fmt: skip
+            if (found := work_of(i, row, engine, device)) is not None]  # fmt: skip
     rates = {tuple(w.format.values()): macs_per_cycle(engine.unit, engine.config, w.format) for w in work}
     if not rates:
-        return device.rate(trace.format)[0], device.rate(trace.format)[1].value
+        name, quantity = device.rate(trace.format)
+        return name, quantity.value
     pair, rate = max(rates.items(), key=lambda x: x[1])
     return " by ".join(pair), 2 * rate * engine.count * engine.clock_hz
 
 
-def arrays_area(device: Device, format: dict[str, str]) -> float:
-    """Square millimetres of a device's arrays, by the area of its unit relative to a binary16 multiplier-accumulator.
+def array_area(device: Device, format: Mapping[str, str] | None = None) -> float:
+    """Square millimetres of one array: as its designers give it, else of this RTL (:func:`rtl_area`).
+
+    Raises ``InputError`` where the device file has no ``arrays.area`` and no ``format`` is given.
+    """
+    arrays = _arrays(device)
+    if arrays.area is not None:
+        return arrays.area.value
+    if format is None:
+        raise InputError(f"device {device.name}: arrays.area is missing; give a pair of formats for that of the RTL")
+    return rtl_area(device, format)
+
+
+def arrays_area(device: Device, format: Mapping[str, str]) -> float:
+    """Square millimetres of all arrays of ``device`` by :func:`rtl_area`."""
+    return rtl_area(device, format) * engine_of(device).count
+
+
+def rtl_area(device: Device, format: Mapping[str, str]) -> float:
+    """Square millimetres of one array, by the area of its unit relative to a binary16 multiplier-accumulator.
 
     ``format``: of the unit, one whose area was compared (``tokenfab rtl area --compare``); the arrays are taken to
     be as large per multiply-accumulate as those that were. Raises ``InputError`` without ``arrays.mac_area``.
@@ -236,10 +260,10 @@ def arrays_area(device: Device, format: dict[str, str]) -> float:
     if arrays.mac_area is None:
         raise InputError(f"device {device.name}: arrays.mac_area is missing; the arrays' area cannot be told")
     each = macs_per_cycle(engine.unit, engine.config, format) * relative_area(arrays.unit, format, engine.config)
-    return engine.count * each * arrays.mac_area.value
+    return each * arrays.mac_area.value
 
 
-def _work(i: int, row: Row, engine: Engine, device: Device) -> Work | None:
+def work_of(i: int, row: Row, engine: Engine, device: Device) -> Work | None:
     """What the arrays do of a row; None where another engine does it."""
     op, arrays = row.operator, _arrays(device)
     products = _PRODUCTS.get(op.kind if "latent_dim" not in op.dims else "latent")
@@ -266,7 +290,7 @@ def _work(i: int, row: Row, engine: Engine, device: Device) -> Work | None:
 
 def _hint(second: Tensor, arrays: Arrays) -> str:
     """What would make a refused product possible."""
-    if number_format(second.format.partition("-g")[0]).bits < 16:
+    if second.bits < 16:
         return f"[arrays.weights] and [arrays.activations] say as what {arrays.unit} takes a format"
     return {"weight": "try --apply weight-only:head=1", "kv": "try --apply kv-quant"}.get(
         second.role, "another device is needed"
@@ -350,3 +374,14 @@ def _parameter(device: Device, name: str) -> float:
 def _matrix_power(device: Device) -> float:
     """Watts of the matrix engine while it works: what is left of the rated power."""
     return device.power.tdp.value - device.power.idle.value if "matrix" in device.engines else 0.0
+
+
+def products_of(op: Operator) -> Callable[[At], list[Product]] | None:
+    """Products of ``op`` at points; None where no unit computes it (attention in latent space, what is no product)."""
+    found = _PRODUCTS.get(op.kind if "latent_dim" not in op.dims else "latent")
+    return None if found is None else partial(found, op)
+
+
+def second_operand(op: Operator) -> Tensor:
+    """The operand of a product that takes the place of weights: weights, the cache, or the other activation."""
+    return _second(op)

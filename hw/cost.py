@@ -105,8 +105,9 @@ class Costs:
 
     ``low_s`` and ``high_s`` are the 90 % interval of ``latency_s``. ``energy_j`` is the sum of
     ``energy_parts_j``; in its interval the dynamic part is as it is, the static part lasts as long as
-    the time's interval says, and both are off by the power constants' interval. ``operator_time_s``
-    and ``operator_bound`` are (rows, P) with the repeat count included, present when asked for.
+    the time's interval says, and both are off by the power constants' interval. ``operator_time_s``,
+    ``operator_bound`` and ``operator_energy_j`` (by part) are (rows, P) with the repeat count included,
+    present when asked for.
     """
 
     latency_s: Array
@@ -118,6 +119,7 @@ class Costs:
     energy_high_j: Array
     operator_time_s: Array | None = None
     operator_bound: npt.NDArray[np.intp] | None = None
+    operator_energy_j: dict[str, Array] = field(default_factory=dict)
     reasons: tuple[str, ...] = ()
 
     @property
@@ -213,7 +215,13 @@ def _costs(compiled: CompiledTrace, model: OperatorModel, basis: Array, detail: 
         energy_high_j=(dynamic + model.static_power_w * high) * model.power_interval[1],
         operator_time_s=counts[:, None] * rows.time_s if detail else None,
         operator_bound=np.where(rows.launch_s > overlapped, len(model.reasons), rows.bound) if detail else None,
+        operator_energy_j=_operator_energy(rows, once, model.static_power_w, counts) if detail else {},
     )
+
+
+def _operator_energy(rows: RowCosts, time_s: Array, static_w: float, counts: Array) -> dict[str, Array]:
+    dynamic = {part: counts[:, None] * joules for part, joules in rows.energy_j.items()}
+    return dynamic | {"static": static_w * time_s}
 
 
 def _joined(parts: Sequence[Costs], reasons: tuple[str, ...]) -> Costs:
@@ -232,5 +240,9 @@ def _joined(parts: Sequence[Costs], reasons: tuple[str, ...]) -> Costs:
         energy_high_j=chain(lambda p: p.energy_high_j),
         operator_time_s=chain(lambda p: p.operator_time_s) if detailed else None,  # type: ignore[arg-type,return-value]
         operator_bound=chain(lambda p: p.operator_bound) if detailed else None,  # type: ignore[arg-type,return-value]
+        operator_energy_j={
+            e: chain(lambda p, e=e: p.operator_energy_j[e])  # type: ignore[misc]
+            for e in (first.operator_energy_j if first else ())
+        },
         reasons=(*reasons, "launch"),
     )

@@ -34,11 +34,18 @@ def load_device(name_or_path: str | os.PathLike[str]) -> Device:
 
     A text that ends in ``.toml`` or contains a path separator is a path. The architecture a file
     names is looked up in ``architectures/`` beside the file, then in the catalogue; a host beside the
-    file as ``NAME.toml``, then in the catalogue.
+    file as ``NAME.toml``, then in the catalogue. A device of arrays may be asked for in another size:
+    ``bitmod@area=3mm2,bandwidth=64GB/s`` (area of its arrays, of its DRAM the bandwidth; see :mod:`.iso`).
 
     Raises InputError, one line, for an unknown name (with near names), a file that cannot be read,
     and a file that :func:`.spec.parse_device` refuses.
     """
+    text = os.fspath(name_or_path)
+    name, _, changes = text.rpartition("@")
+    if name and "=" in changes and not isinstance(name_or_path, os.PathLike):
+        from .iso import resized  # the arrays' cycle models, which few devices need
+
+        return resized(_load(name, hosted=True), changes)
     return _load(name_or_path, hosted=True)
 
 

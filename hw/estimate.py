@@ -8,18 +8,21 @@ costed at its own context; ``decode`` reports the step at the mean context.
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Protocol
 
 import numpy as np
+import numpy.typing as npt
 
 from ..errors import InputError
-from ..workloads.compiled import compile_trace
+from ..workloads.compiled import CompiledTrace, compile_trace
 from ..workloads.expr import expr
 from ..workloads.expr_functions import Array
 from ..workloads.parallel import ONE_DEVICE, Parallel, stage_blocks, tensor_parallel
 from ..workloads.trace import Trace
 from .collective import collective_time
 from .cost import Costs, cost
+from .die import price_of
 from .spec import Device
 
 HOURS_OF_LIFE = 4 * 365 * 24
@@ -47,7 +50,7 @@ class Phase:
 
 @dataclass(frozen=True)
 class OperatorTime:
-    """One operator of one phase; ``time_s`` covers its ``count`` executions."""
+    """One operator of one phase on one device; time and energy cover its ``count`` executions."""
 
     phase: str
     name: str
@@ -57,6 +60,12 @@ class OperatorTime:
     bound: str
     flops: float
     bytes: float
+    energy_parts_j: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def energy_j(self) -> float:
+        """Joules of its ``count`` executions, the static power while they run included."""
+        return sum(self.energy_parts_j.values())
 
 
 @dataclass(frozen=True)
@@ -119,11 +128,12 @@ class Estimate:
     energy_interval_j: tuple[float, float]
     memory: MemoryFit
     operators: tuple[OperatorTime, ...] = ()
+    streams: int = 1
 
     @property
     def tokens(self) -> int:
-        """Tokens written by the batch."""
-        return self.request.batch * self.request.output
+        """Tokens written by the batch, of all streams."""
+        return self.request.batch * self.request.output * self.streams
 
     @property
     def tokens_per_s(self) -> float:
@@ -134,24 +144,36 @@ class Estimate:
         """US dollars per hour of all devices, and what it is made of; ``None`` without any price.
 
         A price to buy is written off over four years, and electricity is added; a price to rent is
-        used where no price to buy is known, so that devices with both compare alike.
+        used where no price to buy is known, so that devices with both compare alike; a device without either
+        costs what :func:`.die.price_of` makes of its parts.
         """
         price, devices = self.device.price, self.parallel.devices
+        electricity = self.energy_j / self.latency_s / 1000 * USD_PER_KWH
         if price.purchase is not None:
-            electricity = self.energy_j / self.latency_s / 1000 * USD_PER_KWH
-            return (
-                price.purchase.value / HOURS_OF_LIFE * devices + electricity,
-                "bought, written off in 4 years, electricity",
-            )
+            bought = price.purchase.value / HOURS_OF_LIFE * devices
+            return bought + electricity, "bought, written off in 4 years, electricity"
         if price.hourly is not None:
             return price.hourly.value * devices, "rented"
-        return None
+        try:
+            made = price_of(self.device).total / HOURS_OF_LIFE * devices
+        except InputError:
+            return None
+        return made + electricity, "price from cost of parts and assumed margin, written off in 4 years, electricity"
 
     @property
     def cost_usd_per_mtoken(self) -> float | None:
         """US dollars per million output tokens; ``None`` without a price."""
         hourly = self.hourly_usd
         return None if hourly is None else hourly[0] * self.latency_s / 3600 / self.tokens * 1e6
+
+
+class Level(Protocol):
+    """What costs passes: :func:`.cost.cost`, or something with its signature."""
+
+    def __call__(
+        self, trace: CompiledTrace, device: Device, b: npt.ArrayLike, q: npt.ArrayLike, c: npt.ArrayLike,
+        *, detail: bool = False,
+    ) -> Costs: ...  # fmt: skip
 
 
 def estimate(
@@ -161,13 +183,22 @@ def estimate(
     parallel: Parallel = ONE_DEVICE,
     *,
     explain: bool = False,
+    level: Level = cost,
+    streams: int = 1,
 ) -> Estimate:
     """Estimate ``request`` on ``parallel.devices`` devices.
+
+    ``level`` costs the passes; ``streams`` says how many copies of the request it runs beside one another (energy,
+    tokens, memory and work are of all of them, latency is until the last is done).
 
     Raises ``InputError`` for a request the model cannot take or a division that is not possible. A
     model that does not fit is still timed; ``memory.fits`` and ``memory.missing_bytes`` say so.
     """
     request.check(trace)
+    if streams > 1 and (parallel.pp > 1 or parallel.dp > 1):
+        raise InputError(
+            f"--streams {streams} with {parallel}: accepted: tensor parallel only (streams share a device)"
+        )
     replica = replace(request, batch=-(-request.batch // parallel.dp))
     share = tensor_parallel(trace, parallel.tp)
     compiled = compile_trace(share)
@@ -175,22 +206,23 @@ def estimate(
     node = _Node.of(share, device, parallel, busy_replicas=-(-request.batch // b))
     mean = p + max(t - 2, 0) / 2
     contexts, weight = _contexts(p, t)
-    first, middle = (cost(compiled, device, b, q, c, detail=explain) for q, c in ((p, 0), (1, mean)))
+    first, middle = (level(compiled, device, b, q, c, detail=explain) for q, c in ((p, 0), (1, mean)))
     prefill, decode = node.passes(first, b * p), node.passes(middle, b)
-    steps = node.passes(cost(compiled, device, b, 1, contexts), b)
+    steps = node.passes(level(compiled, device, b, 1, contexts), b)
 
     def total(pick: Callable[[_Passes], Array]) -> float:
         return float(pick(prefill)[0]) + weight * float(pick(steps).sum())
 
     return Estimate(
         model=trace.model, device=device, parallel=parallel, request=request, applied=share.applied,
-        prefill=_phase(prefill, first, share, (b, p, 0)),
-        decode=_phase(decode, middle, share, (b, 1, mean)),
+        prefill=_phase(prefill, first, share, (b, p, 0), streams),
+        decode=_phase(decode, middle, share, (b, 1, mean), streams),
         latency_s=total(lambda x: x.latency_s),
         interval_s=(total(lambda x: x.low_s), total(lambda x: x.high_s)),
         energy_j=total(lambda x: x.energy_j),
         energy_interval_j=(total(lambda x: x.energy_low_j), total(lambda x: x.energy_high_j)),
-        memory=memory_fit(share, device, replica, parallel.pp),
+        memory=memory_fit(share, device, replace(replica, batch=replica.batch * streams), parallel.pp),
+        streams=streams,
         operators=_operators(compiled, first, middle, (b, p, 0), (b, 1, mean)) if explain else (),
     )  # fmt: skip
 
@@ -293,7 +325,7 @@ def memory_fit(share: Trace, device: Device, request: Request, stages: int = 1) 
     return MemoryFit(*worst, activations, device.dram.usable)
 
 
-def _phase(passes: _Passes, costs: Costs, share: Trace, point: tuple[float, float, float]) -> Phase:
+def _phase(passes: _Passes, costs: Costs, share: Trace, point: tuple[float, float, float], streams: int) -> Phase:
     latency = float(passes.latency_s[0])
     bound = {r: float(v[0]) * (latency - passes.hop_s) / latency for r, v in costs.bound.items()}
     if passes.hop_s:
@@ -305,8 +337,8 @@ def _phase(passes: _Passes, costs: Costs, share: Trace, point: tuple[float, floa
         energy_interval_j=(float(passes.energy_low_j[0]), float(passes.energy_high_j[0])),
         energy_parts_j={part: float(v[0]) for part, v in passes.energy_parts_j.items()},
         bound=bound,
-        flops=float(expr(share.total("flops"))(*point)),
-        bytes=float(expr(share.total("bytes"))(*point)),
+        flops=float(expr(share.total("flops"))(*point)) * streams,
+        bytes=float(expr(share.total("bytes"))(*point)) * streams,
     )
 
 
@@ -322,6 +354,7 @@ def _operators(compiled, prefill, decode, at_prefill, at_decode) -> tuple[Operat
                     phase, " ".join(row.names), op.kind, row.count, float(costs.operator_time_s[i, 0]),
                     costs.reasons[int(costs.operator_bound[i, 0])],
                     float(op.flops(*point)) * row.count, float(op.moved()(*point)) * row.count,
+                    {part: float(joules[i, 0]) for part, joules in costs.operator_energy_j.items()},
                 )
             )  # fmt: skip
         out += sorted(listed, key=lambda o: -o.time_s)

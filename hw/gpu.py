@@ -40,6 +40,8 @@ KINDS = ("gpu",)
 ROOFLINE_KINDS = frozenset({"collective", "scan", "attention"})
 """Operators without a kernel model of their own (attention: in latent space)."""
 REASONS = ("compute", "dram", "l2", "dequantisation", "network")
+WORK = ("compute", "dram")
+"""Resources whose time is known of every row, whatever binds it: the roofline's."""
 ONE = expr(1)
 SMALL = 0.25
 """Share of its start in a kernel's time from which its errors are those of small kernels."""
@@ -95,6 +97,7 @@ class GpuModel:
     launch: Array
     low: Array
     high: Array
+    work: Array
     reasons: tuple[str, ...] = REASONS
 
     @property
@@ -111,7 +114,8 @@ class GpuModel:
 
     def rows(self, basis: Array) -> RowCosts:
         """See :class:`.cost.OperatorModel`."""
-        overlapped, of_base = self.base.resources(basis)
+        times = self.base.resources(basis)
+        overlapped, of_base = roofline.longest(times)
         bound = np.array([REASONS.index(r) for r in self.base.reasons])[of_base]
         at = Points(self.compiled, basis)
         for kernel in self.kernels:
@@ -123,7 +127,21 @@ class GpuModel:
         launch = np.broadcast_to(self.launch[:, None], overlapped.shape)
         time = overlapped + launch
         regime = np.where(launch > SMALL * time, len(REASONS), bound)
-        return RowCosts(time, launch, bound, regime, self.base.energies(basis, time))
+        energy = self.base.energies(basis, time)
+        return RowCosts(time, launch, bound, regime, energy, self.busy(basis, times, overlapped, bound))
+
+    def busy(self, basis: Array, times: Array, overlapped: Array, bound: Index) -> dict[str, Array]:
+        """Seconds that a row keeps each resource: its operations and bytes at the share of the rate that large
+        kernels reach, never longer than the row itself; the L2 all the time where it binds.
+
+        What a kernel takes beyond that (a last wave that fills few multiprocessors, pipelines that fill) keeps
+        nothing that another kernel could not use.
+        """
+        work = (self.work @ basis).reshape(len(WORK), *overlapped.shape)
+        busy = {reason: np.minimum(w, overlapped) for reason, w in zip(WORK, work, strict=True)}
+        busy["l2"] = np.where(bound == REASONS.index("l2"), overlapped, 0.0)
+        others = {r: t for r, t in zip(self.base.reasons, times, strict=True) if r not in WORK}
+        return busy | {reason: np.minimum(t, overlapped) for reason, t in others.items()}
 
 
 def prepare(compiled: CompiledTrace, device: Device) -> GpuModel:
@@ -135,7 +153,8 @@ def prepare(compiled: CompiledTrace, device: Device) -> GpuModel:
         base.launch.copy(),
         [],
     )
-    compute, dram = base.reasons.index("compute"), base.reasons.index("dram")
+    compute, dram = (base.reasons.index(reason) for reason in WORK)
+    work = np.concatenate([times[compute], times[dram]])
     for i, row in enumerate(compiled.rows):
         kernel = maker.kernel(i, row)
         if kernel is not None:
@@ -150,7 +169,8 @@ def prepare(compiled: CompiledTrace, device: Device) -> GpuModel:
     regimes = (*REASONS, "small")
     sides = [[interval(row.operator, regime, device) for row in compiled.rows] for regime in regimes]
     low, high = (np.array([[getattr(x, side).value for x in line] for line in sides]) for side in ("low", "high"))
-    return GpuModel(compiled, replace(base, matrix=times.reshape(base.matrix.shape)), tuple(kernels), launch, low, high)
+    base = replace(base, matrix=times.reshape(base.matrix.shape))
+    return GpuModel(compiled, base, tuple(kernels), launch, low, high, work)
 
 
 class _Maker:

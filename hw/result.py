@@ -11,10 +11,15 @@ from ..workloads.compiled import compile_trace
 from ..workloads.expr_functions import Array
 from ..workloads.parallel import tensor_parallel
 from ..workloads.trace import Trace
-from . import array, gpu
+from . import array, fpga, gpu
 from .cost import Costs, cost
+from .die import area_document, price_document
+from .energy import energy_document
 from .estimate import USD_PER_KWH, Estimate, Phase, memory_fit
+from .event import EventLevel
+from .fpga_design import resource_lines
 from .spec import Device
+from .timeline import event_document, points
 from .units import Quantity
 
 SCHEMA = "tokenfab.estimate"
@@ -23,16 +28,24 @@ LONGEST_CURVE = 131072
 """Tokens to which curves run for models that state no longest context."""
 
 
-def estimate_document(result: Estimate, trace: Trace, *, explain: bool = False) -> dict[str, Any]:
-    """``result`` of ``trace`` as a document with the promised keys; ``explain`` adds operators and curves."""
-    device = result.device
+def estimate_document(
+    result: Estimate, trace: Trace, *, explain: bool = False, event: EventLevel | None = None
+) -> dict[str, Any]:
+    """``result`` of ``trace`` as a document with the promised keys; ``explain`` adds operators and curves.
+
+    ``event`` is the level that costed the passes, where it was not the closed form; curves are the closed form's.
+    """
+    device, share = result.device, tensor_parallel(trace, result.parallel.tp)
     document: dict[str, Any] = {
         "schema": SCHEMA,
         "version": VERSION,
         "tokenfab": __version__,
         "model": model_facts(trace),
         "device": device_facts(device, trace) | {"count": result.parallel.devices, "parallel": str(result.parallel)},
-        "request": {"batch": result.request.batch, "prompt": result.request.prompt, "output": result.request.output},
+        "level": "event" if event else "closed",
+        "request": {
+            "batch": result.request.batch, "prompt": result.request.prompt, "output": result.request.output,
+        } | ({"streams": result.streams} if result.streams > 1 else {}),
         "prefill": _phase(result.prefill),
         "decode": _phase(result.decode) | {"context": result.request.prompt + max(result.request.output - 2, 0) / 2},
         "total": {
@@ -54,18 +67,47 @@ def estimate_document(result: Estimate, trace: Trace, *, explain: bool = False) 
             "missing_bytes": result.memory.missing_bytes,
             "fits": result.memory.fits,
         },
+        "area": area_document(device),
+        "price": price_document(device),
+        "components": energy_document(compile_trace(share), device, points(result)),
         "provenance": provenance(result, trace),
-    }
+    }  # fmt: skip
+    if event is not None:
+        document["event"] = event_document(event, result)
     if explain:
         document["operators"] = [
             {
                 "phase": o.phase, "name": o.name, "kind": o.kind, "count": o.count, "time_s": o.time_s,
                 "bound": o.bound, "flops": o.flops, "bytes": o.bytes,
+                "energy_j": o.energy_j, "energy_parts_j": o.energy_parts_j,
             }
             for o in result.operators
         ]  # fmt: skip
         document["curves"] = curves(result, trace)
     return document
+
+
+def lines(document: dict[str, Any], explain: bool) -> list[str]:
+    """What a person wants to know of a document beyond times: what streams cost each other, where area and price go."""
+    found: list[str] = []
+    for phase, c in document["event"]["contention"].items() if "event" in document else ():
+        use = document["event"]["utilisation"][phase]
+        busy = ", ".join(f"{name} {share:.0%}" for name, share in sorted(use.items(), key=lambda x: -x[1]))
+        beside = (
+            f": {document['event']['streams']} streams take {c['slowdown']:.2f} times one alone, "
+            f"{c['gain']:.2f} times as fast as one after another"
+        )
+        found.append(f"{phase}: in use {busy}{beside if document['event']['streams'] > 1 else ''}")
+    if (mixed := document.get("event", {}).get("prompt_beside_decode")) is not None:
+        found.append(
+            f"a prompt beside {document['event']['streams'] - 1} decoding: prompt {mixed['prompt_slowdown']:.2f} and "
+            f"decode {mixed['decode_slowdown']:.2f} times as long, together {mixed['gain']:.2f} times as fast"
+        )
+    for key, unit in (("area", "mm2"), ("price", "usd")) if explain else ():
+        parts = ", ".join(f"{name} {x:.4g}" for name, x in document[key][f"parts_{unit}"].items())
+        total = document[key][f"total_{unit}"]
+        found.append(f"{key}: {document[key]['reason'] if total is None else f'{total:.5g} {unit} = {parts}'}")
+    return found
 
 
 def model_facts(trace: Trace) -> dict[str, Any]:
@@ -87,7 +129,7 @@ def model_facts(trace: Trace) -> dict[str, Any]:
 
 def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
     """The device's numbers, each with its source, and its roofline for the model's format."""
-    used, rate = array.peak(trace, device) if device.arrays else _peak(trace, device)
+    used, rate = _peak(trace, device)
     return {
         "name": device.name,
         "description": device.description,
@@ -109,6 +151,10 @@ def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
 
 
 def _peak(trace: Trace, device: Device) -> tuple[str, float]:
+    if device.kind in fpga.KINDS:
+        return fpga.peak(trace, device)
+    if device.arrays:
+        return array.peak(trace, device)
     used, rate = device.rate(trace.format)
     return used, rate.value
 
@@ -138,6 +184,7 @@ def _constants(device: Device) -> list[str]:
         return [
             f"products take the cycles of {device.arrays.unit}'s cycle model, which its RTL is held equal to",
             f"streams reach {m.memory_efficiency.text} of bandwidth: {m.memory_efficiency.source}",
+            *(resource_lines(device) if device.kind in fpga.KINDS else []),
         ]
     if device.kind not in gpu.KINDS:
         return [

@@ -75,19 +75,19 @@ class RooflineModel:
 
     def rows(self, basis: Array) -> RowCosts:
         """See :class:`.cost.OperatorModel`."""
-        overlapped, bound = self.resources(basis)
+        times = self.resources(basis)
+        overlapped, bound = longest(times)
         launch = np.broadcast_to(self.launch[:, None], overlapped.shape)
         time = overlapped + launch
-        return RowCosts(time, launch, bound, bound, self.energies(basis, time))
+        busy = dict(zip(self.reasons, times, strict=True))
+        return RowCosts(time, launch, bound, bound, self.energies(basis, time), busy)
 
-    def resources(self, basis: Array) -> tuple[Array, Index]:
-        """Seconds beyond the launch, and index into ``reasons`` of what bound them: (rows, points) each."""
+    def resources(self, basis: Array) -> Array:
+        """Seconds that each row keeps each resource busy: (reasons, rows, points)."""
         times = (self.matrix @ basis).reshape(len(self.reasons), self.launch.size, basis.shape[1])
         for c in self.collectives:
             times[self.reasons.index("network"), c.row] = c.time_s(c.size @ basis)
-        if len(self.reasons) == 2:  # comparing is five times as fast as searching
-            return np.maximum(times[0], times[1]), (times[1] > times[0]).astype(np.intp)
-        return np.max(times, axis=0), np.argmax(times, axis=0)
+        return times
 
     def energies(self, basis: Array, time: Array) -> dict[str, Array]:
         """Joules by part of rows that take ``time`` seconds: power beyond the rated one is not drawn."""
@@ -98,6 +98,13 @@ class RooflineModel:
             return energy
         within = np.divide(limit, drawn, out=np.ones_like(drawn), where=drawn > limit)
         return {part: e * within for part, e in energy.items()}
+
+
+def longest(times: Array) -> tuple[Array, Index]:
+    """Seconds of what takes longest, and its index into the reasons: (rows, points) each."""
+    if len(times) == 2:  # comparing is five times as fast as searching
+        return np.maximum(times[0], times[1]), (times[1] > times[0]).astype(np.intp)
+    return np.max(times, axis=0), np.argmax(times, axis=0)
 
 
 def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:

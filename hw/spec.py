@@ -107,10 +107,13 @@ class Power(_Data):
 
 
 class Die(_Data):
-    """Silicon: ``area`` in mm², all compute dies of the package together; ``process`` is a name."""
+    """Silicon: ``area`` in mm², all compute dies of the package together, ``count`` of them (1 where a file does not
+    say); ``process`` is a name; ``redundant`` the share of the area whose defects spare units make up for."""
 
     area: Quantity
     process: str | None = None
+    count: Quantity | None = None
+    redundant: Quantity | None = None
 
 
 class Price(_Data):
@@ -159,15 +162,18 @@ class Interval(_Data):
 
 
 class Arrays(_Data):
-    """Arrays of a hardware unit of ``rtl/``, as many as ``compute.units``, at ``compute.clock``.
+    """Arrays of a hardware unit of ``rtl/``, ``per_unit`` (1) in each of ``compute.units``, at ``compute.clock``.
 
     ``parameters`` are the unit's, in lower case (its defaults where a file does not say); ``power`` is what one
     array draws while it works. ``weights`` and ``activations`` say as what the unit takes a trace's formats
-    (``int4 = "fp4"``) where the names differ. ``mac_area`` (mm²) is a binary16 multiply-accumulate in the
-    device's process: with the unit's relative area it gives the arrays'."""
+    (``int4 = "fp4"``) where the names differ. ``area`` (mm²) is that of one array as its designers give it;
+    ``mac_area`` (mm²) is a binary16 multiply-accumulate in the device's process: with the unit's relative area it
+    gives the arrays' of this RTL."""
 
     unit: str
     power: Quantity
+    per_unit: Quantity | None = None
+    area: Quantity | None = None
     mac_area: Quantity | None = None
     parameters: dict[str, Quantity] = {}
     weights: dict[str, str] = {}
@@ -343,6 +349,14 @@ def parse_architecture(data: bytes, file: str, name: str) -> dict[str, Quantity 
             for key, quantity in _quantities(fields, "")
         },
     }
+
+
+def read_tables(data: bytes, file: str, keys: Mapping[str, Key]) -> dict[str, Any]:
+    """Tables of numbers with units and sources that are no device: ``keys`` says what ``file`` may hold.
+
+    Raises InputError, one line, as :func:`parse_device` does.
+    """
+    return _Reader(file, _document(data, file), keys, {}).read()
 
 
 def _document(data: bytes, file: str) -> dict[str, Any]:

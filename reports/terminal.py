@@ -110,8 +110,8 @@ def technique_card(document: Document) -> None:
     """A technique with its parameters."""
     rows = []
     for name, p in document["parameters"].items():
-        low, high = p["range"]
-        accepted = ", ".join(map(str, p["choices"])) if p["choices"] else f"{low:g} to {high:g}"
+        within = "a name" if p["range"] is None else "{:g} to {:g}".format(*p["range"])
+        accepted = ", ".join(map(str, p["choices"])) or within
         rows.append([name, str(p["default"]), accepted, p["meaning"]])
     say(f"{document['name']}: {document['description']}", f"source: {document['source']}")
     if rows:

@@ -9,6 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenfab.errors import InputError
+from tokenfab.hw.devices import load_device
+from tokenfab.hw.estimate import Request, estimate
+from tokenfab.kernels.formats import format_names, load_format
 from tokenfab.models.config import load_config
 from tokenfab.workloads.capture import capture
 from tokenfab.workloads.techniques import apply_techniques, techniques
@@ -106,6 +109,55 @@ def test_weight_only_never_moves_more_and_never_changes_work(bits, group, scale,
     assert after.total("flops") == before.total("flops")
 
 
+@pytest.mark.parametrize("name", format_names())
+@pytest.mark.parametrize("model", ["llama-2-7b", "mixtral-8x7b"])
+def test_weights_take_any_format_with_the_bits_of_their_own_shape(name, model):
+    before, after = trace_of(model), apply_techniques(trace_of(model), [f"weight-only:format={name}"])
+    form, narrowed = load_format(name), 0
+    for (old, _), (new, _) in zip(before.operators(), after.operators(), strict=True):
+        for was, now in zip(old.weights, new.weights, strict=True):
+            if old.kind not in ("matmul", "experts") or len(was.shape) < 2 or old.name == "head":
+                assert now == was
+                continue
+            rows, k = (int(x.constant) for x in was.shape[-2:])
+            bits = form.bits_per_weight((rows, k))
+            assert (now.bits, now.format) == ((bits, name) if bits < was.bits else (was.bits, was.format))
+            narrowed += bits < was.bits
+    assert narrowed or form.bits_per_weight((4096, 4096)) >= 16
+    assert after.total("flops") == before.total("flops")
+    assert after.applied[0].startswith(f"weight-only:format={name},head=0")
+
+
+@pytest.mark.parametrize(
+    ("setting", "format"),
+    [("bits=4", "int4-g128"), ("bits=8", "int8-g128"), ("bits=3,group=64", "int3-g64"), ("bits=2", "int2-g128")],
+)
+def test_bits_and_group_are_the_registry_s_format_of_the_same_name(setting, format):
+    numbers, named = (
+        apply_techniques(trace_of("llama-2-7b"), [f"weight-only:{x}"]) for x in (setting, f"format={format}")
+    )
+    assert numbers.blocks == named.blocks
+    assert named.applied == (f"weight-only:format={format},head=0",)
+
+
+@pytest.mark.parametrize("name", ["nf4-b64", "2:4", "bitmod-fp3-g128", "vptq-v8-k256", "mxfp4", "ovp4", "ternary-p5"])
+def test_a_gpu_reads_what_is_stored_and_computes_as_before(name):
+    device = load_device("h100-sxm")
+    plain, narrow = (
+        estimate(apply_techniques(trace_of("llama-2-7b"), spec), device, Request(1, 512, 128))
+        for spec in ([], [f"weight-only:format={name}"])
+    )
+    bits = load_format(name).bits_per_weight((4096, 4096))
+    assert bits / 16 < narrow.decode.latency_s / plain.decode.latency_s < 1
+    assert narrow.memory.weights_bytes < plain.memory.weights_bytes * (bits / 16 + 0.06)
+
+
+def test_arrays_say_what_would_help_for_a_format_that_their_unit_does_not_take():
+    trace = apply_techniques(trace_of("llama-2-7b"), ["weight-only:format=nf4-b64,head=1", "kv-quant"])
+    with pytest.raises(InputError, match=r"multiplies fp16 by nf4-b64: .*; \[arrays.weights\] and"):
+        estimate(trace, load_device("bitmod"), Request(1, 16, 2))
+
+
 # -- kv-quant ----------------------------------------------------------------------------------------
 @pytest.mark.parametrize(("setting", "bits"), [("", 8 + 16 / 128), (":bits=4", 4.125), (":bits=2,scale_bits=32", 2.25)])
 @pytest.mark.parametrize("name", ["llama-2-7b", "mistral-7b", "mixtral-8x7b"])
@@ -116,6 +168,27 @@ def test_the_cache_shrinks_to_the_bits_with_one_scale_per_head_vector(name, sett
     assert moved(after, "kv") == pytest.approx(moved(before, "kv") * bits / 16)
     assert moved(after, "weight", "activation", "index") == moved(before, "weight", "activation", "index")
     assert after.total("flops") == before.total("flops")
+
+
+@pytest.mark.parametrize(
+    ("name", "bits"),
+    [("value2-g32", 3), ("key2-g32", 3), ("value4", 4 + 32 / 128), ("int8-g128", 8.125), ("fp8-e4m3-tensor", 8),
+     ("mxfp8-e4m3", 8.25)],
+)  # fmt: skip
+def test_a_cache_takes_any_format(name, bits):
+    before, after = trace_of("llama-2-7b"), apply_techniques(trace_of("llama-2-7b"), [f"kv-quant:format={name}"])
+    assert after.kv_bytes_per_token == pytest.approx(before.kv_bytes_per_token * bits / 16, rel=1e-6)
+    assert moved(after, "kv") == pytest.approx(moved(before, "kv") * bits / 16, rel=1e-6)
+    stored = {t.format for op, _ in after.operators() for t in (*op.reads, *op.writes) if t.role == "kv"}
+    assert stored == {name}
+    assert after.applied == (f"kv-quant:format={name}",)
+
+
+def test_kv_quant_by_bits_is_the_registry_s_format_of_the_same_name():
+    named, numbers = (
+        apply_techniques(trace_of("llama-2-7b"), [f"kv-quant:{x}"]) for x in ("format=int4-g128", "bits=4")
+    )
+    assert named.blocks == numbers.blocks
 
 
 def test_a_cache_as_narrow_already_stays():
@@ -156,7 +229,7 @@ def test_a_trace_with_a_load_that_cannot_be_is_refused(name, value):
     ("spec", "message"),
     [
         ("weight-onl", "unknown technique 'weight-onl'; did you mean weight-only?"),
-        ("magic", "unknown technique 'magic'; known: fuse-projections, kv-quant, load, weight-only"),
+        ("magic", "unknown technique 'magic'; known: "),
         ("weight-only:bit=4", "unknown parameter of technique weight-only 'bit'; did you mean"),
         ("weight-only:bits", "technique weight-only: bits needs a value, as in bits=4"),
         ("weight-only:bits=", "technique weight-only: bits: '' is not an integer"),
@@ -168,6 +241,9 @@ def test_a_trace_with_a_load_that_cannot_be_is_refused(name, value):
         ("weight-only:head=2", "technique weight-only: head: '2'; accepted: 0, 1"),
         ("kv-quant:bits=16", "technique kv-quant: bits: 16 is out of range; accepted: 1 to 8"),
         ("kv-quant:bits=" + "9" * 5000, "is not an integer"),
+        ("weight-only:format=nf4", "unknown number format 'nf4'; did you mean nf4-b"),
+        ("weight-only:format=nf4-b64,bits=3", "technique weight-only: bits is part of format=nf4-b64; give one of"),
+        ("kv-quant:scale_bits=8,format=int8", "technique kv-quant: scale_bits is part of format=int8; give one of"),
         ("load:imbalance=-1", "technique load: imbalance: -1 is out of range; accepted: 0 to 3"),
         ("load:skew=0.5", "technique load: skew: 0.5 is out of range; accepted: 1 to 1000"),
         ("fuse-projections:x=1", "unknown parameter of technique fuse-projections 'x'"),
@@ -196,7 +272,8 @@ def test_techniques_are_applied_in_order_and_written_down():
 
 
 def test_every_technique_says_what_it_is_and_where_from():
-    assert set(techniques()) == {"fuse-projections", "kv-quant", "load", "weight-only"}
+    known = {"expert-order", "fuse-projections", "kv-quant", "load", "mixed-precision", "sparsity", "weight-only"}
+    assert known <= set(techniques())
     for name, technique in techniques().items():
         assert technique.name == name
         assert technique.description

@@ -18,13 +18,17 @@ from ..trace import Trace
 
 @dataclass(frozen=True)
 class Parameter:
-    """One setting: its default, what it means, and the values it accepts."""
+    """One setting: its default, what it means, and the values it accepts.
+
+    ``unless`` names a parameter that takes its place: where that one is given, this one may not be, and means nothing.
+    """
 
     default: int | float | str
     meaning: str
     choices: tuple[int | float | str, ...] = ()
     low: float = float("-inf")
     high: float = float("inf")
+    unless: str = ""
 
     def read(self, technique: str, key: str, text: str) -> int | float | str:
         """``text`` as a value of this parameter's type. Raises ``InputError`` with what is accepted."""
@@ -73,7 +77,7 @@ def apply_techniques(trace: Trace, specs: Sequence[str]) -> Trace:
         if name not in known:
             raise unknown_name("technique", name, known)
         technique = known[name]
-        values = {key: p.default for key, p in technique.parameters.items()}
+        given: dict[str, int | float | str] = {}
         for item in filter(None, settings.split(",")):
             key, equals, text = item.partition("=")
             if key not in technique.parameters:
@@ -82,9 +86,15 @@ def apply_techniques(trace: Trace, specs: Sequence[str]) -> Trace:
                 raise InputError(
                     f"technique {name}: {key} needs a value, as in {key}={technique.parameters[key].default}"
                 )
-            values[key] = technique.parameters[key].read(name, key, text)
+            given[key] = technique.parameters[key].read(name, key, text)
+        replaced = {key for key, p in technique.parameters.items() if given.get(p.unless)}
+        for key in sorted(replaced & set(given)):
+            other = technique.parameters[key].unless
+            raise InputError(f"technique {name}: {key} is part of {other}={given[other]}; give one of the two")
+        values = {key: p.default for key, p in technique.parameters.items()} | given
         changed = technique.apply(trace, **values)
-        label = name + (":" + ",".join(f"{k}={v}" for k, v in values.items()) if values else "")
+        told = ",".join(f"{k}={v}" for k, v in values.items() if k not in replaced and v != "")
+        label = name + (":" + told if told else "")
         if changed.blocks == trace.blocks:
             label += " (no effect)"
         trace = changed.model_copy(update={"applied": (*trace.applied, label)})

@@ -29,7 +29,8 @@ def _fuse(block: Block) -> Block:
         narrow = (op.dims["n"].constant or 0) < _NARROWEST if op.kind == "matmul" else True
         if not narrow and op.weights and "batch" not in op.dims:
             source = tuple((t.name, t.shape) for t in op.reads if t.role == "activation")
-            siblings[(op.deps, source, op.dims["m"], op.dims["k"], op.format)].append(op)
+            alike = op.dims["m"], op.dims["k"], op.format, tuple(sorted(op.attrs.items()))
+            siblings[(op.deps, source, alike)].append(op)
     renamed: dict[str, str] = {}
     merged: dict[str, Operator] = {}
     for group in siblings.values():
