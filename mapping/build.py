@@ -23,13 +23,14 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 
 from ..errors import InputError, unknown_name
 from ..hw.cost import prepare
 from ..hw.estimate import USD_PER_KWH, Request
-from ..workloads.compiled import compile_trace
+from ..workloads.compiled import CompiledTrace, compile_trace
 from ..workloads.trace import Block as TraceBlock
 from ..workloads.trace import Operator as TraceOperator
 from ..workloads.trace import Trace
@@ -459,10 +460,25 @@ class _Costs:
         return first, second
 
 
-def engine_costs(engine: Engine, compiled, basis: Array) -> tuple[Array, Array]:  # type: ignore[no-untyped-def]
-    """Seconds and joules beyond idle of every row at the points, infinity for rows the engine does not take."""
+def engine_costs(engine: Engine, compiled: CompiledTrace, basis: Array) -> tuple[Array, Array]:
+    """Seconds and joules beyond idle of every row at the points, infinity for rows the engine does not take.
+
+    A near unit that attends but does not append (a drive) is given what its host takes to write the cache to it.
+    """
     _, model = prepare(compiled, engine.device)
+    taken = np.ones(len(compiled.rows), dtype=bool)
+    if engine.part:
+        split: Any = model
+        model = split.near if engine.part == "near" else split.host
+        if engine.part == "near":
+            taken = split.near.takes & split.near_allowed
     costs = model.rows(basis)
     beyond = max(0.0, model.static_power_w - engine.idle_w)
+    time = np.where(taken[:, None], costs.time_s, np.inf)
     energy = np.sum(list(costs.energy_j.values()), axis=0) + beyond * costs.time_s
-    return costs.time_s, np.asarray(energy)
+    appends = np.array([row.operator.kind == "kv_append" for row in compiled.rows]) & ~taken
+    if engine.part == "near" and appends.any():
+        written = split.host.rows(basis)
+        time[appends] = written.time_s[appends]
+        energy[appends] = np.sum(list(written.energy_j.values()), axis=0)[appends]
+    return time, np.asarray(energy)

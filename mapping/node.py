@@ -1,7 +1,8 @@
 """A node: engines that work, memories they work from, and links between them, from device files.
 
-A device is one engine with one memory. A device that works near memory beside a host (a split device) is two engines:
-its host, and its near unit, which takes some operators only; they share one memory where no link lies between.
+A device is one engine with one memory. A device that shares operators with a host (processing in memory, computational
+storage) brings its host and is two engines: the host, and the near unit, which takes some operators only. Units in the
+host's own memory (a pim device without a link ``host``) share that memory with it: nothing moves between the two.
 
 Links, in this order: a network of the node file that joins both; the fastest link of equal devices that joins its
 peers (NVLink); both sides' link to a host (PCIe), at the slower side's bandwidth and the longer latency; where a file
@@ -22,15 +23,17 @@ from __future__ import annotations
 import re
 import tomllib
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from ..errors import InputError, unknown_name
+from ..hw.cost import prepare
 from ..hw.devices import load_device
 from ..hw.estimate import HOURS_OF_LIFE
 from ..hw.spec import Device, Link
 from ..hw.units import Key, measure
+from ..workloads.trace import Trace
 
 MOST_ENGINES = 16
 DEFAULT_LINK = (25e9, 10e-6)
@@ -42,9 +45,9 @@ LINK_ENERGY = 10.4e-12
 
 @dataclass(frozen=True)
 class Engine:
-    """What runs operators: ``part`` "" (a whole device), "host" or "near" (a split device's). ``device`` is the file it
-    is costed by; ``pool`` the memory it works from; ``usd_s`` dollars per second, if known, and whether the device is
-    bought (then electricity is added)."""
+    """What runs operators: ``part`` "" (a whole device), "host" (of ``device``, working from the device's memory) or
+    "near" (``device``'s units). ``device`` is the file it is costed by; ``pool`` the memory it works from; ``usd_s``
+    dollars per second, if known, and whether the device is bought (then electricity is added)."""
 
     name: str
     device: Device
@@ -128,29 +131,37 @@ def _quantity(entry: dict[str, Any], name: str, where: str, key: Key) -> float:
         raise InputError(f"{where}.{name}: {error}; accepted: {key.accepted}") from None
 
 
-def build_node(devices: Sequence[str], networks: Sequence[Network] = ()) -> Node:
-    """The node of ``NAME[:COUNT]`` devices. Raises ``InputError`` for names, counts, and more than
-    :data:`MOST_ENGINES` engines."""
-    chosen = [(name, device) for text in devices for name, device in _instances(text)]
+def build_node(devices: Sequence[str], networks: Sequence[Network] = (), trace: Trace | None = None) -> Node:
+    """The node of ``NAME[:COUNT]`` devices, for ``trace`` (which tells whether a device shares it with a host).
+
+    Raises ``InputError`` for names, counts, and more than :data:`MOST_ENGINES` engines.
+    """
+    chosen = [device for text in devices for device in _instances(text)]
     if not chosen:
         raise InputError("no device; accepted: --device NAME[:COUNT], repeatable")
-    names = [name for name, _ in chosen]
-    numbered = [f"{n}#{names[:i].count(n)}" if names.count(n) > 1 else n for i, n in enumerate(names)]
     engines: list[Engine] = []
-    pools: list[str] = []
     capacity: list[float] = []
-    for name, (_, device) in zip(numbered, chosen, strict=True):
-        bought = device.price.purchase is not None
-        usd = None
-        if device.price.purchase is not None:
-            usd = device.price.purchase.value / HOURS_OF_LIFE / 3600
-        elif device.price.hourly is not None:
-            usd = device.price.hourly.value / 3600
-        engines.append(Engine(name, device, "", len(pools), device.power.idle.value, usd, bought))
-        pools.append(name)
-        capacity.append(device.dram.usable)
+    for device in chosen:
+        if device.host is None or trace is None or not shares_with_host(trace, device):
+            engines.append(_engine(device, device, "", len(capacity)))
+            capacity.append(device.dram.usable)
+            continue
+        idle = device.power.idle.value - device.host.power.idle.value
+        near = replace(_engine(device, device, "near", len(capacity)), idle_w=idle if idle > 0 else device.power.idle.value)
+        if device.kind == "pim" and "host" not in device.links:
+            engines += [replace(_engine(device.host, device, "host", len(capacity)), usd_s=near.usd_s), replace(near, usd_s=0.0)]
+            capacity.append(device.dram.usable)
+        else:
+            engines += [_engine(device.host, device.host, "", len(capacity)), replace(near, pool=len(capacity) + 1)]
+            capacity += [device.host.dram.usable, _cache_memory(device)]
     if len(engines) > MOST_ENGINES:
         raise InputError(f"{len(engines)} engines; accepted: at most {MOST_ENGINES}")
+    names = [e.name for e in engines]
+    engines = [
+        replace(e, name=f"{e.name}#{names[:i].count(e.name)}") if names.count(e.name) > 1 else e
+        for i, e in enumerate(engines)
+    ]
+    pools = ["+".join(e.name for e in engines if e.pool == m) for m in range(len(capacity))]
     ports: dict[str, int] = {}
     notes: dict[str, None] = {}
 
@@ -165,14 +176,35 @@ def build_node(devices: Sequence[str], networks: Sequence[Network] = ()) -> Node
     return Node(tuple(engines), tuple(pools), tuple(capacity), routes, tuple(ports), tuple(notes))
 
 
-def _instances(text: str) -> list[tuple[str, Device]]:
+def shares_with_host(trace: Trace, device: Device) -> bool:
+    """Whether the model of ``device`` divides ``trace`` between a host and a unit near memory."""
+    model = prepare(trace, device)[1]
+    return hasattr(getattr(model, "near", None), "takes")
+
+
+def _engine(named: Device, costed: Device, part: str, pool: int) -> Engine:
+    price = named.price
+    usd = None
+    if price.purchase is not None:
+        usd = price.purchase.value / HOURS_OF_LIFE / 3600
+    elif price.hourly is not None:
+        usd = price.hourly.value / 3600
+    return Engine(named.name, costed, part, pool, named.power.idle.value, usd, price.purchase is not None)
+
+
+def _cache_memory(device: Device) -> float:
+    """Bytes of the memory in which a near device keeps caches: a level that says so, else its DRAM."""
+    holding = [m for m in device.memory.values() if getattr(m, "holds", None) == "kv"]
+    return max((m.usable for m in holding), default=device.dram.usable)
+
+
+def _instances(text: str) -> list[Device]:
     name, colon, count = text.rpartition(":")
     if not colon or not re.fullmatch(r"\d+", count):
         name, count = text, "1"
     if not 1 <= int(count) <= MOST_ENGINES:
         raise InputError(f"--device {text}: accepted: NAME or NAME:COUNT with COUNT from 1 to {MOST_ENGINES}")
-    device = load_device(name)
-    return [(device.name, device)] * int(count)
+    return [load_device(name)] * int(count)
 
 
 def _link(a: Device, b: Device, networks: Sequence[Network], notes: dict[str, None]) -> tuple[str, float, float]:
@@ -190,7 +222,7 @@ def _link(a: Device, b: Device, networks: Sequence[Network], notes: dict[str, No
 
 
 def _host_link(device: Device, notes: dict[str, None]) -> tuple[float, float]:
-    links: dict[str, Link] = {n: x for n, x in device.links.items() if x.topology == "host" or n == "pcie"}
+    links: dict[str, Link] = {n: x for n, x in device.links.items() if x.topology == "host" or n in ("pcie", "host")}
     if not links:
         notes[f"{device.name}: no link to a host in its file; assumed {DEFAULT_LINK[0] / 1e9:g} GB/s, "
               f"{DEFAULT_LINK[1] * 1e6:g} us"] = None  # fmt: skip

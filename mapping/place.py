@@ -19,7 +19,7 @@ from .dynamic import chain, lagrange
 from .elastic import Binding, binding
 from .eliminate import TooWide
 from .ilp import solve_flat
-from .node import Network, Node, build_node
+from .node import Network, build_node
 from .patterns import solve_patterns
 from .problem import Choice, Evaluation, Objective, Problem, evaluate, flat, unflatten
 from .replay import Replay, replay, replay_stream
@@ -153,13 +153,24 @@ def parse_objective(text: str) -> dict[str, float]:
     return weights
 
 
+def parse_pins(texts: Sequence[str]) -> dict[str, str]:
+    """``attention.qkv=h100-sxm`` and such as operator → place. Raises ``InputError``."""
+    found = {}
+    for text in texts:
+        name, equals, where = text.partition("=")
+        if not (name and equals and where):
+            raise InputError(f"--pin {text[:60]}: accepted: OPERATOR=DEVICE or OPERATOR=PREFILL|DECODE")
+        found[name] = where
+    return found
+
+
 def place(
     trace: Trace, devices: Sequence[str], request: Request, *, networks: Sequence[Network] = (), objective: str = "latency",
     limits: Sequence[str] = (), pins: Mapping[str, str] | None = None, together: Sequence[Sequence[str]] = (),
     split: bool = True, move: bool = True, time_limit: float = 10.0, gap: float = 0.005, solver: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
     """Place ``trace`` on ``devices`` and say all about it; see :func:`document`."""
-    node = build_node(devices, networks)
+    node = build_node(devices, networks, trace)
     goal = Objective(parse_objective(objective), parse_limits(limits))
     built = build(trace, node, request, goal, split=split, move=move, pins=pins, together=together)
     solution = solve(built.problem, time_limit=time_limit, gap=gap, solver=solver)
@@ -295,6 +306,3 @@ def _replayed(problem: Problem, layers: Sequence[Choice], evaluation: Evaluation
             for s in played.spans
         ],
     }  # fmt: skip
-
-
-__all__ = ["Node", "Solution", "document", "place", "solve"]

@@ -49,4 +49,11 @@ def _part(size: Expr, fraction: float) -> Expr:
 
 
 def _cut(t: Tensor, fraction: float) -> Tensor:
-    return t.model_copy(update={"touched": (t.elements if t.touched is None else t.touched) * fraction})
+    """``t`` with its divided axis cut: heads of a cache, the last axis of activations, the first of weights."""
+    touched = t.touched if t.touched is None else t.touched * fraction
+    constant = [axis for axis, size in enumerate(t.shape) if size.constant is not None]
+    if not constant or t.role == "index":
+        return t.model_copy(update={"touched": (t.elements if t.touched is None else t.touched) * fraction})
+    axis = 1 if t.role == "kv" and len(t.shape) == 4 else constant[-1] if t.role == "activation" else constant[0]
+    shape = (*t.shape[:axis], t.shape[axis] * fraction, *t.shape[axis + 1 :])
+    return t.model_copy(update={"shape": shape, "touched": touched})
