@@ -48,7 +48,7 @@ def formulate(problem: Problem, *, elastic: bool = False, tight: bool = True, re
     lp = pulp.LpProblem("placement", pulp.LpMinimize)
     phases = range(len(problem.phases))
     x = [
-        [pulp.LpVariable(f"x_{i}_{k}", 0, 1 if op.allowed[k] else 0, kind) for k in range(len(op.options))]
+        [lp.add_variable(f"x_{i}_{k}", 0, 1 if op.allowed[k] else 0, kind) for k in range(len(op.options))]
         for i, op in enumerate(block.operators)
     ]
     for i, row in enumerate(x):
@@ -59,7 +59,7 @@ def formulate(problem: Problem, *, elastic: bool = False, tight: bool = True, re
                                     or edge.energy_j.any() or edge.cost_usd.any())):  # fmt: skip
             continue
         a, b = x[edge.source], x[edge.target]
-        y[e] = [[pulp.LpVariable(f"y_{e}_{k}_{m}", 0, None if edge.allowed[k, m] else 0) for m in range(len(b))]
+        y[e] = [[lp.add_variable(f"y_{e}_{k}_{m}", 0, None if edge.allowed[k, m] else 0) for m in range(len(b))]
                 for k in range(len(a))]  # fmt: skip
         if tight:
             for k, v in enumerate(a):
@@ -81,10 +81,10 @@ def formulate(problem: Problem, *, elastic: bool = False, tight: bool = True, re
     w, limits = problem.objective.weights, problem.objective.limits
     timed = bool(problem.path_weights.any()) or any(name in limits for name in ("latency", "energy", *problem.phases))
     finish: dict[tuple[int, int], Any] = {}
-    path = [pulp.LpVariable(f"path_{f}", 0) for f in phases]
+    path = [lp.add_variable(f"path_{f}", 0) for f in phases]
     for f in phases if timed else ():
         for j, op in enumerate(block.operators):
-            finish[j, f] = pulp.LpVariable(f"finish_{j}_{f}", 0)
+            finish[j, f] = lp.add_variable(f"finish_{j}_{f}", 0)
             own = pulp.lpSum(float(c) * v for c, v in zip(op.time_s[:, f], x[j], strict=True) if c)
             lp += finish[j, f] >= own, f"alone_{j}_{f}"
             for e in block.entering[j]:
@@ -102,7 +102,7 @@ def formulate(problem: Problem, *, elastic: bool = False, tight: bool = True, re
     )
     bottleneck = None
     if w.get("throughput") or "throughput" in limits:
-        bottleneck = pulp.LpVariable("bottleneck", 0)
+        bottleneck = lp.add_variable("bottleneck", 0)
         for r in range(len(problem.resources)):
             terms = [
                 float(c) * v for op, vs in zip(block.operators, x, strict=True)
@@ -118,7 +118,7 @@ def formulate(problem: Problem, *, elastic: bool = False, tight: bool = True, re
     def spare(name: str) -> Any:
         if not elastic:
             return 0
-        slack[name] = pulp.LpVariable(f"slack_{len(slack)}", 0)
+        slack[name] = lp.add_variable(f"slack_{len(slack)}", 0)
         return slack[name]
 
     for m, (pool, capacity) in enumerate(zip(problem.pools, problem.capacity, strict=True)):

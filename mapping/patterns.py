@@ -121,11 +121,11 @@ class Master:
         problem, patterns = self.problem, self.patterns
         lp = pulp.LpProblem("patterns", pulp.LpMinimize)
         kind = pulp.LpInteger if whole else pulp.LpContinuous
-        count = [pulp.LpVariable(f"n_{i}", 0, None, kind) for i in range(len(patterns))]
+        count = [lp.add_variable(f"n_{i}", 0, None, kind) for i in range(len(patterns))]
         last = self.runs[-1][0]
         closes = self.runs[-1][1] > 1
         ends = {
-            (r, o): pulp.LpVariable(f"s_{r}_{o}", 0, 1, kind)
+            (r, o): lp.add_variable(f"s_{r}_{o}", 0, 1, kind)
             for r in range(1, len(self.runs) + (1 if closes else 0)) for o in range(self.options)
         }  # fmt: skip
         by_run: list[list[int]] = [[] for _ in self.runs]
@@ -159,7 +159,7 @@ class Master:
         def spare(name: str) -> Any:
             if slack_cost <= 0:
                 return 0
-            slack[name] = pulp.LpVariable(f"slack_{len(slack)}", 0)
+            slack[name] = lp.add_variable(f"slack_{len(slack)}", 0)
             return slack[name]
 
         for m, (pool, capacity) in enumerate(zip(problem.pools, problem.capacity, strict=True)):
@@ -167,7 +167,7 @@ class Master:
             used = total([float(p.totals.memory[m]) / unit for p in patterns])
             lp += used <= float(capacity) / unit + spare(pool), f"capacity_{m}"
         w, limits = problem.objective.weights, problem.objective.limits
-        bottleneck = pulp.LpVariable("bottleneck", 0) if w.get("throughput") or "throughput" in limits else None
+        bottleneck = lp.add_variable("bottleneck", 0) if w.get("throughput") or "throughput" in limits else None
         if bottleneck is not None:
             for r in range(len(problem.resources)):
                 busy = total([float(p.totals.busy_s[r]) for p in patterns])
