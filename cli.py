@@ -15,7 +15,9 @@ from typing import Annotated, Any
 import typer
 
 from . import __version__
+from .cli_bench import bench
 from .cli_common import Json, Quiet, answer
+from .cli_place import place
 from .cli_rtl import rtl
 from .errors import InputError, unknown_name
 from .files import check_writable, json_text, write_whole
@@ -42,7 +44,10 @@ ParallelText = Annotated[str | None, typer.Option("--parallel", help="Degrees, a
 Name = Annotated[str | None, typer.Argument(help="Show this one with all its fields.")]
 
 app.add_typer(rtl, name="rtl")
+app.add_typer(bench, name="bench")
 
+EXTRAS = {"scipy": "fit", "numba": "kernels"}
+"""Libraries that some commands need and not every installation has, and the extra that brings them."""
 INTERRUPTED = 130
 """What the option parser returns for Control-C, as shells do: 128 + SIGINT."""
 
@@ -71,9 +76,9 @@ def run(arguments: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except ModuleNotFoundError as error:
-        if error.name != "scipy":
+        if error.name not in EXTRAS:
             raise
-        return _fail("scipy is not installed; install tokenfab[fit]")
+        return _fail(f"{error.name} is not installed; install tokenfab[{EXTRAS[error.name]}]")
     except Exception as error:
         format_message = getattr(error, "format_message", None)  # a usage error of the option parser
         if format_message is None:
@@ -410,54 +415,7 @@ def calibrate(
     answer(document, json_, quiet, lambda: terminal.calibration_summary(document))
 
 
-@app.command()
-def place(
-    run_: typer.Context,
-    model: Model,
-    device: Annotated[list[str] | None, typer.Option("--device", "-d", help="NAME or NAME:COUNT. Repeatable.")] = None,
-    node: Annotated[Path | None, typer.Option(help="Node file (.toml): devices and the networks between them.")] = None,
-    objective: Annotated[
-        str, typer.Option(help="latency, throughput, energy, cost, or weights as latency=1,cost=1000.")
-    ] = "latency",
-    limit: Annotated[list[str] | None, typer.Option(help="As tpot=0.05,energy=100. Repeatable.")] = None,
-    batch: Batch = 1,
-    prompt: Prompt = 512,
-    output: Output = 128,
-    apply: Apply = None,
-    pin: Annotated[list[str] | None, typer.Option(help="OPERATOR=DEVICE or =PREFILL|DECODE. Repeatable.")] = None,
-    together: Annotated[list[str] | None, typer.Option(help="Operators A,B in one place. Repeatable.")] = None,
-    split: Annotated[bool, typer.Option(help="Operators may be divided over devices.")] = True,
-    move: Annotated[bool, typer.Option(help="Operators may run elsewhere at decode than at prefill.")] = True,
-    seconds: Annotated[float, typer.Option("--time-limit", help="CPU seconds.")] = 10.0,
-    gap: Annotated[float, typer.Option(help="Relative gap to the bound at which to stop.")] = 0.005,
-    solver: Annotated[str | None, typer.Option(help="highs or cbc. Default: highs where it is.")] = None,
-    save: Annotated[Path | None, typer.Option("-o", "--save", help="Write the result here.")] = None,
-    json_: Json = False,
-    quiet: Quiet = False,
-) -> None:
-    """The best placement of a request on several devices, with its bound; exit code 1 when nothing fits.
-
-    Example: tokenfab place --model llama-2-70b --device h100-sxm --device h20:2 --batch 16
-    """
-    from .hw.estimate import Request
-    from .mapping.node import read_node
-    from .mapping.place import parse_pins, place as best
-    from .reports.placement import placement_summary
-    from .workloads.load import load_trace
-    from .workloads.techniques import apply_techniques
-
-    listed, networks = read_node(node) if node is not None else ([], [])
-    document = best(
-        apply_techniques(load_trace(model), apply or []), [*listed, *(device or [])], Request(batch, prompt, output),
-        networks=networks, objective=objective, limits=limit or [], pins=parse_pins(pin or []),
-        together=[group.split(",") for group in together or []], split=split, move=move, time_limit=seconds, gap=gap,
-        solver=solver,
-    ) | {"command": run_.obj}  # fmt: skip
-    if save is not None:
-        write_whole(save, json_text(document))
-    answer(document, json_, quiet, lambda: placement_summary(document))
-    if document["status"] in ("infeasible", "unknown"):
-        raise typer.Exit(1)
+app.command()(place)
 
 
 # -- published systems -----------------------------------------------------------------------------

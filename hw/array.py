@@ -218,6 +218,15 @@ def arrays_count(device: Device) -> int:
     return round(device.compute.units.value * (per_unit.value if per_unit else 1))
 
 
+def constants(device: Device) -> list[str]:
+    """What the times of ``device`` rest on, a line each."""
+    m = device.model
+    return [
+        f"products take the cycles of {_arrays(device).unit}'s cycle model, which its RTL is held equal to",
+        f"streams reach {m.memory_efficiency.text} of bandwidth: {m.memory_efficiency.source}",
+    ]
+
+
 def peak(trace: Trace, device: Device) -> tuple[str, float]:
     """The arrays' fastest pair of formats among the products of ``trace``, and their FLOP/s in it."""
     engine = engine_of(device)

@@ -14,7 +14,7 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from functools import cache
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -131,9 +131,14 @@ Prepare = Callable[[CompiledTrace, Device], OperatorModel]
 
 
 @cache
-def kind_models() -> dict[str, Prepare]:
-    """Device kind → the ``prepare`` of the module in this room that models it."""
-    found: dict[str, Prepare] = {}
+def kind_modules() -> dict[str, Any]:
+    """Device kind → the module of this room that models it.
+
+    Beside ``prepare`` a module may define ``peak(trace, device)``, the format and FLOP/s of its fastest engine for the
+    trace (else the matrix rate, of the host where there is one), and ``constants(device)``, lines that say what its
+    times rest on.
+    """
+    found: dict[str, Any] = {}
     package = __package__ or "tokenfab.hw"
     for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
         if info.name == __name__.rpartition(".")[2]:
@@ -142,8 +147,13 @@ def kind_models() -> dict[str, Prepare]:
         for kind in getattr(module, "KINDS", ()):
             if kind in found:
                 raise ValueError(f"two modules model the device kind {kind}")
-            found[kind] = module.prepare
+            found[kind] = module
     return found
+
+
+def kind_models() -> dict[str, Prepare]:
+    """Device kind → the ``prepare`` of the module that models it."""
+    return {kind: module.prepare for kind, module in kind_modules().items()}
 
 
 def prepare(trace: Trace | CompiledTrace, device: Device) -> tuple[CompiledTrace, OperatorModel]:

@@ -24,6 +24,7 @@ from .collective import collective_time
 from .cost import Costs, cost
 from .die import price_of
 from .spec import Device
+from .tiers import Held, fill, kv_demand, levels, weight_demand
 
 HOURS_OF_LIFE = 4 * 365 * 24
 """Depreciation of a bought device: four years, as hyperscalers book servers (assumed)."""
@@ -70,12 +71,17 @@ class OperatorTime:
 
 @dataclass(frozen=True)
 class MemoryFit:
-    """Bytes on the fullest device: weights, KV cache at its longest, activations at their peak."""
+    """Bytes on the fullest device: weights, KV cache at its longest, activations at their peak.
+
+    ``levels`` says where they live and what is missing where (:mod:`.tiers`); a cached copy of weights that a
+    slower tier holds is in the levels, not in ``weights_bytes``. ``capacity_bytes`` is that of all levels together.
+    """
 
     weights_bytes: float
     kv_bytes: float
     activation_bytes: float
     capacity_bytes: float
+    levels: tuple[Held, ...]
 
     @property
     def needed_bytes(self) -> float:
@@ -83,7 +89,7 @@ class MemoryFit:
 
     @property
     def missing_bytes(self) -> float:
-        return max(0.0, self.needed_bytes - self.capacity_bytes)
+        return sum(held.missing_bytes for held in self.levels)
 
     @property
     def fits(self) -> bool:
@@ -145,17 +151,19 @@ class Estimate:
 
         A price to buy is written off over four years, and electricity is added; a price to rent is
         used where no price to buy is known, so that devices with both compare alike; a device without either
-        costs what :func:`.die.price_of` makes of its parts.
+        costs what :func:`.die.price_of` makes of its parts. A host is bought too.
         """
         price, devices = self.device.price, self.parallel.devices
+        machines = [m for m in (self.device, self.device.host) if m is not None]
         electricity = self.energy_j / self.latency_s / 1000 * USD_PER_KWH
-        if price.purchase is not None:
-            bought = price.purchase.value / HOURS_OF_LIFE * devices
+        listed = [m.price.purchase.value for m in machines if m.price.purchase is not None]
+        if len(listed) == len(machines):
+            bought = sum(listed) / HOURS_OF_LIFE * devices
             return bought + electricity, "bought, written off in 4 years, electricity"
         if price.hourly is not None:
             return price.hourly.value * devices, "rented"
         try:
-            made = price_of(self.device).total / HOURS_OF_LIFE * devices
+            made = sum(price_of(m).total for m in machines) / HOURS_OF_LIFE * devices
         except InputError:
             return None
         return made + electricity, "price from cost of parts and assumed margin, written off in 4 years, electricity"
@@ -317,12 +325,16 @@ def memory_fit(share: Trace, device: Device, request: Request, stages: int = 1) 
         sum(float(t.stored_bytes(b, p, 0)) for t in (*op.reads, *op.writes) if t.role == "activation")
         for op, _ in share.operators()
     )
-    worst = (0.0, 0.0)
+    places, fits = levels(device), []
     for runs in stage_blocks(share, stages):
         blocks = tuple(x.model_copy(update={"repeat": runs[x.name]}) for x in share.blocks if x.name in runs)
         part = share.model_copy(update={"blocks": blocks, "order": tuple(runs.items())})
-        worst = max(worst, (part.weights_bytes, float(part.cache_bytes()(b, 0, held))), key=sum)
-    return MemoryFit(*worst, activations, device.dram.usable)
+        (weights, far_weights), (kv, far_kv) = weight_demand(part), kv_demand(part, b, held)
+        demand = {"weights": weights, "far-weights": far_weights, "kv": kv, "far-kv": far_kv}
+        filled = fill(places, demand | {"activations": activations})
+        sizes = part.weights_bytes, kv + far_kv, activations, sum(x.capacity_bytes for x in places)
+        fits.append(MemoryFit(*sizes, filled))
+    return max(fits, key=lambda fit: (fit.missing_bytes, fit.needed_bytes))
 
 
 def _phase(passes: _Passes, costs: Costs, share: Trace, point: tuple[float, float, float], streams: int) -> Phase:

@@ -48,9 +48,10 @@ from ..workloads.expr import Expr
 from ..workloads.expr_functions import Array
 from ..workloads.techniques.sparsity import blocks_of
 from ..workloads.trace import Operator, Tensor, Trace
+from . import array
 from .array import At, Product, products_of, second_operand
 from .cost import Errors, RowCosts
-from .fpga_design import ACTIVATION_BITS, Design, activation_bytes, design_of, number
+from .fpga_design import ACTIVATION_BITS, Design, activation_bytes, design_of, number, resource_lines
 from .roofline import MATRIX_KINDS, Collective, collective_of, dram_energy, errors_of, interval, power_interval
 from .spec import Device
 
@@ -284,6 +285,11 @@ def _mac_energy(design: Design, device: Device) -> float:
     assert device.arrays is not None
     dense = {"weight": "int4", "activation": "int8"}
     return device.arrays.power.value / (macs_per_cycle(design.unit, design.config, dense) * design.clock_hz)
+
+
+def constants(device: Device) -> list[str]:
+    """What the times of ``device`` rest on, and what its design takes of the part, a line each."""
+    return [*array.constants(device), *resource_lines(device)]
 
 
 def peak(trace: Trace, device: Device) -> tuple[str, float]:

@@ -34,7 +34,7 @@ from .gemm_table import Place, experts_table, gemm_table, place
 from .moe import NAIVE_OVERHEAD, moe_kernels
 from .roofline import interval
 from .spec import Device
-from .units import number_format
+from .units import Quantity, number_format
 
 KINDS = ("gpu",)
 ROOFLINE_KINDS = frozenset({"collective", "scan", "attention"})
@@ -142,6 +142,16 @@ class GpuModel:
         busy["l2"] = np.where(bound == REASONS.index("l2"), overlapped, 0.0)
         others = {r: t for r, t in zip(self.base.reasons, times, strict=True) if r not in WORK}
         return busy | {reason: np.minimum(t, overlapped) for reason, t in others.items()}
+
+
+def constants(device: Device) -> list[str]:
+    """What the times of ``device``'s kernels rest on, a line per family."""
+    lines = []
+    for family, held in device.kernels.items():
+        sources = dict.fromkeys(q.source for q in held.values() if isinstance(q, Quantity))
+        library = f" of {held['library']}" if "library" in held else ""
+        lines.append(f"kernels.{family}{library}: {'; '.join(sources)}")
+    return lines
 
 
 def prepare(compiled: CompiledTrace, device: Device) -> GpuModel:

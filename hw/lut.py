@@ -38,6 +38,7 @@ from .units import number_format
 
 KINDS = ("lut",)
 ONE = expr(1)
+peak, constants = array.peak, array.constants
 
 
 @dataclass(frozen=True)

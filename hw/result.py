@@ -11,16 +11,13 @@ from ..workloads.compiled import compile_trace
 from ..workloads.expr_functions import Array
 from ..workloads.parallel import tensor_parallel
 from ..workloads.trace import Trace
-from . import array, fpga, gpu
-from .cost import Costs, cost
+from .cost import Costs, cost, kind_modules
 from .die import area_document, price_document
 from .energy import energy_document
 from .estimate import USD_PER_KWH, Estimate, Phase, memory_fit
 from .event import EventLevel
-from .fpga_design import resource_lines
 from .spec import Device
 from .timeline import event_document, points
-from .units import Quantity
 
 SCHEMA = "tokenfab.estimate"
 VERSION = 1
@@ -66,6 +63,16 @@ def estimate_document(
             "capacity_bytes": result.memory.capacity_bytes,
             "missing_bytes": result.memory.missing_bytes,
             "fits": result.memory.fits,
+            "levels": [
+                {
+                    "device": h.level.device,
+                    "level": h.level.name,
+                    "capacity_bytes": h.level.capacity_bytes,
+                    "holds": h.bytes,
+                    "missing_bytes": h.missing_bytes,
+                }
+                for h in result.memory.levels
+            ],
         },
         "area": area_document(device),
         "price": price_document(device),
@@ -128,8 +135,8 @@ def model_facts(trace: Trace) -> dict[str, Any]:
 
 
 def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
-    """The device's numbers, each with its source, and its roofline for the model's format."""
-    used, rate = _peak(trace, device)
+    """The device's numbers, each with its source, and its (or its host's) roofline for the model's format."""
+    worker, used, rate = _peak(trace, device)
     return {
         "name": device.name,
         "description": device.description,
@@ -137,9 +144,9 @@ def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
         "architecture": device.architecture,
         "peak_flops": rate,
         "peak_format": used,
-        "achievable_flops": rate * device.model.matmul_efficiency.value,
-        "bandwidth": device.dram.bandwidth.value,
-        "achievable_bandwidth": device.dram.bandwidth.value * device.model.memory_efficiency.value,
+        "achievable_flops": rate * worker.model.matmul_efficiency.value,
+        "bandwidth": worker.dram.bandwidth.value,
+        "achievable_bandwidth": worker.dram.bandwidth.value * worker.model.memory_efficiency.value,
         "capacity_bytes": device.dram.capacity.value,
         "tdp_w": device.power.tdp.value,
         "digest": device.digest,
@@ -150,13 +157,14 @@ def device_facts(device: Device, trace: Trace) -> dict[str, Any]:
     }
 
 
-def _peak(trace: Trace, device: Device) -> tuple[str, float]:
-    if device.kind in fpga.KINDS:
-        return fpga.peak(trace, device)
-    if device.arrays:
-        return array.peak(trace, device)
-    used, rate = device.rate(trace.format)
-    return used, rate.value
+def _peak(trace: Trace, device: Device) -> tuple[Device, str, float]:
+    """Who does most of the arithmetic, device or host, and its fastest format and FLOP/s for the trace."""
+    told = getattr(kind_modules().get(device.kind), "peak", None)
+    if told is not None:
+        return device, *told(trace, device)
+    worker = device.host or device
+    used, rate = worker.rate(trace.format)
+    return worker, used, rate.value
 
 
 def provenance(result: Estimate, trace: Trace) -> list[str]:
@@ -178,25 +186,15 @@ def provenance(result: Estimate, trace: Trace) -> list[str]:
 
 
 def _constants(device: Device) -> list[str]:
-    """Where the constants of its kernels' time are from: of a GPU's kernel models, else of the roofline."""
+    """Where the constants of its times are from: what its kind's module says, else the roofline's shares."""
+    told = getattr(kind_modules().get(device.kind), "constants", None)
+    if told is not None:
+        return list(told(device))
     m = device.model
-    if device.arrays:
-        return [
-            f"products take the cycles of {device.arrays.unit}'s cycle model, which its RTL is held equal to",
-            f"streams reach {m.memory_efficiency.text} of bandwidth: {m.memory_efficiency.source}",
-            *(resource_lines(device) if device.kind in fpga.KINDS else []),
-        ]
-    if device.kind not in gpu.KINDS:
-        return [
-            f"matmul reaches {m.matmul_efficiency.text} of peak: {m.matmul_efficiency.source}",
-            f"streams reach {m.memory_efficiency.text} of bandwidth: {m.memory_efficiency.source}",
-        ]
-    lines = []
-    for family, held in device.kernels.items():
-        sources = dict.fromkeys(q.source for q in held.values() if isinstance(q, Quantity))
-        library = f" of {held['library']}" if "library" in held else ""
-        lines.append(f"kernels.{family}{library}: {'; '.join(sources)}")
-    return lines
+    return [
+        f"matmul reaches {m.matmul_efficiency.text} of peak: {m.matmul_efficiency.source}",
+        f"streams reach {m.memory_efficiency.text} of bandwidth: {m.memory_efficiency.source}",
+    ]
 
 
 def _together(device: Device) -> str:

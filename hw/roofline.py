@@ -1,4 +1,4 @@
-"""Roofline cost model of TPUs and CPUs, and what the GPU model (:mod:`.gpu`) builds on.
+"""Roofline cost model of TPUs, and what those of GPUs (:mod:`.gpu`) and CPUs (:mod:`.lut_cpu`) build on.
 
 Per operator execution (Williams et al., CACM 52(4), 2009, with launch time added):
 
@@ -40,7 +40,7 @@ from .moe import kernels_name
 from .spec import Device, Interval
 from .units import number_format
 
-KINDS = ("tpu", "cpu")
+KINDS = ("tpu",)
 MATRIX_KINDS = frozenset({"matmul", "attention", "experts", "router"})
 DEQUANTISATION_FLOPS = 2
 """Operations per narrow weight: one multiply by the scale, one add of the zero point."""

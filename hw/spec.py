@@ -50,11 +50,17 @@ class Compute(_Data):
     clock: Quantity
 
 
+ROLES: Final = ("weights", "kv", "activations", "far-weights", "far-kv")
+"""What a memory level may hold. ``far``: what a trace reads from the slow tier (``techniques/offload.py``); the
+others are read where the arithmetic is."""
+
+
 class Memory(_Data):
     """One memory level: capacity and what software cannot use of it (bytes), bandwidth (bytes/s),
-    latency (s), energy (J per bit moved)."""
+    latency (s), energy (J per bit moved); ``holds`` names what lives in it (:data:`ROLES`, with commas)."""
 
     technology: str | None = None
+    holds: str | None = None
     capacity: Quantity
     bandwidth: Quantity | None = None
     latency: Quantity | None = None
@@ -65,6 +71,18 @@ class Memory(_Data):
     def usable(self) -> float:
         """Bytes a model can occupy: the capacity less what is reserved (ECC, driver)."""
         return self.capacity.value - (self.reserved.value if self.reserved else 0.0)
+
+    @property
+    def roles(self) -> tuple[str, ...]:
+        """What lives in this level, as the file says it; empty where it does not say."""
+        return tuple(role.strip() for role in self.holds.split(",")) if self.holds else ()
+
+    @model_validator(mode="after")
+    def _known_roles(self) -> Memory:
+        for role in self.roles:
+            if role not in ROLES:
+                raise ValueError(str(unknown_name("role in holds", role[:80], ROLES)))
+        return self
 
     @model_validator(mode="after")
     def _room(self) -> Memory:

@@ -139,10 +139,11 @@ _EFFICIENCY = Key("fraction", "0.0001", "1", "0.85")
 
 REGIMES: Final = (
     "matmul_compute", "matmul_dram", "matmul_small", "attention_compute", "attention_dram", "attention_small",
-    "experts", "experts_8bit", "experts_4bit", "narrow", "latent", "vector", "network", "power",
+    "experts", "experts_8bit", "experts_4bit", "narrow", "latent", "vector", "network", "storage", "power",
 )  # fmt: skip
 """Classes of kernels whose errors differ, operator family and what bounds it (``small``: mostly the start of a
-kernel; files without it take ``dram``; ``latent``: attention in latent space); and the power drawn."""
+kernel; files without it take ``dram``; ``latent``: attention in latent space; ``storage``: a slow tier); and
+the power drawn."""
 
 _LIBRARY = Key("name", example="cublas-ampere", required=False)
 _SHARE = Key("number", "0.01", "10", "0.8", False)
@@ -190,12 +191,14 @@ KEYS: Final[Mapping[str, Key]] = {
     "compute.units": Key("count", "1", "10000000", "108"),
     "compute.clock": Key("frequency", "1 MHz", "20 GHz", "1410 MHz"),
     "memory.dram.technology": Key("text", example="HBM2e", required=False),
+    "memory.dram.holds": Key("text", example="kv", required=False),
     "memory.dram.capacity": _SIZE,
     "memory.dram.bandwidth": _BANDWIDTH,
     "memory.dram.latency": _MEMORY_TIME,
     "memory.dram.energy": _BIT_ENERGY,
     "memory.dram.reserved": _SIZE.optional,
     "memory.*.technology": Key("text", example="SRAM", required=False),
+    "memory.*.holds": Key("text", example="far-weights, far-kv", required=False),
     "memory.*.capacity": _SIZE,
     "memory.*.bandwidth": _BANDWIDTH.optional,
     "memory.*.latency": _MEMORY_TIME,

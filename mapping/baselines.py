@@ -11,21 +11,20 @@ from collections.abc import Sequence
 import numpy as np
 
 from .dynamic import between_costs, chain, own_costs, repair, sum_weights
-from .problem import INPUT, Array, Choice, Problem, flat, unflatten
+from .problem import INPUT, Choice, Problem, all_allowed, flat, unflatten
 
 Layers = list[Choice]
 
 
 def singles(problem: Problem) -> dict[str, Layers]:
-    """Every option name that all operators have: the placements that use it everywhere."""
-    names: dict[str, None] = dict.fromkeys(problem.blocks[problem.order[0]].operators[0].options)
-    used = {b for b in problem.order}
+    """Placements that use one option everywhere, by its name, where all operators have it and may take it."""
+    used = set(problem.order)
     found = {}
-    for name in names:
+    for name in problem.blocks[problem.order[0]].operators[0].options:
         if all(name in op.options for b in used for op in problem.blocks[b].operators):
-            found[name] = [
-                tuple(op.options.index(name) for op in problem.blocks[b].operators) for b in problem.order
-            ]
+            layers = [tuple(op.options.index(name) for op in problem.blocks[b].operators) for b in problem.order]
+            if all_allowed(problem, layers):
+                found[name] = layers
     return found
 
 

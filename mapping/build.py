@@ -22,7 +22,7 @@ sums (a read and a write of one activation).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -465,7 +465,10 @@ def engine_costs(engine: Engine, compiled: CompiledTrace, basis: Array) -> tuple
 
     A near unit that attends but does not append (a drive) is given what its host takes to write the cache to it.
     """
-    _, model = prepare(compiled, engine.device)
+    try:
+        _, model = prepare(compiled, engine.device)
+    except InputError:
+        return _row_by_row(engine, compiled, basis)
     taken = np.ones(len(compiled.rows), dtype=bool)
     if engine.part:
         split: Any = model
@@ -474,11 +477,38 @@ def engine_costs(engine: Engine, compiled: CompiledTrace, basis: Array) -> tuple
             taken = split.near.takes & split.near_allowed
     costs = model.rows(basis)
     beyond = max(0.0, model.static_power_w - engine.idle_w)
+    spent = np.where(np.isfinite(costs.time_s), costs.time_s, 0.0)
     time = np.where(taken[:, None], costs.time_s, np.inf)
-    energy = np.sum(list(costs.energy_j.values()), axis=0) + beyond * costs.time_s
+    energy = np.sum(list(costs.energy_j.values()), axis=0) + beyond * spent
     appends = np.array([row.operator.kind == "kv_append" for row in compiled.rows]) & ~taken
     if engine.part == "near" and appends.any():
         written = split.host.rows(basis)
         time[appends] = written.time_s[appends]
         energy[appends] = np.sum(list(written.energy_j.values()), axis=0)[appends]
     return time, np.asarray(energy)
+
+
+def _row_by_row(engine: Engine, compiled: CompiledTrace, basis: Array) -> tuple[Array, Array]:
+    """As :func:`engine_costs` of an engine that refuses some operators: infinity for these.
+
+    Raises ``InputError``, the first refusal, where it refuses all that do arithmetic on a matrix.
+    """
+    time = np.full((len(compiled.rows), basis.shape[1]), np.inf)
+    energy = np.zeros_like(time)
+    refusal: InputError | None = None
+    useful = False
+    for i, row in enumerate(compiled.rows):
+        one = replace(
+            compiled, rows=(row,), coefficients={q: m[i : i + 1] for q, m in compiled.coefficients.items()},
+            counts=compiled.counts[i : i + 1],
+        )  # fmt: skip
+        try:
+            prepare(one, engine.device)
+        except InputError as error:
+            refusal = refusal or error
+            continue
+        time[i], energy[i] = (x[0] for x in engine_costs(engine, one, basis))
+        useful = useful or row.operator.kind in ("matmul", "attention", "experts")
+    if not useful and refusal is not None:
+        raise refusal
+    return time, energy

@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -34,6 +34,8 @@ BATCH = 24
 """Patterns added per block and round at most."""
 PAYS = 1e-7
 """Relative gain from which a pattern is worth adding."""
+VARIATIONS = 6
+"""Sets of nearby prices at which further patterns are sought before counts are made whole (and the seed)."""
 STALLED = 12
 """Rounds without a new pattern or a better bound, after which no more are tried."""
 
@@ -222,10 +224,8 @@ class Master:
             self.cuts += stray
         return None
 
-    def keep_promising(self, relaxed: Relaxed | None, share: float) -> None:
+    def keep_promising(self, relaxed: Relaxed, share: float) -> None:
         """Drop the patterns of which one layer alone would make the value worse by more than ``share`` of it."""
-        if relaxed is None:
-            return
         kept = []
         for p in self.patterns:
             reduced = relaxed.prices.of(p.totals) - relaxed.layer[p.run]
@@ -307,7 +307,8 @@ def solve_patterns(
             break
     if elastic:
         best = master.whole(max(1.0, time_limit - (time.process_time() - began)), gap)
-    elif not excess and upper - bound > gap * abs(upper):
+    elif relaxed is not None and not excess and upper - bound > gap * abs(upper):
+        _vary(master, blocks, relaxed, min(0.7 * time_limit, time.process_time() - began + 0.15 * time_limit), began)
         master.keep_promising(relaxed, max(4 * gap, 1e-3))
         layers_found = master.whole(max(1.0, time_limit - (time.process_time() - began)), 0.5 * gap)
         if layers_found is not None:
@@ -355,3 +356,13 @@ def _price(master: Master, blocks: dict[int, PricedBlock], relaxed: Relaxed) -> 
                 block.shares.towards(problem, block.block, max(start, 0), choice, 0.5 / (1 + len(master.patterns) / 50))
                 bent = True
     return gains, added, bent
+
+
+def _vary(master: Master, blocks: dict[int, PricedBlock], relaxed: Relaxed, until: float, began: float) -> None:
+    """Add the patterns that are best at nearby prices of memory: whole counts need some that a relaxation does not."""
+    rng = np.random.default_rng(VARIATIONS)
+    for _ in range(VARIATIONS):
+        if time.process_time() - began > until:
+            return
+        pool = relaxed.prices.pool * rng.uniform(0.6, 1.5, len(relaxed.prices.pool))
+        _price(master, blocks, replace(relaxed, prices=replace(relaxed.prices, pool=pool)))

@@ -21,7 +21,7 @@ from .eliminate import TooWide
 from .ilp import solve_flat
 from .node import Network, build_node
 from .patterns import solve_patterns
-from .problem import Choice, Evaluation, Objective, Problem, evaluate, flat, unflatten
+from .problem import Choice, Evaluation, Objective, Problem, all_allowed, evaluate, flat, unflatten
 from .replay import Replay, replay, replay_stream
 
 SMALL = 40
@@ -68,8 +68,9 @@ def solve(problem: Problem, *, time_limit: float = 10.0, gap: float = 0.005, sol
     seeds = [*alone.values(), *(x for x in others.values() if x is not None)]
     if (free := chain(problem)) is not None:
         seeds.append(free)
-    if not seeds:
-        seeds = [_any(problem)]
+    if not (seeds := [s for s in seeds if all_allowed(problem, s)]):
+        nowhere = np.inf
+        return Solution("infeasible", None, nowhere, nowhere, baselines, None, time.process_time() - began)
     feasible = [(e.value, i) for i, s in enumerate(seeds) if (e := evaluate(problem, s)).feasible]
     value, bound, layers = np.inf, -np.inf, None
     if feasible:
@@ -112,11 +113,6 @@ def solve(problem: Problem, *, time_limit: float = 10.0, gap: float = 0.005, sol
         bound = min(bound, value)
         status = "optimal" if value - bound <= gap * abs(value) + 1e-12 else "feasible"
     return Solution(status, layers, value, bound, baselines, why, time.process_time() - began)
-
-
-def _any(problem: Problem) -> list[Choice]:
-    """Some allowed option of every operator: where patterns begin if nothing else was found."""
-    return [tuple(int(np.argmax(op.allowed)) for op in problem.blocks[b].operators) for b in problem.order]
 
 
 def parse_limits(texts: Sequence[str]) -> dict[str, float]:

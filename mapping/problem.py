@@ -238,6 +238,16 @@ def is_allowed(block: Block, entry: int, choice: Choice) -> bool:
     )
 
 
+def all_allowed(problem: Problem, layers: Sequence[Choice]) -> bool:
+    """Whether no layer takes an option, or a pair of options along an edge, that is not allowed."""
+    entry = 0
+    for b, choice in zip(problem.order, layers, strict=True):
+        if not is_allowed(problem.blocks[b], entry, choice):
+            return False
+        entry = choice[problem.blocks[b].output]
+    return True
+
+
 @dataclass(frozen=True)
 class Evaluation:
     """A placement's metrics, its value, and what it exceeds: pool or limit → (used, allowed)."""

@@ -63,11 +63,20 @@ def _columns() -> int | None:
     return os.get_terminal_size(sys.stdout.fileno()).columns if sys.stdout.isatty() else None
 
 
-def table(columns: Sequence[str], rows: Sequence[Sequence[str]], right: Sequence[str] = (), title: str = "") -> Table:
-    """A table without lines; the columns named in ``right`` are right-aligned."""
+def table(
+    columns: Sequence[str],
+    rows: Sequence[Sequence[str]],
+    right: Sequence[str] = (),
+    title: str = "",
+    *,
+    tight: bool = False,
+) -> Table:
+    """A table without lines; the columns named in ``right`` are right-aligned, one space apart where ``tight``."""
     from rich.table import Table
 
-    grid = Table(title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False)
+    grid = Table(
+        title=title or None, title_justify="left", title_style="bold", box=None, pad_edge=False, collapse_padding=tight
+    )
     grid.header_style = "bold"
     for column in columns:
         grid.add_column(column, justify="right" if column in right else "left", overflow="fold")
@@ -227,7 +236,7 @@ def study_summary(documents: list[Document], files: Document) -> None:
         f"{documents[0]['model']['name']}: batch {r['batch']}, {r['prompt']} prompt + {r['output']} output tokens; "
         "decode is one step",
         "",
-        table(columns, rows, right=columns[1:]),
+        table(columns, rows, right=columns[1:], tight=not roomy),
         *unfit,
         "",
         f"{written(files)}; {files['wall_s']:.1f} s",
@@ -326,6 +335,36 @@ def calibration_summary(document: Document) -> None:
         say(document["file"])
 
 
+def bench_summary(document: Document) -> None:
+    """One row per combination: our kernels, the others, and what the CPU model predicts."""
+    m, rows = document["machine"], []
+    for d in document["rows"]:
+        all_ = d["measured"]
+        times = [si(all_[name]["median_s"], "s") if name in all_ else "–" for name in BENCHED]
+        ratio = "–" if d["ratio"] is None else f"{d['ratio']:.2f}"
+        bar = "–" if d["bar"] is None else f"{d['bar']:.1f}{' MISSED' if d['met'] is False else ''}"
+        best = all_[d["kernel"]]
+        guess = ["–", "–", "–"]
+        if best["predicted_s"] is not None:
+            guess = [si(best["predicted_s"], "s"), span(best["interval_s"], "s")]
+            guess += [f"{best['measured_over_predicted']:.2f}"]
+        rows.append([str(d["bits"]), str(d["tokens"]), str(d["threads"]), *times, d["kernel"], ratio, bar, *guess])
+    columns = ("bits", "tokens", "threads", *BENCHED, "best", "best/ort", "bar", "predicted", "90 %", "meas./pred.")
+    streams = ", ".join(f"{si(v, 'B/s')} by {n}" for n, v in m["stream_bytes_s"].items())
+    versions = ", ".join(f"{name} {v}" for name, v in document["versions"].items())
+    say(
+        f"{m['model']}, {m['isa']}, {si(m['clock_hz'], 'Hz')}; threads read {streams}; {versions}",
+        f"{document['size']} × {document['size']}, groups of {document['group']}, median of {document['repeats']}; "
+        "1 bit beside onnxruntime's 2 bits, 3 beside 4; one thread: CPU time",
+        "", table(columns, rows, right=columns),
+    )  # fmt: skip
+    if notes := [*document["disturbed"], *document["not_compared"]]:
+        say("", *notes)
+
+
+BENCHED = ("lut", "dot", "onnxruntime", "torch-fp32", "torch-bf16")
+
+
 def rtl_tests(rows: list[Document]) -> None:
     """One row per unit and simulator; failures below."""
     columns = ("unit", "simulator", "tests", "failed")
@@ -399,6 +438,14 @@ def memory_line(memory: Document, devices: int = 1) -> str:
     )
     which = "memory of the fullest device" if devices > 1 else "memory"
     parts = f"{which}: {weights} weights + {kv} KV + {activations} activations of {capacity}"
+    held = memory.get("levels", ())
+    if len(held) > 1:
+        where = (
+            f"{x['device']} {x['level']} {si(sum(x['holds'].values()), 'B')} of {si(x['capacity_bytes'], 'B')}"
+            + (f" ({si(x['missing_bytes'], 'B')} missing)" if x["missing_bytes"] else "")
+            for x in held
+        )
+        parts += f" ({'; '.join(where)})"
     return f"{parts}: fits" if memory["fits"] else f"{parts}: DOES NOT FIT, {missing} missing; {NO_ROOM}"
 
 

@@ -47,6 +47,7 @@ class Value(NamedTuple):
 
 
 Metric = Callable[[Estimate, Trace], Value | float]
+Figure = Callable[[], Value | float]
 
 MEANS: dict[str, Callable[[Sequence[float]], float]] = {
     "arithmetic": lambda x: float(np.mean(x)),
@@ -164,13 +165,25 @@ METRICS: dict[str, tuple[str, Metric]] = {
 
 @cache
 def known_metrics() -> dict[str, tuple[str, Metric]]:
-    """:data:`METRICS` and those that device kinds add."""
-    found = dict(METRICS)
-    package = (__package__ or "tokenfab.systems").rpartition(".")[0] + ".hw"
-    for info in pkgutil.iter_modules(importlib.import_module(package).__path__):
-        module: Any = importlib.import_module(f"{package}.{info.name}")
-        for name, metric in getattr(module, "METRICS", {}).items():
-            if name in found:
-                raise ValueError(f"two modules define the metric {name}")
-            found[name] = (" ".join((metric.__doc__ or name).split()), metric)
+    """:data:`METRICS` and those that device kinds add, each with what it is."""
+    return METRICS | _defined("METRICS", ("hw",))
+
+
+@cache
+def known_figures() -> dict[str, tuple[str, Figure]]:
+    """What modules of ``hw/`` and ``validation/`` compute of parts of machines (``FIGURES``), with what it is."""
+    return _defined("FIGURES", ("hw", "validation"))
+
+
+def _defined(table: str, rooms: Sequence[str]) -> dict[str, tuple[str, Any]]:
+    """All entries of the tables of that name in the modules of ``rooms``; the docstring says what each is."""
+    found: dict[str, tuple[str, Any]] = {}
+    root = (__package__ or "tokenfab.systems").rpartition(".")[0]
+    for room in rooms:
+        for info in pkgutil.iter_modules(importlib.import_module(f"{root}.{room}").__path__):
+            module = importlib.import_module(f"{root}.{room}.{info.name}")
+            for name, function in getattr(module, table, {}).items():
+                if name in found or name in METRICS:
+                    raise ValueError(f"two modules define {name} in {table}")
+                found[name] = (" ".join((function.__doc__ or name).split()), function)
     return found

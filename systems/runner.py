@@ -13,7 +13,7 @@ from ..workloads.load import load_trace
 from ..workloads.parallel import parse_parallel
 from ..workloads.techniques import apply_techniques
 from ..workloads.trace import Trace
-from .metrics import Value, known_metrics, mean
+from .metrics import Value, known_figures, known_metrics, mean
 from .spec import Claim, Run, System
 
 NEAR, FAR = 0.10, 0.25
@@ -46,7 +46,7 @@ def reproduce(system: System, step: Callable[[str], None] = lambda text: None) -
             | {
                 "model": value.value, "ratio": value.value / paper, "interval": [value.low, value.high],
                 "status": status(value.value / paper), "reason": claim.reason, "source": claim.source,
-                "metric": claim.metric, "runs": [run.command for n in names for run in system.runs[n]],
+                "metric": claim.metric or claim.figure, "runs": [run.command for n in names for run in system.runs[n]],
             }
         )  # fmt: skip
     return rows
@@ -61,6 +61,12 @@ def status(ratio: float) -> str:
 
 
 def _value(claim: Claim, system: System, done: dict[Run, tuple[Estimate, Trace]], step: Callable[[str], None]) -> Value:
+    if claim.figure is not None:
+        figures = known_figures()
+        if claim.figure not in figures:
+            raise unknown_name("figure", claim.figure, figures)
+        step(f"{system.name}: {claim.figure}")
+        return _whole(figures[claim.figure][1]())
     metrics = known_metrics()
     if claim.metric not in metrics:
         raise unknown_name("metric", claim.metric or "", metrics)
@@ -70,14 +76,17 @@ def _value(claim: Claim, system: System, done: dict[Run, tuple[Estimate, Trace]]
         if run not in done:
             step(f"{system.name}: {run.model} on {run.device}")
             done[run] = _run(run)
-        value = metric(*done[run])
-        return value if isinstance(value, Value) else Value.exact(value)
+        return _whole(metric(*done[run]))
 
     values = [of(run) for run in system.runs[claim.of or ""]]
     if claim.over is not None:
         base = [of(run) for run in system.runs[claim.over]]
         values = [v.over(b) for v, b in zip(values, base * (len(values) // len(base)), strict=True)]
     return mean(values, claim.mean) if claim.mean else values[0]
+
+
+def _whole(value: Value | float) -> Value:
+    return value if isinstance(value, Value) else Value.exact(value)
 
 
 @lru_cache(maxsize=16)

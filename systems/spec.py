@@ -13,6 +13,9 @@
     of = "u280"                              the metric of this run …
     over = "v100s"                           … over that of this one, where there is one
 
+A claim about a part of a machine, not about a request, names a ``figure`` in place of ``metric`` and ``of``: one
+that a module of ``hw/`` or ``validation/`` computes (:func:`.metrics.known_figures`).
+
 Lists make grids: ``prompt = [128, 512]`` with ``model = ["a", "b"]`` is four runs, the last key in the order
 model, device, apply, batch, prompt, output, count, parallel varying fastest. ``apply`` is a list of techniques;
 a list of lists is a grid. A claim over several runs says which ``mean`` of them it is. What a system cannot be
@@ -71,6 +74,7 @@ class Claim(_Data):
     source: str = Field(min_length=1)
     paper: float | None = Field(default=None, gt=0)
     metric: str | None = None
+    figure: str | None = None
     of: str | None = None
     over: str | None = None
     mean: Mean | None = None
@@ -80,10 +84,12 @@ class Claim(_Data):
     @model_validator(mode="after")
     def _whole(self) -> Claim:
         if self.not_modelled is not None:
-            if self.metric or self.of or self.over or self.mean:
+            if self.metric or self.figure or self.of or self.over or self.mean:
                 raise ValueError("not_modelled leaves nothing to compute; accepted: claim, source, paper, not_modelled")
-        elif self.paper is None or self.metric is None or self.of is None:
-            raise ValueError("accepted: paper, metric and of, or not_modelled with the reason")
+        elif self.paper is None or (self.figure is None) == (self.metric is None or self.of is None):
+            raise ValueError("accepted: paper with metric and of, or with figure, or not_modelled with the reason")
+        elif self.figure is not None and (self.metric or self.of or self.over or self.mean):
+            raise ValueError("a figure is of no run; accepted: claim, source, paper, figure, reason")
         return self
 
 

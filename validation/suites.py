@@ -30,7 +30,7 @@ from ..hw.gemm import gemm_kernels, gemm_kernels_8bit
 from ..hw.moe import moe_kernels
 from ..hw.spec import Interval
 from ..workloads.expr_functions import Array
-from . import attention, collectives, gemm, layers, llmcompass, moe, requests, roofline
+from . import attention, collectives, gemm, layers, llmcompass, moe, pim, requests, roofline
 from .intervals import EXPERTS, Errors, attention_errors, gemm_errors, regimes, unmeasured
 from .kernels import FOLDERS, MissingTableError, devices_in, read_kernels, table_path
 from .part import Part
@@ -69,6 +69,7 @@ BARS = {
     ("token", "a100-80g-sxm", "kernel", "run"): 0.12,
     ("token", "h100-sxm", "kernel", "run"): 0.12,
     ("llmcompass-matmul", "a100-80g-sxm", "kernel", "library"): 0.07,
+    **{(pim.SUITE, device, "kernel", "calibrated"): 0.03 for device in pim.DEVICES},
 }
 """Largest mean absolute percentage error that the project has promised itself."""
 SAME_ARCHITECTURE = 0.09
@@ -320,7 +321,10 @@ SUITES: dict[str, Callable[[Path, str], Iterator[Comparison]]] = {
     "layers": _layers,
     "requests": _parts(requests.compare, "Splitwise, requests of Llama-2-70B"),
     "llmcompass": _parts(llmcompass.compare, "LLMCompass, operators called one by one, all rows"),
+    pim.SUITE: _parts(pim.compare, "AttAcc's simulator, cycle-level runs of HBM3 with PIM commands"),
 }
+OWN_DEVICES = {pim.SUITE: pim.DEVICES}
+"""Suites whose tables are not of the cards under ``aiconfigurator/``, and the devices they are of."""
 
 
 def validate(truth: Path, names: list[str]) -> tuple[list[Comparison], list[str]]:
@@ -338,7 +342,7 @@ def validate(truth: Path, names: list[str]) -> tuple[list[Comparison], list[str]
     devices, unknown = devices_in(truth)
     skipped += [f"aiconfigurator/{folder}: no device of that name in the catalogue" for folder in unknown]
     for name in names or SUITES:
-        for device in devices:
+        for device in OWN_DEVICES.get(name, devices):
             try:
                 found.extend(SUITES[name](truth, device))
             except MissingTableError as error:

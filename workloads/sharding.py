@@ -9,7 +9,8 @@ as vLLM and Megatron do. Where nothing divides evenly the share is the fullest d
 
 Replicated: embeddings, norms, routers, low-rank projections (those that only feed the projections
 before attention), and gates narrower than the number of devices. Experts are split inside, each
-device holding a slice of every expert. Left out: the reduction that a norm over split channels needs.
+device holding a slice of every expert; an operator with the attribute ``divided`` has its weights'
+second axis divided. Left out: the reduction that a norm over split channels needs.
 """
 
 from __future__ import annotations
@@ -106,7 +107,9 @@ def _share_block(block: Block, world: int) -> Block:
         op = original.model_copy(update={"deps": tuple(renamed.get(d, d) for d in original.deps)})
         layouts = [split[d] for d in op.deps if d in split]
         layout = max(layouts, key=lambda x: x.heads, default=None)
-        if op.kind == "experts":
+        if op.attrs.get("divided"):
+            operators.append(_divided(op, world))
+        elif op.kind == "experts":
             reduced(original, _split_experts(op, world))
         elif _is_projection(op):
             if layout is not None:
@@ -162,6 +165,13 @@ class _Graph:
 
 def _is_projection(op: Operator) -> bool:
     return op.kind == "matmul" and bool(op.weights) and "batch" not in op.dims
+
+
+def _divided(op: Operator, world: int) -> Operator:
+    """Work on weights that the devices hold evenly shared, without an exchange (models that wait elsewhere)."""
+    reads = tuple(_resized(t, 1, (t.shape[1].constant or 1) / world) if t.role == "weight" else t for t in op.reads)
+    dims = {name: size / world for name, size in op.dims.items()}
+    return op.model_copy(update={"reads": reads, "dims": dims, "flops": op.flops / world})
 
 
 def _split_columns(op: Operator, layout: _Layout) -> Operator:

@@ -1,0 +1,116 @@
+"""What lives in which memory, and whether it fits: devices of one memory, and of several tiers.
+
+A device file says it per level (``holds = "far-weights, far-kv"``, roles of :data:`.spec.ROLES`). A role that
+no level of the device names lives beside the arithmetic: in the host's memory where the device has a host,
+else in its own ``dram``. Levels that hold the same role are filled in the order of the file. What a trace keeps
+far is marked by ``techniques/offload.py``; where no level holds a far role, it is as if it were near.
+
+    weights      weights that are read where the arithmetic is, and the cached share of far ones
+    far-weights  weights of operators that read from the slow tier, all of them (the tier keeps a whole copy)
+    kv, far-kv   KV cache: (1 − far share), far share
+    activations  operands of the largest operator of a prefill pass
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from ..workloads.trace import Operator, Trace
+from .spec import ROLES, Device
+
+NEAR = {"far-weights": "weights", "far-kv": "kv"}
+ORDER = ("activations", "kv", "weights", "far-kv", "far-weights")
+"""The order in which roles take their room."""
+
+
+@dataclass(frozen=True)
+class Level:
+    """A memory level of a device or its host: bytes a model can occupy, and the roles it may hold."""
+
+    device: str
+    name: str
+    capacity_bytes: float
+    roles: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Held:
+    """A level with the bytes of each role that are put into it, and those that find no room there."""
+
+    level: Level
+    bytes: dict[str, float] = field(default_factory=dict)
+    missing_bytes: float = 0.0
+
+
+def levels(device: Device) -> tuple[Level, ...]:
+    """The levels that hold anything, those of ``device`` first; every role is held by one at least."""
+    own = {name: level.roles for name, level in device.memory.items() if level.roles}
+    said = {role for roles in own.values() for role in roles}
+    rest = tuple(role for role in ROLES if role not in said and NEAR.get(role) is None)
+    found = [Level(device.name, name, device.memory[name].usable, roles) for name, roles in own.items()]
+    if rest and device.host is not None:
+        found.append(Level(device.host.name, "dram", device.host.dram.usable, rest))
+    elif rest:
+        here = next((i for i, x in enumerate(found) if x.name == "dram"), None)
+        if here is None:
+            found.append(Level(device.name, "dram", device.dram.usable, rest))
+        else:
+            found[here] = Level(device.name, "dram", device.dram.usable, (*found[here].roles, *rest))
+    return tuple(found)
+
+
+def fill(places: tuple[Level, ...], demand: Mapping[str, float]) -> tuple[Held, ...]:
+    """``demand`` (bytes by role) put into ``places``. What finds no room is missing in the last level of its role."""
+    held: list[dict[str, float]] = [{} for _ in places]
+    missing = [0.0] * len(places)
+    wanted = dict(demand)
+    for far, near in NEAR.items():
+        if wanted.get(far) and not any(far in place.roles for place in places):
+            wanted[near] = wanted.get(near, 0.0) + wanted.pop(far)
+    for role in ORDER:
+        left = wanted.get(role, 0.0)
+        candidates = [i for i, place in enumerate(places) if role in place.roles]
+        for i in candidates:
+            room = places[i].capacity_bytes - sum(held[i].values())
+            part = left if i == candidates[-1] else min(left, max(room, 0.0))
+            if part:
+                held[i][role] = held[i].get(role, 0.0) + part
+            left -= part
+    for i, place in enumerate(places):
+        missing[i] = max(0.0, sum(held[i].values()) - place.capacity_bytes)
+    return tuple(Held(p, h, m) for p, h, m in zip(places, held, missing, strict=True))
+
+
+def far_share(op: Operator) -> float:
+    """Share of an operator's KV cache that is kept in the slow tier."""
+    return float(op.attrs.get("far_kv", 0.0))
+
+
+def weight_demand(part: Trace) -> tuple[float, float]:
+    """Bytes of weights held near and far by ``part``, each weight once."""
+    near, far, seen = 0.0, 0.0, set()
+    for op, count in part.operators():
+        for w in op.weights:
+            if w.name in seen:
+                continue
+            seen.add(w.name)
+            size = (w.stored_bytes.constant or 0.0) * count
+            if "far_weights" in op.attrs and len(w.shape) > 1:
+                far += size
+                near += size * float(op.attrs["cached"])
+            else:
+                near += size
+    return near, far
+
+
+def kv_demand(part: Trace, batch: float, tokens: float) -> tuple[float, float]:
+    """Bytes of KV cache held near and far by ``part`` for ``batch`` sequences of ``tokens`` tokens."""
+    total = float(part.cache_bytes()(batch, 0, tokens))
+    far = 0.0
+    for block in part.blocks:
+        shares = [far_share(op) for op in block.operators if op.kind == "attention"]
+        if any(shares):
+            one = part.model_copy(update={"blocks": (block,), "order": ((block.name, block.repeat),)})
+            far += float(one.cache_bytes()(batch, 0, tokens)) * sum(shares) / len(shares)
+    return total - far, far
