@@ -420,11 +420,11 @@ class _Costs:
                 for mode, fraction in [("whole", 1.0), *fractions]:
                     key = (id(op), mode, fraction)
                     if key not in self.names:
-                        self.names[key] = f"s{len(operators)}"
+                        self.names[key] = f"{op.name[:150]} ({len(operators)})"
                         operators.append(share(op, mode, fraction, self.names[key]))
         whole_trace = builder.trace
-        one = TraceBlock(name="shares", repeat=1, operators=tuple(operators), output=operators[-1].name)
-        trace = whole_trace.model_copy(update={"blocks": (one,), "order": (("shares", 1),)})
+        one = TraceBlock(name="share", repeat=1, operators=tuple(operators), output=operators[-1].name)
+        trace = whole_trace.model_copy(update={"blocks": (one,), "order": (("share", 1),)})
         compiled = compile_trace(trace)
         row = {name.partition(".")[2]: i for i, r in enumerate(compiled.rows) for name in r.names}
         self.row = {key: row[name] for key, name in self.names.items()}

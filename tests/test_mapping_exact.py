@@ -136,14 +136,14 @@ def test_patterns_bound_what_trying_everything_finds_and_never_claim_better(seed
 
 
 def test_many_like_layers_close_the_gap_that_few_leave():
-    """Rounding costs part of a layer: with 60 layers it is below one per cent of the value."""
+    """Rounding costs part of a layer, and the relaxation part of a change of device: of 60 layers about a per cent."""
     problem = layered(4)
     many = replace(problem, order=(0, *[1] * 60, 2))
     one = sum(float(op.memory.max()) for op in problem.blocks[1].operators)
     many = replace(many, capacity=np.array([0.55, 0.6]) * one * 60)
     found = solve(many, gap=0.002)
     assert found.layers is not None
-    assert found.gap < 0.01
+    assert found.gap < 0.015
     assert len(set(found.layers)) > 3  # one pattern for all layers does not fit
 
 
