@@ -17,7 +17,7 @@ import typer
 from . import __version__
 from .cli_bench import bench
 from .cli_common import Json, Quiet, answer
-from .cli_place import place
+from .cli_place import place as place_command
 from .cli_rtl import rtl
 from .errors import InputError, unknown_name
 from .files import check_writable, json_text, write_whole
@@ -415,7 +415,7 @@ def calibrate(
     answer(document, json_, quiet, lambda: terminal.calibration_summary(document))
 
 
-app.command()(place)
+app.command("place")(place_command)
 
 
 # -- published systems -----------------------------------------------------------------------------

@@ -13,7 +13,9 @@ from .files import json_text, write_whole
 
 def place(
     run_: typer.Context,
-    model: Annotated[str, typer.Option("--model", "-m", help="Preset, hf:PATH/config.json, trace file or preset file.")],
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Preset, hf:PATH/config.json, trace file or preset file.")
+    ],
     device: Annotated[list[str] | None, typer.Option("--device", "-d", help="NAME or NAME:COUNT. Repeatable.")] = None,
     node: Annotated[Path | None, typer.Option(help="Node file (.toml): devices and the networks between them.")] = None,
     objective: Annotated[
@@ -23,7 +25,9 @@ def place(
     batch: Annotated[int, typer.Option(help="Sequences.")] = 1,
     prompt: Annotated[int, typer.Option(help="Prompt tokens per sequence.")] = 512,
     output: Annotated[int, typer.Option(help="Tokens written per sequence.")] = 128,
-    apply: Annotated[list[str] | None, typer.Option("--apply", help="Technique, as name:key=value,key=value. Repeatable.")] = None,
+    apply: Annotated[
+        list[str] | None, typer.Option("--apply", help="Technique, as name:key=value,key=value. Repeatable.")
+    ] = None,
     pin: Annotated[list[str] | None, typer.Option(help="OPERATOR=DEVICE or =PREFILL|DECODE. Repeatable.")] = None,
     together: Annotated[list[str] | None, typer.Option(help="Operators A,B in one place. Repeatable.")] = None,
     split: Annotated[bool, typer.Option(help="Operators may be divided over devices.")] = True,

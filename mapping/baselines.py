@@ -11,7 +11,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from .dynamic import between_costs, chain, own_costs, repair, sum_weights
-from .problem import INPUT, Choice, Problem, all_allowed, flat, unflatten
+from .problem import INPUT, Array, Choice, Problem, all_allowed, flat, unflatten
 
 Layers = list[Choice]
 
@@ -86,7 +86,7 @@ def heft(problem: Problem) -> Layers | None:
         for e in block.entering[i]:
             s = block.edges[e].source
             ready = np.maximum(ready, finish[s] + delays[e][choice[s]])
-        busy = op.busy_s.any(axis=1)
+        busy = np.asarray(op.busy_s.any(axis=1))
         start = np.maximum(ready, np.where(busy, free, 0.0).max(axis=1, initial=0.0))
         end = start + times[i]
         end[(op.memory > left).any(axis=1)] = np.inf

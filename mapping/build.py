@@ -13,7 +13,8 @@ between producer and reader.
 Memory: weights as stored; caches of P + T tokens where decode is, of P tokens where prefill is, if elsewhere;
 ``reserve``: the operands of the largest operator of a prefill pass, taken off every memory. Energy: dynamic energy of
 the cost models, what an engine draws beyond idle while it works, links; the node idles all the while. Cost: each
-engine is paid for while it works (its other seconds are other batches'), electricity on top where it is bought.
+engine is paid for while it works, sends or receives (its other seconds are other batches'), electricity on top where it
+is bought.
 
 Left out: the token that goes back from the head to the embedding (4 bytes and one latency per step); adding up partial
 sums (a read and a write of one activation).
@@ -22,27 +23,26 @@ sums (a read and a write of one activation).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any
+from dataclasses import dataclass, field
 
 import numpy as np
 
 from ..errors import InputError, unknown_name
-from ..hw.cost import prepare
 from ..hw.estimate import USD_PER_KWH, Request
-from ..workloads.compiled import CompiledTrace, compile_trace
 from ..workloads.trace import Block as TraceBlock
 from ..workloads.trace import Operator as TraceOperator
-from ..workloads.trace import Trace
-from .node import Engine, Node
-from .problem import INPUT, Array, Block, Edge, Objective, Operator, Problem
-from .shares import share
+from ..workloads.trace import Tensor, Trace
+from .costs import Costs, Piece
+from .node import Node
+from .problem import INPUT, Array, Block, Edge, Mask, Objective, Operator, Problem
 from .spreads import Spread, Transfers, divided, groups, replicated, whole
 
 PHASES = ("prefill", "handover", "decode")
 PARTS = 8
 """Shares that matrices are divided into, and heads and experts where their number is a multiple."""
 POINTWISE = frozenset({"rope", "activation"})
+Sizes = tuple[float, float, float]
+"""Bytes of an edge in each phase."""
 REPLICATED = frozenset({"norm", "elementwise", "router", "embedding"})
 
 
@@ -59,17 +59,6 @@ class Joint:
         return a if self.prefill == self.decode else f"{a} | {b}"
 
 
-@dataclass(frozen=True)
-class Piece:
-    """One operator of the problem: the trace's operators in it, the mode it may be divided in, and in how many units."""
-
-    name: str
-    kind: str
-    operators: tuple[TraceOperator, ...]
-    mode: str | None
-    units: int
-
-
 @dataclass
 class Built:
     """A problem, and what its numbers mean: ``joints[block][operator][option]``, ``pieces[block][operator]``,
@@ -81,7 +70,7 @@ class Built:
     request: Request
     joints: list[list[list[Joint]]]
     pieces: list[list[Piece]]
-    sizes: list[list[tuple[float, ...]]]
+    sizes: list[list[Sizes]]
     transfers: Transfers
     reserve: float
     weights: list[list[Array]] = field(default_factory=list)
@@ -122,6 +111,8 @@ class _Builder:
         self.priced = any(m == "cost" for m in (*objective.weights, *objective.limits))
         if self.priced and (missing := [e.name for e in node.engines if e.usd_s is None]):
             raise InputError(f"device {missing[0]}: no price in its file; cost cannot be told")
+        rate = {e.name: e.usd_s or 0.0 for e in node.engines}
+        self.port_usd = np.array([rate[port.partition(" ")[0]] for port in node.ports])
         self.hidden = self._hidden_joints()
         self.used_pins: set[str] = set()
 
@@ -129,7 +120,7 @@ class _Builder:
     def built(self) -> Built:
         blocks = self.trace.blocks
         pieces = [self._pieces(b) for b in blocks]
-        self.costs = _Costs(self, [p for ps in pieces for p in ps])
+        self.costs = Costs(self.trace, self.node.engines, self.points, [p for ps in pieces for p in ps])
         made, joints, sizes, weights, caches = [], [], [], [], []
         for block, ps in zip(blocks, pieces, strict=True):
             one = self._block(block, ps, first=self.trace.order[0][0] == block.name)
@@ -146,7 +137,8 @@ class _Builder:
         reserve = self._reserve()
         problem = Problem(
             PHASES, self.repeats, self.resources, self.node.pools,
-            np.maximum(np.array(self.node.capacity) - reserve, 0.0), self.node.idle_w, tuple(made), order, self.objective,
+            np.maximum(np.array(self.node.capacity) - reserve, 0.0), self.node.idle_w, tuple(made), order,
+            self.objective,
         )  # fmt: skip
         prompt = [[self._cache(p, self.points[0][1]) for p in ps] for ps in pieces]
         return Built(problem, self.node, self.trace, self.request, joints, pieces, sizes, self.transfers, reserve,
@@ -222,7 +214,7 @@ class _Builder:
             joints += [Joint(s, t) for s in coarse for t in coarse if s != t]
         return joints
 
-    def _allowed(self, block: TraceBlock, piece: Piece, joints: list[Joint]) -> Array:
+    def _allowed(self, block: TraceBlock, piece: Piece, joints: list[Joint]) -> Mask:
         allowed = np.ones(len(joints), dtype=bool)
         for key in (piece.name, piece.kind, f"{block.name}.{piece.name}"):
             if key not in self.pins:
@@ -240,7 +232,10 @@ class _Builder:
         return allowed
 
     # -- blocks --------------------------------------------------------------------------------------
-    def _block(self, block: TraceBlock, pieces: list[Piece], first: bool):  # type: ignore[no-untyped-def]
+    def _block(
+        self, block: TraceBlock, pieces: list[Piece], first: bool
+    ) -> tuple[Block, list[list[Joint]], list[Sizes], list[Array], list[Array]]:
+        """The block, its options' places, its edges' bytes, and what options hold of weights and of caches."""
         joints = [self._joints(p) for p in pieces]
         made = [self._operator(block, p, js) for p, js in zip(pieces, joints, strict=True)]
         edges, sizes = self._edges(block, pieces, joints, first)
@@ -249,16 +244,23 @@ class _Builder:
             next(i for i, p in enumerate(pieces) if any(o.name == block.output for o in p.operators)),
         )
         operators = tuple(m[0] for m in made)
-        return Block(block.name, operators, tuple(edges), output), joints, sizes, [m[1] for m in made], [m[2] for m in made]
+        return (
+            Block(block.name, operators, tuple(edges), output),
+            joints,
+            sizes,
+            [m[1] for m in made],
+            [m[2] for m in made],
+        )
 
-    def _operator(self, block: TraceBlock, piece: Piece, joints: list[Joint]):  # type: ignore[no-untyped-def]
+    def _operator(self, block: TraceBlock, piece: Piece, joints: list[Joint]) -> tuple[Operator, Array, Array]:
+        """The operator, and what each option holds of weights and of caches in each pool."""
         k, f, r = len(joints), len(PHASES), len(self.resources)
         time, busy = np.zeros((k, f)), np.zeros((k, f, r))
         energy, usd = np.zeros(k), np.zeros(k)
         weights, caches = np.zeros((k, len(self.node.pools))), np.zeros((k, len(self.node.pools)))
         allowed = self._allowed(block, piece, joints)
         weight_bytes = sum(float(w.stored_bytes.constant or 0) for op in piece.operators for w in op.weights)
-        b, p, _ = self.points[0]
+        p = self.points[0][1]
         held, prompt = self._cache(piece, p + self.request.output), self._cache(piece, p)
         for i, joint in enumerate(joints):
             for phase, spread in ((0, joint.prefill), (2, joint.decode)):
@@ -277,6 +279,7 @@ class _Builder:
                 time[i, 1] = moved.delay_s
                 busy[i, 1, self.n :] = moved.busy_s
                 energy[i] += moved.energy_j
+                usd[i] += float(moved.busy_s @ self.port_usd)
             weights[i] = self._held(joint, weight_bytes, weight_bytes)
             caches[i] = self._held(joint, prompt, held)
             if not np.isfinite(time[i]).all():
@@ -289,6 +292,7 @@ class _Builder:
 
     def _held(self, joint: Joint, at_prefill: float, at_decode: float) -> Array:
         """Bytes in each pool of something both phases need: once where their places agree, else in both."""
+
         def parts(spread: Spread) -> Array:
             out = np.zeros(len(self.node.pools))
             for a in spread.engines:
@@ -307,11 +311,16 @@ class _Builder:
                 window = op.dims.get("window")
                 kept = min(tokens, window.constant or tokens) if window is not None else tokens
                 bits = next(t.bits for t in op.writes if t.role == "kv")
-                total += float(op.dims["batch"](b, 1, 0)) * kept * float(op.dims["row_elements"].constant or 0) * bits / 8
+                total += (
+                    float(op.dims["batch"](b, 1, 0)) * kept * float(op.dims["row_elements"].constant or 0) * bits / 8
+                )
             total += sum(float(t.stored_bytes(b, 1, 0)) for t in op.writes if t.role == "state")
         return total
 
-    def _edges(self, block: TraceBlock, pieces: list[Piece], joints: list[list[Joint]], first: bool):  # type: ignore[no-untyped-def]
+    def _edges(
+        self, block: TraceBlock, pieces: list[Piece], joints: list[list[Joint]], first: bool
+    ) -> tuple[list[Edge], list[Sizes]]:
+        """Edges, and the bytes of each per phase."""
         place = {op.name: i for i, p in enumerate(pieces) for op in p.operators}
         moved: dict[tuple[int, int], list[float]] = {}
         for i, piece in enumerate(pieces):
@@ -327,18 +336,21 @@ class _Builder:
                     if source == INPUT and (first or not _of_tokens(t)):
                         continue
                     if source != i:
-                        sizes = moved.setdefault((source, i), [0.0, 0.0])
+                        known = moved.setdefault((source, i), [0.0, 0.0])
                         for n, point in enumerate(self.points):
-                            sizes[n] += float(t.bytes(*point))
+                            known[n] += float(t.bytes(*point))
             if piece.kind == "output":
                 source_op = next(o for o in block.operators if o.name == block.output)
-                size = [sum(float(t.bytes(*x)) for t in source_op.writes if t.role == "activation") for x in self.points]
+                size = [
+                    sum(float(t.bytes(*x)) for t in source_op.writes if t.role == "activation") for x in self.points
+                ]
                 moved[place[block.output], i] = size
         for i in range(1, len(pieces)):
             moved.setdefault((i - 1, i), [0.0, 0.0])  # a pass is a chain
         if not first and not any(s == INPUT for s, _ in moved):
             moved[INPUT, 0] = [0.0, 0.0]
-        edges, sizes = [], []
+        edges: list[Edge] = []
+        sizes: list[Sizes] = []
         for (source, target), size in sorted(moved.items(), key=lambda x: (x[0][1], x[0][0])):
             there = self.hidden if source == INPUT else joints[source]
             pair = (INPUT if source == INPUT else source, target)
@@ -353,10 +365,12 @@ class _Builder:
         names = {pieces[source].name, pieces[target].name}
         return any(names <= set(group) for group in self.together)
 
-    def _edge(self, pair: tuple[int, int], source: list[Joint], target: list[Joint], size: list[float], bound: bool) -> Edge:
+    def _edge(
+        self, pair: tuple[int, int], source: list[Joint], target: list[Joint], size: list[float], bound: bool
+    ) -> Edge:
         ks, kt, r = len(source), len(target), len(self.resources)
         delay, busy = np.zeros((ks, kt, len(PHASES))), np.zeros((ks, kt, len(PHASES), r))
-        energy = np.zeros((ks, kt))
+        energy, usd = np.zeros((ks, kt)), np.zeros((ks, kt))
         allowed = np.ones((ks, kt), dtype=bool)
         for n, phase, pick in ((0, 0, _at_prefill), (1, 2, _at_decode)):
             if size[n] <= 0:
@@ -371,11 +385,12 @@ class _Builder:
             delay[:, :, phase] = d[at]
             busy[:, :, phase, self.n :] = u[at]
             energy += self.repeats[phase] * j[at]
+            usd += self.repeats[phase] * (u @ self.port_usd)[at]
         if bound:
             for k, a in enumerate(source):
                 for m, b in enumerate(target):
                     allowed[k, m] = a.prefill.engines == b.prefill.engines and a.decode.engines == b.decode.engines
-        return Edge(*pair, delay, busy, energy, np.zeros((ks, kt)), allowed)
+        return Edge(*pair, delay, busy, energy, usd, allowed)
 
 
 def _units(count: int) -> int:
@@ -402,113 +417,6 @@ def _is_kind(name: str, spread: Spread, node: Node) -> bool:
     return all(node.engines[a].device.name == name for a in spread.engines)
 
 
-def _of_tokens(t) -> bool:  # type: ignore[no-untyped-def]
+def _of_tokens(t: Tensor) -> bool:
     """Whether a tensor's size depends on the request: what does not is a table every engine has."""
     return (t.elements if t.touched is None else t.touched).constant is None
-
-
-class _Costs:
-    """Seconds and joules of every share of every piece on every engine, at the prefill and the decode point."""
-
-    def __init__(self, builder: _Builder, pieces: list[Piece]) -> None:
-        self.names: dict[tuple[int, str, float], str] = {}
-        operators: list[TraceOperator] = []
-        self.pieces = pieces
-        for piece in pieces:
-            for op in piece.operators:
-                fractions = [(m, s / piece.units) for m in [piece.mode] if m for s in range(1, piece.units)]
-                for mode, fraction in [("whole", 1.0), *fractions]:
-                    key = (id(op), mode, fraction)
-                    if key not in self.names:
-                        self.names[key] = f"{op.name[:150]} ({len(operators)})"
-                        operators.append(share(op, mode, fraction, self.names[key]))
-        whole_trace = builder.trace
-        one = TraceBlock(name="share", repeat=1, operators=tuple(operators), output=operators[-1].name)
-        trace = whole_trace.model_copy(update={"blocks": (one,), "order": (("share", 1),)})
-        compiled = compile_trace(trace)
-        row = {name.partition(".")[2]: i for i, r in enumerate(compiled.rows) for name in r.names}
-        self.row = {key: row[name] for key, name in self.names.items()}
-        basis = compiled.basis_at(*zip(*builder.points, strict=True))
-        self.time: list[Array] = []
-        self.energy: list[Array] = []
-        for engine in builder.node.engines:
-            same = next((i for i, e in enumerate(builder.node.engines[: len(self.time)])
-                         if e.device is engine.device and e.part == engine.part), None)  # fmt: skip
-            if same is not None:
-                self.time.append(self.time[same])
-                self.energy.append(self.energy[same])
-                continue
-            time, energy = engine_costs(engine, compiled, basis)
-            self.time.append(time)
-            self.energy.append(energy)
-
-    def of(self, piece: Piece, spread: Spread, engine: int, phase: int) -> tuple[float, float]:
-        """Seconds and joules of ``engine``'s share of a piece; infinity where it cannot."""
-        mode = "whole" if spread.mode in ("whole", "replicated") else spread.mode
-        seconds = joules = 0.0
-        for op in piece.operators:
-            i = self.row[id(op), mode, spread.fraction(engine)]
-            seconds += float(self.time[engine][i, phase])
-            joules += float(self.energy[engine][i, phase])
-        return seconds, joules
-
-    def seconds(self, piece: Piece, spread: Spread) -> tuple[float, float]:
-        """Seconds of a piece at both points, all engines of the spread having done their share."""
-        first, second = (
-            max((self.of(piece, spread, a, phase)[0] for a in spread.engines), default=0.0) for phase in (0, 1)
-        )
-        return first, second
-
-
-def engine_costs(engine: Engine, compiled: CompiledTrace, basis: Array) -> tuple[Array, Array]:
-    """Seconds and joules beyond idle of every row at the points, infinity for rows the engine does not take.
-
-    A near unit that attends but does not append (a drive) is given what its host takes to write the cache to it.
-    """
-    try:
-        _, model = prepare(compiled, engine.device)
-    except InputError:
-        return _row_by_row(engine, compiled, basis)
-    taken = np.ones(len(compiled.rows), dtype=bool)
-    if engine.part:
-        split: Any = model
-        model = split.near if engine.part == "near" else split.host
-        if engine.part == "near":
-            taken = split.near.takes & split.near_allowed
-    costs = model.rows(basis)
-    beyond = max(0.0, model.static_power_w - engine.idle_w)
-    spent = np.where(np.isfinite(costs.time_s), costs.time_s, 0.0)
-    time = np.where(taken[:, None], costs.time_s, np.inf)
-    energy = np.sum(list(costs.energy_j.values()), axis=0) + beyond * spent
-    appends = np.array([row.operator.kind == "kv_append" for row in compiled.rows]) & ~taken
-    if engine.part == "near" and appends.any():
-        written = split.host.rows(basis)
-        time[appends] = written.time_s[appends]
-        energy[appends] = np.sum(list(written.energy_j.values()), axis=0)[appends]
-    return time, np.asarray(energy)
-
-
-def _row_by_row(engine: Engine, compiled: CompiledTrace, basis: Array) -> tuple[Array, Array]:
-    """As :func:`engine_costs` of an engine that refuses some operators: infinity for these.
-
-    Raises ``InputError``, the first refusal, where it refuses all that do arithmetic on a matrix.
-    """
-    time = np.full((len(compiled.rows), basis.shape[1]), np.inf)
-    energy = np.zeros_like(time)
-    refusal: InputError | None = None
-    useful = False
-    for i, row in enumerate(compiled.rows):
-        one = replace(
-            compiled, rows=(row,), coefficients={q: m[i : i + 1] for q, m in compiled.coefficients.items()},
-            counts=compiled.counts[i : i + 1],
-        )  # fmt: skip
-        try:
-            prepare(one, engine.device)
-        except InputError as error:
-            refusal = refusal or error
-            continue
-        time[i], energy[i] = (x[0] for x in engine_costs(engine, one, basis))
-        useful = useful or row.operator.kind in ("matmul", "attention", "experts")
-    if not useful and refusal is not None:
-        raise refusal
-    return time, energy

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from .eliminate import TooWide
+from .eliminate import TooWideError
 from .priced import PricedBlock, Prices, first_shares, objective_prices
 from .problem import INPUT, ROUNDING, Array, Block, Choice, Problem, evaluate, flat, unflatten
 
@@ -71,7 +71,7 @@ class Chain:
     """Layers one after another under prices: the best sequence by dynamic programming over their boundaries.
 
     ``full``: every operator and every edge is counted, as if the pass waited for each transfer. Otherwise those along
-    :func:`.priced.first_shares`, which bounds the longest path from below. Raises ``TooWide``.
+    :func:`.priced.first_shares`, which bounds the longest path from below. Raises ``TooWideError``.
     """
 
     problem: Problem
@@ -117,7 +117,7 @@ def chain(problem: Problem) -> list[Choice] | None:
     """The optimum of the sum without capacities and limits. Nothing where the graph is too wide."""
     try:
         return Chain(problem, full=True).best(sum_weights(problem))[1] or None
-    except TooWide:
+    except TooWideError:
         return None
 
 
@@ -182,7 +182,7 @@ def lagrange(
 ) -> Answer:
     """Bound and feasible placement under prices on memory. ``known``: the value of a placement that is at hand.
 
-    Raises ``TooWide`` where the graph is. Limits on metrics are not priced; what breaks them is not returned.
+    Raises ``TooWideError`` where the graph is. Limits on metrics are not priced; what breaks them is not returned.
     """
     began = time.process_time()
     lower = Chain(problem, full=False)

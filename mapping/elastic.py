@@ -37,7 +37,9 @@ class Binding:
     def reason(self) -> str:
         """One line: what binds, and by how much."""
         worst = sorted(self.exceeded.items(), key=lambda x: x[1][0] / max(x[1][1], 1e-30), reverse=True)
-        parts = [f"{name}: {_amount(name, used)} needed, {_amount(name, allowed)} allowed" for name, (used, allowed) in worst]
+        parts = [
+            f"{name}: {_amount(name, used)} needed, {_amount(name, allowed)} allowed" for name, (used, allowed) in worst
+        ]
         return "; ".join(parts) or "nothing is exceeded"
 
 

@@ -1,4 +1,4 @@
-"""Exact minimisation of a sum of small tables by eliminating variables (Bertelè and Brioschi, 1972; bucket elimination).
+"""Exact minimisation of a sum of small tables by eliminating variables (Bertelè and Brioschi, 1972).
 
 A table is an array over the options of a few operators; the sum of all tables is to be least. Eliminating a variable
 replaces the tables it is in by their minimum over it. The work is the product of the sizes of the widest set met, K³
@@ -21,7 +21,7 @@ WIDEST = 2**25
 """Entries of the largest table that is made."""
 
 
-class TooWide(Exception):
+class TooWideError(Exception):
     """The graph's treewidth asks for a table beyond :data:`WIDEST` entries."""
 
 
@@ -60,12 +60,13 @@ def elimination_order(sizes: Sequence[int], scopes: Sequence[tuple[int, ...]], k
     left = set(range(len(sizes))) - set(keep)
     order = []
     while left:
+
         def width(v: int) -> tuple[float, int]:
             return float(np.prod([float(sizes[u]) for u in neighbours[v]])), v
 
         v = min(left, key=width)
         if width(v)[0] * sizes[v] > WIDEST:
-            raise TooWide
+            raise TooWideError
         for u in neighbours[v]:
             neighbours[u] |= neighbours[v] - {u}
             neighbours[u].discard(v)

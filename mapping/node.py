@@ -36,11 +36,12 @@ from ..hw.units import Key, measure
 from ..workloads.trace import Trace
 
 MOST_ENGINES = 16
+BANDWIDTH, LATENCY = Key("bandwidth", "1 MB/s", "1 PB/s", "50 GB/s"), Key("time", "1 ps", "1 s", "10 us")
 DEFAULT_LINK = (25e9, 10e-6)
 """Bytes/s per direction and seconds where no file says (assumed: PCIe 4.0 ×16, 31.5 GB/s on the wire, about 80 % of it
 reached; 10 µs as the constant of NVIDIA aiconfigurator for one transfer)."""
 LINK_ENERGY = 10.4e-12
-"""Joules per byte over any link (AttAcc simulator, src/config.py: 1.3 pJ/bit of a NVLink-C2C; assumed for the others)."""
+"""Joules per byte over any link (AttAcc simulator, src/config.py: 1.3 pJ/bit of a NVLink-C2C; assumed for others)."""
 
 
 @dataclass(frozen=True)
@@ -115,8 +116,8 @@ def read_node(path: Path) -> tuple[list[str], list[Network]]:
         if not isinstance(joins, list) or len(joins) < 1 or not all(isinstance(j, str) for j in joins):
             raise InputError(f"{where}.joins: accepted: a list of device names")
         networks.append(
-            Network(frozenset(joins), _quantity(entry, "bandwidth", where, Key("bandwidth", "1 MB/s", "1 PB/s", "50 GB/s")),
-                    _quantity(entry, "latency", where, Key("time", "1 ps", "1 s", "10 us")))
+            Network(frozenset(joins), _quantity(entry, "bandwidth", where, BANDWIDTH),
+                    _quantity(entry, "latency", where, LATENCY))
         )  # fmt: skip
     return [f"{name}:{count}" for name, count in devices.items()], networks
 
@@ -147,9 +148,14 @@ def build_node(devices: Sequence[str], networks: Sequence[Network] = (), trace: 
             capacity.append(device.dram.usable)
             continue
         idle = device.power.idle.value - device.host.power.idle.value
-        near = replace(_engine(device, device, "near", len(capacity)), idle_w=idle if idle > 0 else device.power.idle.value)
+        near = replace(
+            _engine(device, device, "near", len(capacity)), idle_w=idle if idle > 0 else device.power.idle.value
+        )
         if device.kind == "pim" and "host" not in device.links:
-            engines += [replace(_engine(device.host, device, "host", len(capacity)), usd_s=near.usd_s), replace(near, usd_s=0.0)]
+            engines += [
+                replace(_engine(device.host, device, "host", len(capacity)), usd_s=near.usd_s),
+                replace(near, usd_s=0.0),
+            ]
             capacity.append(device.dram.usable)
         else:
             engines += [_engine(device.host, device.host, "", len(capacity)), replace(near, pool=len(capacity) + 1)]

@@ -117,14 +117,15 @@ class Master:
             at += count
 
     # -- the program -----------------------------------------------------------------------------------
-    def program(self, *, whole: bool, slack_cost: float) -> tuple[Any, list[Any], dict[tuple[int, int], Any], dict[str, Any]]:
+    def program(
+        self, *, whole: bool, slack_cost: float
+    ) -> tuple[Any, list[Any], dict[tuple[int, int], Any], dict[str, Any]]:
         """The PuLP model, its counts, its walk's ends and its slacks. ``slack_cost`` of a whole capacity exceeded once
         more; 0: no slack."""
         problem, patterns = self.problem, self.patterns
         lp = pulp.LpProblem("patterns", pulp.LpMinimize)
         kind = pulp.LpInteger if whole else pulp.LpContinuous
         count = [lp.add_variable(f"n_{i}", 0, None, kind) for i in range(len(patterns))]
-        last = self.runs[-1][0]
         closes = self.runs[-1][1] > 1
         ends = {
             (r, o): lp.add_variable(f"s_{r}_{o}", 0, 1, kind)
@@ -176,7 +177,7 @@ class Master:
                 lp += bottleneck >= busy, f"busy_{r}"
         each = [metrics_of(problem, p.totals) for p in patterns]
         for name, limit in limits.items():
-            metric = bottleneck if name == "throughput" else total([m[name] for m in each])
+            metric: Any = bottleneck if name == "throughput" else total([m[name] for m in each])
             lp += metric * (1 / limit) <= 1 + spare(name), f"limit_{name}"
         value = total([sum(v * m[name] for name, v in w.items() if name != "throughput") for m in each])
         if bottleneck is not None:
@@ -237,7 +238,9 @@ class Master:
                 kept.append(p)
         self.patterns = kept
 
-    def walk(self, numbers: Sequence[int], start: dict[int, int]) -> tuple[list[Choice], list[tuple[int, frozenset[int]]]]:
+    def walk(
+        self, numbers: Sequence[int], start: dict[int, int]
+    ) -> tuple[list[Choice], list[tuple[int, frozenset[int]]]]:
         """Layers in an order that the counts allow, and the sets of options that no walk reaches."""
         layers: list[Choice] = []
         stray: list[tuple[int, frozenset[int]]] = []
@@ -271,7 +274,7 @@ def solve_patterns(
     """The best counts of patterns. ``seeds``: placements to begin with, at least one that is allowed but for capacities
     and limits; ``gap``: relative, at which to stop. ``elastic``: the least excess of capacities and limits instead.
 
-    Raises :class:`.eliminate.TooWide` where a block's graph is too wide to be priced.
+    Raises :class:`.eliminate.TooWideError` where a block's graph is too wide to be priced.
     """
     began = time.process_time()
     problem, unit = scaled(problem)

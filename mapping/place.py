@@ -17,7 +17,7 @@ from .baselines import evaluate_all, singles
 from .build import Built, build
 from .dynamic import chain, lagrange
 from .elastic import Binding, binding
-from .eliminate import TooWide
+from .eliminate import TooWideError
 from .ilp import solve_flat
 from .node import Network, build_node
 from .patterns import solve_patterns
@@ -89,7 +89,7 @@ def solve(problem: Problem, *, time_limit: float = 10.0, gap: float = 0.005, sol
                 bound = priced.bound
                 if priced.layers is not None and priced.value < value:
                     value, layers = priced.value, priced.layers
-            except TooWide:
+            except TooWideError:
                 pass
         if layers is None or value - bound > gap * abs(value):
             start = tuple(k for layer in layers for k in layer) if layers is not None else None
@@ -142,7 +142,9 @@ def parse_objective(text: str) -> dict[str, float]:
         except ValueError:
             weight = -1.0
         if name not in accepted or not 0 < weight < float("inf"):
-            raise InputError(f"--objective {item[:60]}: accepted: {', '.join(accepted)}, or weights as latency=1,cost=1000")
+            raise InputError(
+                f"--objective {item[:60]}: accepted: {', '.join(accepted)}, or weights as latency=1,cost=1000"
+            )
         weights[LIMITS.get(name, name)] = weight
     if not weights:
         raise InputError(f"--objective: accepted: {', '.join(accepted)}, or weights as latency=1,cost=1000")
@@ -161,7 +163,8 @@ def parse_pins(texts: Sequence[str]) -> dict[str, str]:
 
 
 def place(
-    trace: Trace, devices: Sequence[str], request: Request, *, networks: Sequence[Network] = (), objective: str = "latency",
+    trace: Trace, devices: Sequence[str], request: Request, *, networks: Sequence[Network] = (),
+    objective: str = "latency",
     limits: Sequence[str] = (), pins: Mapping[str, str] | None = None, together: Sequence[Sequence[str]] = (),
     split: bool = True, move: bool = True, time_limit: float = 10.0, gap: float = 0.005, solver: str | None = None,
 ) -> dict[str, Any]:  # fmt: skip
@@ -270,7 +273,12 @@ def traffic(built: Built, layers: Sequence[Choice]) -> list[dict[str, Any]]:
         entry, before = choice, b
     names = [e.name for e in built.node.engines]
     return [
-        {"phase": problem.phases[f], "from": names[a], "to": names[b], "bytes": float(total[f, a, b] * problem.repeats[f])}
+        {
+            "phase": problem.phases[f],
+            "from": names[a],
+            "to": names[b],
+            "bytes": float(total[f, a, b] * problem.repeats[f]),
+        }
         for f, a, b in zip(*np.nonzero(total * problem.repeats[:, None, None]), strict=True)
     ]
 

@@ -110,9 +110,7 @@ class PricedBlock:
         self.keep = (*((self.entry,) if inputs else ()), *((block.output,) if self.ends else ()))
         self.order = elimination_order(self.sizes, [*scopes, tuple(sorted(self.keep))], self.keep)
         self.busy = [np.einsum("f,kfr->kr", repeats, op.busy_s) for op in block.operators]
-        self.edge_busy = [
-            np.einsum("f,klfr->klr", repeats, e.busy_s) if e.busy_s.any() else None for e in block.edges
-        ]
+        self.edge_busy = [np.einsum("f,klfr->klr", repeats, e.busy_s) if e.busy_s.any() else None for e in block.edges]
 
     def _scope(self, e: int) -> tuple[int, ...]:
         edge = self.block.edges[e]

@@ -88,7 +88,7 @@ class Block:
 
 @dataclass(frozen=True)
 class Objective:
-    """``weights`` of metrics whose sum is the value (a metric that is not named weighs nothing), ``limits`` of metrics."""
+    """``weights`` of metrics whose sum is the value (others weigh nothing), ``limits`` of metrics."""
 
     weights: Mapping[str, float] = field(default_factory=lambda: {"latency": 1.0})
     limits: Mapping[str, float] = field(default_factory=dict)
@@ -169,7 +169,9 @@ class Totals:
 
 def nothing(problem: Problem) -> Totals:
     """Totals of no block."""
-    return Totals(np.zeros(len(problem.phases)), np.zeros(len(problem.resources)), 0.0, 0.0, np.zeros(len(problem.pools)))
+    return Totals(
+        np.zeros(len(problem.phases)), np.zeros(len(problem.resources)), 0.0, 0.0, np.zeros(len(problem.pools))
+    )
 
 
 def arrivals(block: Block, entry: int, choice: Choice, phases: int) -> tuple[Array, Array]:
@@ -189,7 +191,7 @@ def arrivals(block: Block, entry: int, choice: Choice, phases: int) -> tuple[Arr
 
 def longest_path(block: Block, entry: int, choice: Choice, phase: int, phases: int) -> tuple[list[int], list[int]]:
     """Operators and edges of a longest path of a phase through the block."""
-    start, finish = arrivals(block, entry, choice, phases)
+    _, finish = arrivals(block, entry, choice, phases)
     j = int(np.argmax(finish[:, phase]))
     nodes, edges = [j], []
     while j != INPUT:
@@ -233,9 +235,7 @@ def is_allowed(block: Block, entry: int, choice: Choice) -> bool:
     """Whether all options, and all pairs of options along edges, are allowed."""
     if not all(op.allowed[k] for op, k in zip(block.operators, choice, strict=True)):
         return False
-    return all(
-        e.allowed[entry if e.source == INPUT else choice[e.source], choice[e.target]] for e in block.edges
-    )
+    return all(e.allowed[entry if e.source == INPUT else choice[e.source], choice[e.target]] for e in block.edges)
 
 
 def all_allowed(problem: Problem, layers: Sequence[Choice]) -> bool:
@@ -343,6 +343,7 @@ def scaled(problem: Problem) -> tuple[Problem, float]:
 
     Solvers compare with absolute tolerances: a step of 10 µs would be lost in them.
     """
+
     def least(pick: Callable[[Operator], Array]) -> float:
         total = 0.0
         for b in problem.order:

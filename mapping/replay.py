@@ -29,7 +29,7 @@ class Span:
 
 @dataclass(frozen=True)
 class Replay:
-    """``path_s`` of each phase, ``latency_s`` of a request with all repeats, and what ran when, phase by phase from 0."""
+    """``path_s`` of each phase, ``latency_s`` of a request with all repeats, and what ran when in each phase."""
 
     path_s: tuple[float, ...]
     latency_s: float
@@ -39,7 +39,8 @@ class Replay:
 def replay(problem: Problem, layers: Sequence[Choice]) -> Replay:
     """One request alone: each phase once, times its repeats."""
     choice = tuple(k for layer in layers for k in layer)
-    paths, spans = [], []
+    paths: list[float] = []
+    spans: list[Span] = []
     for f in range(len(problem.phases)):
         env, run = _world(problem, choice, f, spans)
         env.run(until=env.process(run()))
@@ -47,24 +48,24 @@ def replay(problem: Problem, layers: Sequence[Choice]) -> Replay:
     return Replay(tuple(paths), float(problem.repeats @ np.array(paths)), tuple(spans))
 
 
-def replay_stream(problem: Problem, layers: Sequence[Choice], phase: int, passes: int = 12) -> tuple[float, float]:
-    """Seconds per pass of one phase with ``passes`` independent passes in flight, in the steady second half; and the
-    seconds that its busiest resource works per pass."""
+def replay_stream(
+    problem: Problem, layers: Sequence[Choice], phase: int, flights: int = 6, rounds: int = 3
+) -> tuple[float, float]:
+    """Seconds per pass of one phase with ``flights`` batches in flight, each making ``rounds`` passes, filling and
+    draining included; and the seconds that the busiest resource works per pass, which it cannot fall below."""
     choice = tuple(k for layer in layers for k in layer)
-    ends: list[float] = []
     env, run = _world(problem, choice, phase, None)
 
     def one() -> Generator[Any, Any, None]:
-        yield env.process(run())
-        ends.append(float(env.now))
+        for _ in range(rounds):
+            yield env.process(run())
 
-    env.run(until=env.all_of([env.process(one()) for _ in range(passes)]))
-    half = passes // 2
+    env.run(until=env.all_of([env.process(one()) for _ in range(flights)]))
     (block,) = flat(problem).blocks
     busy = np.sum([op.busy_s[k, phase] for op, k in zip(block.operators, choice, strict=True)], axis=0)
     for e in block.edges:
         busy = busy + e.busy_s[choice[e.source], choice[e.target], phase]
-    return (ends[-1] - ends[half - 1]) / (passes - half), float(busy.max(initial=0.0))
+    return float(env.now) / (flights * rounds), float(busy.max(initial=0.0))
 
 
 def _world(problem: Problem, choice: Choice, phase: int, spans: list[Span] | None):  # type: ignore[no-untyped-def]

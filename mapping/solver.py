@@ -44,7 +44,12 @@ def available() -> list[str]:
 
 
 def solve_model(
-    model: Any, *, time_limit: float, gap: float = 0.0, solver: str | None = None, start: Mapping[Any, float] | None = None
+    model: Any,
+    *,
+    time_limit: float,
+    gap: float = 0.0,
+    solver: str | None = None,
+    start: Mapping[Any, float] | None = None,
 ) -> Outcome:
     """Solve a PuLP model (minimisation). ``gap``: relative, at which to stop; ``start``: values to begin from (HiGHS).
 
@@ -96,7 +101,7 @@ def _cbc(time_limit: float, gap: float) -> Any:
 
 def _highs(time_limit: float, gap: float, start: Mapping[Any, float] | None) -> Any:
     class Started(pulp.HiGHS):  # type: ignore[misc]
-        def callSolver(self, lp: Any) -> None:
+        def callSolver(self, lp: Any) -> None:  # noqa: N802
             if start:
                 import highspy
 

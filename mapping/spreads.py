@@ -102,7 +102,7 @@ def divided(mode: str, node: Node, able: Sequence[int], units: int, speed: Seque
         if len(group) > units:
             continue
         if len(group) == 2 and n <= FINE:
-            divisions = [(s, units - s) for s in range(1, units)]
+            divisions: list[tuple[int, ...]] = [(s, units - s) for s in range(1, units)]
         else:
             weights = [[1.0] * len(group), *([v[a] for a in group] for v in speed)]
             divisions = [d for w in weights if (d := apportion(units, w)) and min(d) > 0]
@@ -121,8 +121,10 @@ def apportion(units: int, weights: Sequence[float]) -> tuple[int, ...]:
     ideal = [units * w / total for w in weights]
     shares = [max(1, int(x)) for x in ideal]
     while sum(shares) > units:
-        i = max(range(len(shares)), key=lambda j: (shares[j] - ideal[j], shares[j]))
-        shares[i] -= 1
+        able = [j for j, s in enumerate(shares) if s > 1]
+        if not able:
+            return ()
+        shares[max(able, key=lambda j: shares[j] - ideal[j])] -= 1
     for i in sorted(range(len(shares)), key=lambda j: shares[j] - ideal[j])[: max(0, units - sum(shares))]:
         shares[i] += 1
     return tuple(shares) if sum(shares) == units else ()

@@ -26,8 +26,8 @@ def placement_summary(document: Document) -> None:
     metrics = ", ".join(f"{name} {si(value, units.get(name, 's'))}" for name, value in m.items())
     say(
         head, *notes, "",
-        f"value {document['value']:.5g}, bound {document['bound']:.5g}, gap {document['gap']:.2%}: {document['status']} "
-        f"in {document['solve_s']:.1f} s CPU", metrics, "",
+        f"value {document['value']:.5g}, bound {document['bound']:.5g}, gap {document['gap']:.2%}: "
+        f"{document['status']} in {document['solve_s']:.1f} s CPU", metrics, "",
         table(["baseline", "value", "worse by"], [_baseline(name, v, document["value"])
               for name, v in document["baselines"].items()], right=("value", "worse by")),
     )  # fmt: skip
@@ -35,7 +35,12 @@ def placement_summary(document: Document) -> None:
     for p in patterns[:MOST]:
         rows = [[o["name"], o["place"], si(o["prefill_s"], "s"), si(o["decode_s"], "s")] for o in p["operators"]]
         title = f"{p['layers']} × {p['block']}"
-        say("", table(["operator", "runs on", "prefill", "decode step"], rows, right=("prefill", "decode step"), title=title))
+        say(
+            "",
+            table(
+                ["operator", "runs on", "prefill", "decode step"], rows, right=("prefill", "decode step"), title=title
+            ),
+        )
     if len(patterns) > MOST:
         say("", f"and {len(patterns) - MOST} more patterns")
     held = [

@@ -13,7 +13,7 @@ from tokenfab.errors import InputError
 from tokenfab.mapping.baselines import evaluate_all
 from tokenfab.mapping.dynamic import Chain, chain, lagrange, repair, sum_weights
 from tokenfab.mapping.elastic import binding
-from tokenfab.mapping.eliminate import TooWide, eliminate, elimination_order
+from tokenfab.mapping.eliminate import TooWideError, eliminate, elimination_order
 from tokenfab.mapping.ilp import formulate, solve_flat
 from tokenfab.mapping.patterns import solve_patterns
 from tokenfab.mapping.place import solve
@@ -53,7 +53,8 @@ def test_the_value_is_that_of_trying_everything(chunk):
             assert found.bound <= best * (1 + 1e-6), seed
             assert all(b is None or found.value <= b.value * (1 + 1e-9) for b in found.baselines.values()), seed
         else:
-            assert found.status == "infeasible" and found.layers is None, seed
+            assert found.status == "infeasible", seed
+            assert found.layers is None, seed
 
 
 def test_the_random_problems_are_of_both_kinds():
@@ -132,7 +133,8 @@ def test_patterns_bound_what_trying_everything_finds_and_never_claim_better(seed
     assert found.value >= best * (1 - 1e-6)
     if found.layers is not None:
         seen = evaluate(problem, found.layers)
-        assert seen.feasible and seen.value == pytest.approx(found.value, rel=1e-6)
+        assert seen.feasible
+        assert seen.value == pytest.approx(found.value, rel=1e-6)
 
 
 def test_many_like_layers_close_the_gap_that_few_leave():
@@ -174,7 +176,9 @@ def test_what_binds_is_named_with_the_least_excess():
     sizes = [float(op.memory.max()) for op in problem.blocks[0].operators]
     problem = replace(problem, capacity=np.array([0.5, 0.5]) * sum(sizes) / 1.1)
     found = solve(problem)
-    assert found.status == "infeasible" and found.binding is not None and found.binding.proven
+    assert found.status == "infeasible"
+    assert found.binding is not None
+    assert found.binding.proven
     excess = sum(used - allowed for used, allowed in found.binding.exceeded.values())
     assert excess >= sum(sizes) * (1 - 1 / 1.1) * (1 - 1e-6)
     assert set(found.binding.exceeded) <= set(problem.pools)
@@ -199,7 +203,8 @@ def test_patterns_name_what_binds_too():
     problem = replace(problem, capacity=problem.capacity * 0.2)
     seeds = [[tuple(0 for _ in problem.blocks[b].operators) for b in problem.order]]
     found = binding(problem, seeds)
-    assert found is not None and found.proven
+    assert found is not None
+    assert found.proven
     assert found.bound <= found.total * (1 + 1e-6)
 
 
@@ -210,9 +215,7 @@ def test_elimination_finds_the_least_of_a_random_graph():
     scopes = [(0, 1), (1, 2), (0, 3), (2, 3), (3, 4)]
     tables = [(s, rng.random([sizes[v] for v in s])) for s in scopes]
     found = eliminate(sizes, tables, elimination_order(sizes, scopes, (0,)), (0,))
-    whole = sum(
-        np.expand_dims(t, tuple(v for v in range(5) if v not in s)) for s, t in tables
-    )
+    whole = sum(np.expand_dims(t, tuple(v for v in range(5) if v not in s)) for s, t in tables)
     assert found.table == pytest.approx(whole.min(axis=(1, 2, 3, 4)))
     for at in range(3):
         values = found.assignment((at,))
@@ -223,7 +226,7 @@ def test_elimination_finds_the_least_of_a_random_graph():
 def test_a_graph_that_is_too_wide_is_refused():
     sizes = [20] * 8
     scopes = [(i, j) for i in range(8) for j in range(i + 1, 8)]
-    with pytest.raises(TooWide):
+    with pytest.raises(TooWideError):
         elimination_order(sizes, scopes, ())
 
 
@@ -232,7 +235,8 @@ def test_repair_moves_until_all_fits_and_says_when_it_cannot():
     layers = Chain(problem, full=True).best(sum_weights(problem))[1]
     tight = replace(problem, capacity=np.array([1.0, 1.0, 1.0]) * 5)
     mended = repair(tight, layers)
-    assert mended is not None and evaluate(tight, mended).feasible
+    assert mended is not None
+    assert evaluate(tight, mended).feasible
     assert repair(replace(problem, capacity=problem.capacity * 1e-3), layers) is None
 
 
