@@ -36,6 +36,8 @@ PAYS = 1e-7
 """Relative gain from which a pattern is worth adding."""
 VARIATIONS = 6
 """Sets of nearby prices at which further patterns are sought before counts are made whole (and the seed)."""
+MOST_SLACK = 1e4
+"""Price of a capacity exceeded as a whole, over the worst placement known, from which excess is taken for needed."""
 STALLED = 12
 """Rounds without a new pattern or a better bound, after which no more are tried."""
 
@@ -81,6 +83,7 @@ class Master:
 
     problem: Problem
     elastic: bool = False
+    solver: str | None = None
     patterns: list[Pattern] = field(default_factory=list)
     known: set[tuple[int, int, Choice]] = field(default_factory=set)
     cuts: list[tuple[int, frozenset[int]]] = field(default_factory=list)
@@ -190,7 +193,7 @@ class Master:
         """The relaxation's optimum and prices over the patterns at hand; nothing where they make no walk."""
         problem = self.problem
         lp, _, _, slack = self.program(whole=False, slack_cost=slack_cost)
-        outcome = solve_model(lp, time_limit=30.0)
+        outcome = solve_model(lp, time_limit=30.0, solver=self.solver)
         if outcome.status != "optimal":
             return None
         dual = {name: float(c.pi or 0.0) for name, c in lp.constraints.items()}
@@ -214,7 +217,8 @@ class Master:
         deadline = time.process_time() + time_limit
         for _ in range(20):
             lp, count, ends, _ = self.program(whole=True, slack_cost=1.0 if self.elastic else 0.0)
-            outcome = solve_model(lp, time_limit=max(0.2, deadline - time.process_time()), gap=gap)
+            left = max(0.2, deadline - time.process_time())
+            outcome = solve_model(lp, time_limit=left, gap=gap, solver=self.solver)
             if not outcome.found:
                 return None
             numbers = [round(v.varValue) for v in count]
@@ -269,7 +273,7 @@ class Master:
 
 def solve_patterns(
     problem: Problem, seeds: Sequence[Sequence[Choice]], *, time_limit: float = 10.0, gap: float = 1e-4,
-    elastic: bool = False,
+    elastic: bool = False, solver: str | None = None,
 ) -> Found:  # fmt: skip
     """The best counts of patterns. ``seeds``: placements to begin with, at least one that is allowed but for capacities
     and limits; ``gap``: relative, at which to stop. ``elastic``: the least excess of capacities and limits instead.
@@ -278,7 +282,7 @@ def solve_patterns(
     """
     began = time.process_time()
     problem, unit = scaled(problem)
-    master = Master(problem, elastic)
+    master = Master(problem, elastic, solver)
     blocks = {
         b: PricedBlock(problem, problem.blocks[b], first_shares(problem, problem.blocks[b])) for b in set(problem.order)
     }
@@ -303,7 +307,10 @@ def solve_patterns(
         bound = max(bound, relaxed.value + gains)
         spent = time.process_time() - began
         if relaxed.value - bound <= max(PAYS, 0.05 * gap) * max(abs(relaxed.value), 1e-30):
-            break
+            if not excess or elastic or slack_cost > MOST_SLACK * (worst or 1.0):
+                break
+            slack_cost *= 100  # excess was worth its price: it must not be
+            continue
         if not (added or bent) or stalled > STALLED or spent > 0.6 * time_limit:
             break
         if not elastic and upper - bound <= gap * abs(upper):

@@ -23,6 +23,7 @@ from .node import Network, build_node
 from .patterns import solve_patterns
 from .problem import Choice, Evaluation, Objective, Problem, all_allowed, evaluate, flat, unflatten
 from .replay import Replay, replay, replay_stream
+from .solver import available
 
 SMALL = 40
 """Operators (all layers) up to which the whole program is solved operator by operator."""
@@ -56,6 +57,8 @@ def solve(problem: Problem, *, time_limit: float = 10.0, gap: float = 0.005, sol
     then operator by operator.
     """
     began = time.process_time()
+    if solver is not None and solver not in available():
+        raise InputError(f"--solver {solver[:40]}: not available; accepted here: {', '.join(available())}")
     alone = singles(problem)
     others = evaluate_all(problem)
     seen = {name: evaluate(problem, layers) for name, layers in alone.items()}
@@ -73,6 +76,7 @@ def solve(problem: Problem, *, time_limit: float = 10.0, gap: float = 0.005, sol
         return Solution("infeasible", None, nowhere, nowhere, baselines, None, time.process_time() - began)
     feasible = [(e.value, i) for i, s in enumerate(seeds) if (e := evaluate(problem, s)).feasible]
     value, bound, layers = np.inf, -np.inf, None
+    why: Binding | None = None
     if feasible:
         value, i = min(feasible)
         layers = list(seeds[i])
@@ -101,13 +105,17 @@ def solve(problem: Problem, *, time_limit: float = 10.0, gap: float = 0.005, sol
                 if evaluation.feasible and evaluation.value < value:
                     value, layers = evaluation.value, found
     else:
-        counted = solve_patterns(problem, seeds, time_limit=left(), gap=gap)
-        bound = counted.bound
-        if counted.layers is not None and counted.value < value:
-            value, layers = counted.value, counted.layers
-    why = None
+        if layers is None:
+            why = binding(problem, seeds, time_limit=left())
+            if why is not None and not why.exceeded:
+                seeds.append(why.layers)
+        if why is None or not why.proven:
+            counted = solve_patterns(problem, seeds, time_limit=left(), gap=gap, solver=solver)
+            bound = counted.bound
+            if counted.layers is not None and counted.value < value:
+                value, layers = counted.value, counted.layers
     if layers is None:
-        why = binding(problem, seeds, time_limit=time_limit)
+        why = why or binding(problem, seeds, time_limit=time_limit)
         status = "infeasible" if why is None or why.proven else "unknown"
     else:
         bound = min(bound, value)
@@ -300,11 +308,14 @@ def memory(built: Built, layers: Sequence[Choice]) -> list[dict[str, Any]]:
 
 def _replayed(problem: Problem, layers: Sequence[Choice], evaluation: Evaluation, played: Replay) -> dict[str, Any]:
     predicted = evaluation.metrics["latency"]
-    streamed, busiest = replay_stream(problem, layers, len(problem.phases) - 1)
+    stream = None
+    if "throughput" in problem.objective.weights:
+        per_pass, busiest = replay_stream(problem, layers, len(problem.phases) - 1)
+        stream = {"decode_s_per_pass": per_pass, "busiest_resource_s": busiest}
     return {
         "predicted_s": predicted, "replayed_s": played.latency_s, "ratio": played.latency_s / predicted,
         "phases": dict(zip(problem.phases, played.path_s, strict=True)),
-        "stream": {"decode_s_per_pass": streamed, "busiest_resource_s": busiest},
+        "stream": stream,
         "spans": [
             {"resource": s.resource, "what": s.what, "phase": s.phase, "start_s": s.start_s, "end_s": s.end_s}
             for s in played.spans
