@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import json
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -71,8 +72,8 @@ def test_what_does_not_fit_says_which_memory_and_by_how_much(capsys):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (("--objective", "speed"), "latency"), (("--limit", "tpot"), "NAME=NUMBER"), (("--pin", "head"), "OPERATOR=DEVICE"),
-        (("--limit", "ttft=-1"), "above 0"), (("--solver", "gurobi"), "highs"),
+        (("--objective", "speed"), "latency"), (("--limit", "tpot"), "NAME=NUMBER"),
+        (("--pin", "head"), "OPERATOR=DEVICE"), (("--limit", "ttft=-1"), "above 0"), (("--solver", "gurobi"), "highs"),
     ],
 )  # fmt: skip
 def test_wrong_options_are_one_line(capsys, arguments, message):
@@ -129,7 +130,7 @@ def test_experts_that_belong_together_are_put_together():
     rng = np.random.default_rng(0)
     hidden = [rng.permutation(8) for _ in range(3)]
     tables = []
-    for a, b in zip(hidden, hidden[1:], strict=False):
+    for a, b in pairwise(hidden):
         table = np.full((8, 8), 0.002)
         for k in range(8):
             table[a[k], b[k]] = 1.0
