@@ -21,8 +21,11 @@ half adders, 2N − 2 bits of last row; the lookup unit, LUT Tensor Core, arXiv:
 
 from __future__ import annotations
 
+import re
 from math import ceil, log2
 from typing import Final
+
+from ..errors import unknown_name
 
 FULL_ADDER: Final = 5.0
 HALF_ADDER: Final = 3.33
@@ -107,3 +110,40 @@ def lookup_mac(weight_bits: float, *, floats: bool = False) -> float:
     """Gates per product and cycle of :func:`lookup_array`, which takes ``weight_bits`` cycles for a product."""
     rows, columns, group = 2, 64, 4
     return lookup_array(rows, columns, group, floats=floats) * weight_bits / (rows * columns * group)
+
+
+def density_ratio(of: str, over: str) -> float:
+    """products per cycle and area of one dot-product unit over those of another (``fp16``, ``fp8``, ``int8``,
+    ``lut-w2a8`` of integers, ``lut-w1a16`` of floats): gates of the other over gates of the one"""
+    return unit_gates(over) / unit_gates(of)
+
+
+def table_step(of: str, over: str) -> float:
+    """gates of one array of lookup lanes over those of another: ``conventional`` tables of all entries, ``symmetric``
+    ones of half, ``offline`` without negation of indices, ``shared`` without making the tables"""
+    return table_gates(of) / table_gates(over)
+
+
+def unit_gates(name: str) -> float:
+    """Gates per product and cycle of a dot-product unit by name. Raises ``InputError`` for one that is not known."""
+    known = {"fp16": float_mac(), "fp8": float_mac(4, 4), "int8": integer_mac()}
+    if name in known:
+        return known[name]
+    found = re.fullmatch(r"lut-w([1-8])a(8|16)", name)
+    if found is None:
+        raise unknown_name("unit", name, [*known, "lut-w2a8", "lut-w1a16"])
+    return lookup_mac(int(found[1]), floats=found[2] == "16")
+
+
+def table_gates(name: str) -> float:
+    """Gates of an array of lookup lanes by what it has done to its tables. Raises ``InputError`` for an unknown one."""
+    known = {
+        "conventional": {"conventional": True, "negated": True, "tables": True},
+        "symmetric": {"negated": True, "tables": True}, "offline": {"tables": True}, "shared": {},
+    }  # fmt: skip
+    if name not in known:
+        raise unknown_name("lookup array", name, known)
+    return lookup_array(**known[name])
+
+
+FIGURES: Final = {"density_ratio": density_ratio, "table_step": table_step}

@@ -22,9 +22,10 @@ with one bit plane of them, so
     integer = max(bytes / bandwidth, (2 M N K / int8 rate + N K · unpack_ops / (vector_bytes · pipes · clock)) / share)
 
 The share is the device's for matrix products, whatever the kernel. Left out: loads, which issue beside vector
-instructions on the cores described here; scales, some 2 % of the instructions at a group of 128 (one conversion, two
-multiplications per 16 outputs, to 5.5 · 32 lookups · bits / 4 of them); what threads wait for one another beyond the
-launch time. Energy: the arithmetic draws the rated power as long as it takes.
+instructions on the cores described here; the end of each group, widening and scales (of kernels/cpu, some 30
+instructions per 64 outputs beside 176 · bits of lookups at a group of 128: 17 % at 1 bit, 4 % at 4); the way of
+unpacked weights through the first cache; what threads wait for one another beyond the launch time. Energy: the
+arithmetic draws the rated power as long as it takes.
 """
 
 from __future__ import annotations

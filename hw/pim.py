@@ -144,20 +144,6 @@ def rule_of(device: Device) -> Rule:
     )  # fmt: skip
 
 
-def capacity(device: Device) -> dict[tuple[str, ...], float]:
-    """Bytes that a model can occupy, by the roles (``weights``, ``kv``, ``activations``) that share a memory.
-
-    One memory where the banks are the host's own; else keys and values lie in the units' memory, and weights too
-    where products run there; the rest in the host's.
-    """
-    if "host" not in device.links or device.host is None:
-        return {("weights", "kv", "activations"): device.dram.usable}
-    rule = rule_of(device)
-    near = (*(("weights",) if rule.kinds & {"matmul", "experts"} else ()), *(("kv",) if rule.must else ()))
-    far = tuple(role for role in ("weights", "kv", "activations") if role not in near)
-    return {near: device.dram.usable, far: device.host.dram.usable}
-
-
 def pim_model(compiled: CompiledTrace, device: Device) -> PimModel:
     """What the units of ``device`` do of every row. Raises ``InputError`` for what the device file lacks."""
     unit, rule = unit_of(device), rule_of(device)

@@ -78,14 +78,9 @@ class Memory(_Data):
         return tuple(role.strip() for role in self.holds.split(",")) if self.holds else ()
 
     @model_validator(mode="after")
-    def _known_roles(self) -> Memory:
-        for role in self.roles:
-            if role not in ROLES:
-                raise ValueError(str(unknown_name("role in holds", role[:80], ROLES)))
-        return self
-
-    @model_validator(mode="after")
-    def _room(self) -> Memory:
+    def _roles_and_room(self) -> Memory:
+        for role in set(self.roles) - set(ROLES):
+            raise ValueError(str(unknown_name("role in holds", role[:80], ROLES)))
         if self.usable <= 0:
             raise ValueError(
                 f"reserved {self.reserved.text if self.reserved else ''} leaves nothing of "

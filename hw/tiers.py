@@ -1,9 +1,10 @@
 """What lives in which memory, and whether it fits: devices of one memory, and of several tiers.
 
 A device file says it per level (``holds = "far-weights, far-kv"``, roles of :data:`.spec.ROLES`). A role that
-no level of the device names lives beside the arithmetic: in the host's memory where the device has a host,
-else in its own ``dram``. Levels that hold the same role are filled in the order of the file. What a trace keeps
-far is marked by ``techniques/offload.py``; where no level holds a far role, it is as if it were near.
+no level of the device names lives beside the arithmetic: in the host's memory where the device has a host and
+says anything of its own levels, else in its own ``dram`` (units near the banks of the host's memory). Levels
+that hold the same role are filled in the order of the file. What a trace keeps far is marked by
+``techniques/offload.py``; where no level holds a far role, it is as if it were near.
 
     weights      weights that are read where the arithmetic is, and the cached share of far ones
     far-weights  weights of operators that read from the slow tier, all of them (the tier keeps a whole copy)
@@ -49,7 +50,7 @@ def levels(device: Device) -> tuple[Level, ...]:
     said = {role for roles in own.values() for role in roles}
     rest = tuple(role for role in ROLES if role not in said and NEAR.get(role) is None)
     found = [Level(device.name, name, device.memory[name].usable, roles) for name, roles in own.items()]
-    if rest and device.host is not None:
+    if rest and found and device.host is not None:
         found.append(Level(device.host.name, "dram", device.host.dram.usable, rest))
     elif rest:
         here = next((i for i, x in enumerate(found) if x.name == "dram"), None)

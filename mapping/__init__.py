@@ -1,1 +1,1 @@
-"""Placement of operators on devices, provably good; see ``docs/mapping.md``."""
+"""Placement of operators on devices, and tiling of one operator on one device."""

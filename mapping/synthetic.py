@@ -12,7 +12,7 @@ PER_LAYER = 8
 def layer_graph(layers: int, devices: int, seed: int, slack: float = 1.25) -> Problem:
     """A chain of ``8 · layers`` operators with two residual edges per layer, each on one of ``devices``, for latency.
 
-    Seeded: devices differ in speed (1 to 4 times) and by operator (0.7 to 1.4), links in bandwidth and latency; memories
+    Seeded: devices differ in speed (1 to 4 times) and by operator (0.7 to 1.4), links in bandwidth; memories
     hold ``slack`` times all operators together, divided unevenly, so that the fastest devices fill up.
     """
     rng = np.random.default_rng(seed)

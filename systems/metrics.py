@@ -1,7 +1,7 @@
 """What a claim may ask of a run: each metric takes an estimate and gives a value with its 90 % interval.
 
 A device kind may add metrics of its own: a module of ``hw/`` that defines ``METRICS`` (name → function of an
-:class:`~tokenfab.hw.estimate.Estimate` and the trace it is of, returning a number or a :class:`Value`).
+:class:`~tokenfab.hw.estimate.Estimate` and the trace it is of, returning a number, or it with its interval's bounds).
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ class Value(NamedTuple):
         return Value(ratio, ratio * math.exp(-below), ratio * math.exp(above))
 
 
-Metric = Callable[[Estimate, Trace], Value | float]
-Figure = Callable[[], Value | float]
+Metric = Callable[[Estimate, Trace], tuple[float, float, float] | float]
+Figure = Callable[..., tuple[float, float, float] | float]
 
 MEANS: dict[str, Callable[[Sequence[float]], float]] = {
     "arithmetic": lambda x: float(np.mean(x)),
@@ -100,6 +100,14 @@ def _linear_s(e: Estimate, t: Trace) -> Value:
     )  # fmt: skip
     low, high = e.decode.interval_s
     return Value(seconds, seconds * low / e.decode.latency_s, seconds * high / e.decode.latency_s)
+
+
+def _switch_s(e: Estimate) -> Value:
+    seconds = sum(o.time_s for o in e.operators if o.phase == "prefill" and o.kind == "copy" and "switch" in o.name)
+    if not seconds:
+        raise InputError(f"model {e.model}: no switch between models; accepted: a run with composition:experts=…")
+    low, high = e.prefill.interval_s
+    return Value(seconds, seconds * low / e.prefill.latency_s, seconds * high / e.prefill.latency_s)
 
 
 def _scaled(value: Value, by: float) -> Value:
@@ -155,9 +163,13 @@ METRICS: dict[str, tuple[str, Metric]] = {
     "decode_flops": ("arithmetic of a decode step", lambda e, t: e.decode.flops),
     "decode_bytes": ("bytes a decode step moves", lambda e, t: e.decode.bytes),
     "decode_intensity": ("operations per byte of a decode step", lambda e, t: e.decode.flops / e.decode.bytes),
-    "devices_needed": (
-        "devices over which the memory needed has room",
-        lambda e, t: math.ceil(e.memory.needed_bytes / e.memory.capacity_bytes) * e.parallel.devices,
+    "machines_needed": (
+        "machines of so many devices as the run has, over which the memory needed has room",
+        lambda e, t: math.ceil(e.memory.needed_bytes / e.memory.capacity_bytes),
+    ),
+    "switch_speed": (
+        "1 / seconds of switching to a model that waits in a slower memory",
+        lambda e, t: _switch_s(e).inverse(),
     ),
 }
 """Name → what it is, and how it is told."""
@@ -171,8 +183,8 @@ def known_metrics() -> dict[str, tuple[str, Metric]]:
 
 @cache
 def known_figures() -> dict[str, tuple[str, Figure]]:
-    """What modules of ``hw/`` and ``validation/`` compute of parts of machines (``FIGURES``), with what it is."""
-    return _defined("FIGURES", ("hw", "validation"))
+    """What modules of ``hw/``, ``validation/`` and ``workloads/`` compute (``FIGURES``), each with what it is."""
+    return _defined("FIGURES", ("hw", "validation", "workloads"))
 
 
 def _defined(table: str, rooms: Sequence[str]) -> dict[str, tuple[str, Any]]:

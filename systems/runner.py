@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable
 from functools import lru_cache
 from typing import Any
@@ -66,7 +67,12 @@ def _value(claim: Claim, system: System, done: dict[Run, tuple[Estimate, Trace]]
         if claim.figure not in figures:
             raise unknown_name("figure", claim.figure, figures)
         step(f"{system.name}: {claim.figure}")
-        return _whole(figures[claim.figure][1]())
+        function = figures[claim.figure][1]
+        try:
+            inspect.signature(function).bind(**claim.arguments)
+        except TypeError as error:
+            raise InputError(f"figure {claim.figure}: {error}; accepted: {inspect.signature(function)}") from None
+        return _whole(function(**claim.arguments))
     metrics = known_metrics()
     if claim.metric not in metrics:
         raise unknown_name("metric", claim.metric or "", metrics)
@@ -85,8 +91,9 @@ def _value(claim: Claim, system: System, done: dict[Run, tuple[Estimate, Trace]]
     return mean(values, claim.mean) if claim.mean else values[0]
 
 
-def _whole(value: Value | float) -> Value:
-    return value if isinstance(value, Value) else Value.exact(value)
+def _whole(value: tuple[float, float, float] | float) -> Value:
+    """A value with its interval, given as three numbers or as one that is exact."""
+    return Value(*value) if isinstance(value, tuple) else Value.exact(value)
 
 
 @lru_cache(maxsize=16)

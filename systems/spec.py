@@ -14,7 +14,7 @@
     over = "v100s"                           … over that of this one, where there is one
 
 A claim about a part of a machine, not about a request, names a ``figure`` in place of ``metric`` and ``of``: one
-that a module of ``hw/`` or ``validation/`` computes (:func:`.metrics.known_figures`).
+that a module of ``hw/`` or ``validation/`` computes (:func:`.metrics.known_figures`), with its ``arguments``.
 
 Lists make grids: ``prompt = [128, 512]`` with ``model = ["a", "b"]`` is four runs, the last key in the order
 model, device, apply, batch, prompt, output, count, parallel varying fastest. ``apply`` is a list of techniques;
@@ -75,6 +75,7 @@ class Claim(_Data):
     paper: float | None = Field(default=None, gt=0)
     metric: str | None = None
     figure: str | None = None
+    arguments: dict[str, str | int | float] = {}
     of: str | None = None
     over: str | None = None
     mean: Mean | None = None
@@ -88,6 +89,8 @@ class Claim(_Data):
                 raise ValueError("not_modelled leaves nothing to compute; accepted: claim, source, paper, not_modelled")
         elif self.paper is None or (self.figure is None) == (self.metric is None or self.of is None):
             raise ValueError("accepted: paper with metric and of, or with figure, or not_modelled with the reason")
+        elif self.figure is None and self.arguments:
+            raise ValueError("arguments are of a figure; accepted: figure beside them")
         elif self.figure is not None and (self.metric or self.of or self.over or self.mean):
             raise ValueError("a figure is of no run; accepted: claim, source, paper, figure, reason")
         return self

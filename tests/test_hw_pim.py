@@ -16,9 +16,10 @@ from tokenfab.hw.cost import cost, kind_models
 from tokenfab.hw.devices import load_device
 from tokenfab.hw.dram import Geometry, Timing, geometry_of, last_activate, row_cycle, timing_of, train, with_refresh
 from tokenfab.hw.dram_events import Command, HostReads, broken_rules, simulate
-from tokenfab.hw.pim import capacity, host_of, pim_model, rule_of
+from tokenfab.hw.pim import host_of, pim_model, rule_of
 from tokenfab.hw.pim_unit import Unit, unit_of
 from tokenfab.hw.spec import Device
+from tokenfab.hw.tiers import levels
 from tokenfab.validation import pim as measured
 from tokenfab.workloads.capture import capture
 from tokenfab.workloads.compiled import CompiledTrace, compile_trace
@@ -332,9 +333,13 @@ def test_rows_in_formats_that_units_lack_stay_on_the_host() -> None:
 
 def test_memory_is_one_where_banks_are_the_hosts_and_two_where_they_hang_off_a_link() -> None:
     duplex, attacc, aim = (load_device(x) for x in ("duplex-logic-pim", "attacc-bank", "gddr6-aim"))
-    assert capacity(duplex) == {("weights", "kv", "activations"): 80e9}
-    assert capacity(attacc) == {("kv",): 80e9, ("weights", "activations"): 80e9}
-    assert capacity(aim) == {("weights", "kv"): 16e9, ("activations",): 2.0**40}
+
+    def rooms(device: Device) -> list[tuple[tuple[str, ...], float]]:
+        return [(level.roles, level.capacity_bytes) for level in levels(device)]
+
+    assert rooms(duplex) == [(("weights", "kv", "activations"), 80e9)]
+    assert rooms(attacc) == [(("kv",), 80e9), (("weights", "activations"), 80e9)]
+    assert rooms(aim) == [(("weights", "kv"), 16e9), (("activations",), 2.0**40)]
     assert host_of(duplex).dram is duplex.dram
     assert host_of(attacc).dram.bandwidth.value == 3352e9
 

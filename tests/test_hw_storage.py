@@ -409,3 +409,11 @@ def test_a_host_needs_a_link():
     card = parse_device(text.encode(), "round.toml", find_architecture, load_device)
     with pytest.raises(InputError, match=r"links\.pcie is missing"):
         prepare(trace("opt-1.3b", "offload:what=weights"), card)
+
+
+def test_a_cache_near_banks_of_its_own_leaves_weights_to_the_host():
+    """AttAcc's memory holds the cache, the GPU's the weights; Duplex's logic is under the memory that holds both."""
+    apart = levels(load_device("attacc-bank"))
+    assert [(x.device, x.roles) for x in apart] == [("attacc-bank", ("kv",)), ("a100-hbm3", ("weights", "activations"))]
+    one = levels(load_device("duplex-logic-pim"))
+    assert [(x.device, x.roles) for x in one] == [("duplex-logic-pim", ("weights", "kv", "activations"))]

@@ -15,7 +15,8 @@ from tokenfab.cli import run
 from tokenfab.errors import InputError
 from tokenfab.hw.devices import load_device
 from tokenfab.hw.estimate import Request, estimate
-from tokenfab.systems.metrics import MEANS, METRICS, Value, known_metrics, mean
+from tokenfab.hw.gates import integer_mac, lookup_mac
+from tokenfab.systems.metrics import MEANS, METRICS, Value, known_figures, known_metrics, mean
 from tokenfab.systems.runner import STATUSES, reproduce, status
 from tokenfab.systems.spec import load_system, system_names
 from tokenfab.workloads.load import load_trace
@@ -154,10 +155,15 @@ def test_a_mean_lies_in_its_interval(values: list[Value], kind: str) -> None:
     [
         (('of = "one"\n', 'of = "on"\n'), "claim 'tokens': unknown run 'on'; did you mean one"),
         (('mean = "maximum"\n', ""), "several runs need a mean; accepted: arithmetic, geometric, maximum, minimum"),
-        (('metric = "decode_tokens_per_s"\n', ""), "accepted: paper, metric and of, or not_modelled"),
+        (('metric = "decode_tokens_per_s"\n', ""), "accepted: paper with metric and of, or with figure"),
         (("paper = 3000\n", "paper = -1\n"), "claims.2.paper"),
         (('over = "one"\n', ""), "runs.one|claim"),
         (("prompt = 512\n", "prompt = []\n"), "runs.one: 0 runs"),
+        (('metric = "decode_tokens_per_s"\nof = "one"\n', 'figure = "x"\nof = "one"\n'), "a figure is of no run"),
+        (
+            ('metric = "decode_tokens_per_s"\n', 'metric = "speed"\narguments = { a = 1 }\n'),
+            "arguments are of a figure",
+        ),
         (("year = 2024", "year = 2024\nscale = 2"), "scale: Extra inputs"),
         (('name = "mine"', 'name = "mine"\nname = 2'), "not TOML"),
     ],
@@ -190,7 +196,9 @@ def test_a_run_that_cannot_be_is_said(tmp_path: Path) -> None:
 def test_metrics_are_described_and_told(tmp_path: Path) -> None:
     trace = load_trace("opt-125m")
     e = estimate(trace, load_device("a100-80g-sxm"), Request(2, 128, 32), explain=True)
-    told = {name: metric(e, trace) for name, (_, metric) in METRICS.items()}
+    with pytest.raises(InputError, match="no switch between models; accepted: a run with composition"):
+        METRICS["switch_speed"][1](e, trace)
+    told = {name: metric(e, trace) for name, (_, metric) in METRICS.items() if name != "switch_speed"}
     values = {name: v.value if isinstance(v, Value) else v for name, v in told.items()}
     assert values["tokens_per_s"] == pytest.approx(e.tokens_per_s)
     assert values["energy_per_token_j"] * values["tokens_per_joule"] == pytest.approx(1)
@@ -198,8 +206,26 @@ def test_metrics_are_described_and_told(tmp_path: Path) -> None:
     assert values["decode_power_w"] == pytest.approx(e.decode.energy_j / e.decode.latency_s)
     assert values["bandwidth_utilisation"] == pytest.approx(e.decode.bytes / e.decode.latency_s / 2039e9)
     assert values["decode_tokens_per_s_per_mm2"] == pytest.approx(2 / e.decode.latency_s / 826)
-    assert values["devices_needed"] == 1
+    assert values["machines_needed"] == 1
     assert all(text for text, _ in known_metrics().values())
+
+
+def test_a_figure_is_what_its_function_says(tmp_path: Path) -> None:
+    asked = 'metric = "decode_tokens_per_s"\nof = "one"\n'
+    of = 'figure = "density_ratio"\narguments = { of = "lut-w2a8", over = "int8" }\n'
+    text = VALID.replace(asked, of).replace("paper = 3000", "paper = 3.5").replace('over = "one"', 'over = "wide"')
+    one = text.index("[runs.one]")
+    text = text[:one] + text[text.index("[[claims]]") :]
+    row = reproduce(load_system(written(tmp_path, text)))[2]
+    assert row["model"] == pytest.approx(integer_mac() / lookup_mac(2))
+    assert row["interval"] == [row["model"], row["model"]]
+    assert row["runs"] == []
+    with pytest.raises(InputError, match=r"figure density_ratio: missing a required argument: 'over'; accepted: \(of"):
+        reproduce(load_system(written(tmp_path, text.replace(', over = "int8"', ""))))
+    with pytest.raises(InputError, match="unknown unit 'int9'"):
+        reproduce(load_system(written(tmp_path, text.replace('"int8"', '"int9"'))))
+    with pytest.raises(InputError, match="unknown figure 'densities'"):
+        reproduce(load_system(written(tmp_path, text.replace('"density_ratio"', '"densities"'))))
 
 
 # -- those that come with the package ----------------------------------------------------------------
@@ -238,7 +264,7 @@ def test_the_command_line_prints_the_promised_keys(tmp_path: Path, capsys: pytes
     assert "unknown system" in capsys.readouterr().err
 
 
-def test_the_page_lists_every_metric() -> None:
+def test_the_page_lists_every_metric_and_figure() -> None:
     page = (Path(__file__).parents[1] / "docs/systems.md").read_text(encoding="utf-8")
-    for name, (text, _) in known_metrics().items():
+    for name, (text, _) in {**known_metrics(), **known_figures()}.items():
         assert f"| `{name}` | {text} |" in page

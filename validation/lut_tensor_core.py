@@ -19,9 +19,8 @@ from ..hw.devices import load_device
 from ..hw.gates import float_mac, integer_mac, lookup_array, lookup_mac
 from ..workloads.capture import capture
 from ..workloads.compiled import compile_trace
-from ..workloads.rewrite import map_operators, map_tensors
 from ..workloads.techniques import apply_techniques
-from ..workloads.trace import Operator, Tensor, Trace
+from ..workloads.trace import Trace
 
 CARD = "a100-80g-sxm"
 LOOKUP = {"4X": "a100-lut-tensor-core", "8X": "a100-lut-tensor-core-8x"}
@@ -115,29 +114,13 @@ def time_lines() -> list[Line]:
     return lines
 
 
-def integers(trace: Trace, bits: int) -> Trace:
-    """``trace`` with linear layers of ``bits``-bit weights by ``bits``-bit activations, as integer units take them."""
-
-    def store(t: Tensor) -> Tensor:
-        linear = t.role == "activation" or (t.role == "weight" and len(t.shape) > 1)
-        return t.model_copy(update={"format": f"int{bits}", "bits": float(bits)}) if linear else t
-
-    def narrow(op: Operator) -> Operator:
-        if op.kind != "matmul" or not op.weights:
-            return op
-        read = map_tensors(op, store)
-        return read.model_copy(update={"format": f"int{bits}", "writes": op.writes})
-
-    return map_operators(trace, narrow)
-
-
 def large_speedups(part: str = "all", bits: int = 1) -> dict[str, float]:
     """8X over the card's own tensor cores, the better of the two runs, ``bits``-bit weights by
     8-bit activations against 16 by 16."""
     found = {}
     for name in LARGE:
         wide = capture(name)
-        narrow = apply_techniques(integers(wide, 8), [f"weight-only:bits={bits}"])
+        narrow = apply_techniques(wide, ["integer-arithmetic:bits=8", f"weight-only:bits={bits}"])
         before, after = _parts(wide, CARD)[part], _parts(narrow, LOOKUP["8X"])[part]
         found[name] = max(a / b for a, b in zip(before, after, strict=True))
     return found

@@ -114,6 +114,17 @@ def compare(lines: list[str]) -> list[Decode]:
     return found
 
 
+def lookup_decode_rate(model: str, device: str, threads: int) -> tuple[float, float, float]:
+    """tokens per second of decoding with lookup kernels on so many cores of a CPU"""
+    rows = compare(["model,device,threads,tmac_tok_s", f"{model},{device},{threads},1"])
+    if not rows:
+        raise InputError(f"{model} on {device} is not known; accepted: {', '.join(MODELS)} on {', '.join(DEVICES)}")
+    return rows[0].modelled, rows[0].low, rows[0].high
+
+
+FIGURES = {"lookup_decode_rate": lookup_decode_rate}
+
+
 def main() -> None:
     """Print the comparison."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

@@ -11,6 +11,8 @@ from __future__ import annotations
 
 from .expr import B, Expr, Q, expr
 from .formulas import matmul_flops
+from .synapses import Synapses, count_synapses
+from .techniques import apply_techniques
 from .trace import Block, Operator, Tensor, Trace
 
 WKV_FLOPS = 18
@@ -96,3 +98,24 @@ class _Maker:
             reads=(*(self.tensor(d, B, Q, self.hidden) for d in deps), state),
             writes=(self.tensor("wkv", B, Q, self.hidden), state),
         )  # fmt: skip
+
+
+def spiking_operations_ratio(layers: int, hidden: int, inner: int, vocabulary: int, rate: float) -> float:
+    """multiply-accumulates of an RWKV model over the accumulates that are left when inputs fire at a rate"""
+    return _spikes(layers, hidden, inner, vocabulary, rate).operations_ratio
+
+
+def spiking_energy_ratio(
+    layers: int, hidden: int, inner: int, vocabulary: int, rate: float, accumulate_pj: float, multiply_pj: float
+) -> float:
+    """energy of an RWKV model's multiply-accumulates over that of what is left when inputs fire at a rate"""
+    add, whole = accumulate_pj * 1e-12, multiply_pj * 1e-12
+    return _spikes(layers, hidden, inner, vocabulary, rate).energy_ratio(add, whole - add)
+
+
+def _spikes(layers: int, hidden: int, inner: int, vocabulary: int, rate: float) -> Synapses:
+    model = rwkv_trace("spiking", layers=layers, hidden=hidden, inner=inner, vocabulary=vocabulary)
+    return count_synapses(apply_techniques(model, [f"spiking:rate={rate}"]))
+
+
+FIGURES = {"spiking_operations_ratio": spiking_operations_ratio, "spiking_energy_ratio": spiking_energy_ratio}
