@@ -30,7 +30,7 @@ SIZES = ((8, 2), (5, 3), (6, 3), (7, 2), (4, 3))
 def case(seed: int) -> Problem:
     """The seed's random problem: 4 to 8 operators on 2 or 3 devices, any objective, every third with a limit."""
     operators, devices = SIZES[seed % len(SIZES)]
-    problem = random_problem(seed, operators, devices, phases=1 + seed % 2, objective=OBJECTIVES[seed % 4 + seed % 2])
+    problem = random_problem(seed, operators, devices, phases=1 + seed % 2, objective=OBJECTIVES[seed // 5 % 5])
     if seed % 3 == 0:
         fastest, _ = brute_force(replace(problem, objective=Objective()))
         if np.isfinite(fastest):
@@ -146,7 +146,7 @@ def test_many_like_layers_close_the_gap_that_few_leave():
     found = solve(many, gap=0.002)
     assert found.layers is not None
     assert found.gap < 0.015
-    assert len(set(found.layers)) > 3  # one pattern for all layers does not fit
+    assert len(set(found.layers[1:-1])) > 1  # one pattern for all layers does not fit
 
 
 def test_layers_on_their_own_and_as_one_block_are_worth_the_same():
