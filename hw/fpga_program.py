@@ -24,6 +24,7 @@ from ..workloads.expr import Expr
 from ..workloads.expr_functions import Array
 from ..workloads.trace import Trace
 from .array import products_of
+from .estimate import Estimate
 from .fpga_design import design_of, number, whole
 from .roofline import MATRIX_KINDS
 from .spec import Device
@@ -84,6 +85,16 @@ def instructions(compiled: CompiledTrace, device: Device, tokens: Array, *, deco
             products += row.count * tiles * np.ceil(outputs * p.k / room)
     share = [number(device, f"{name}_{kind}") for kind in ("loads", "stores", "elements")]
     return np.asarray(products[:, None] * np.array([1.0, *share]))
+
+
+def program_saving(estimate: Estimate, trace: Trace) -> float:
+    """instruction bytes of a program per length and region over those of programs of ranges that regions share, all
+    lengths to the request's"""
+    request = estimate.request
+    return program_bytes(trace, estimate.device, request.prompt + request.output).saving
+
+
+METRICS = {"program_saving": program_saving}
 
 
 def _sizes(device: Device, name: str) -> Array:
