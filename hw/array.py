@@ -40,6 +40,7 @@ from ..workloads.expr import Expr
 from ..workloads.expr_functions import Array
 from ..workloads.trace import Operator, Tensor, Trace
 from .cost import Errors, RowCosts
+from .parameters import parameter
 from .roofline import MATRIX_KINDS, Collective, collective_of, dram_energy, errors_of, interval, power_interval
 from .spec import Arrays, Device, Memory
 
@@ -185,7 +186,7 @@ def prepare(compiled: CompiledTrace, device: Device) -> ArrayModel:
         moved=coefficients["weight_bytes"] + coefficients["kv_bytes"] + coefficients["activation_bytes"],
         collectives=tuple(collectives), launch=launch,
         dram_bytes_s=device.dram.bandwidth.value * constants.memory_efficiency.value, dram_j=dram_energy(device),
-        vector_j=flops * _parameter(device, "vector_energy") + fixed * _matrix_power(device),
+        vector_j=flops * parameter(device, "vector_energy") + fixed * _matrix_power(device),
         low=np.array([[x.low.value for x in line] for line in sides]),
         high=np.array([[x.high.value for x in line] for line in sides]),
         errors=errors_of(compiled, device), static_power_w=device.power.idle.value,
@@ -372,12 +373,6 @@ def _arrays(device: Device) -> Arrays:
 
 def _bit_energy(level: Memory | None) -> float:
     return level.energy.value if level and level.energy else 0.0
-
-
-def _parameter(device: Device, name: str) -> float:
-    if name not in device.parameters:
-        raise InputError(f"device {device.name}: parameters.{name} is missing")
-    return device.parameters[name].value
 
 
 def _matrix_power(device: Device) -> float:

@@ -38,6 +38,7 @@ from ..workloads.expr_functions import Array, round_up
 from ..workloads.trace import Block, Operator
 from .cost import Errors, OperatorModel, RowCosts
 from .far import far_model, transfers_of
+from .parameters import parameter
 from .roofline import MATRIX_KINDS, Collective, collective_of, dram_energy, errors_of, interval, power_interval
 from .spec import Device
 
@@ -271,6 +272,4 @@ def _live(group: list[Operator]) -> Expr:
 def _launch(op: Operator, device: Device) -> float:
     if op.attrs.get("launch", "hardware") == "hardware":
         return device.model.launch.value
-    if "software_launch" not in device.parameters:
-        raise InputError(f"device {device.name}: parameters.software_launch is missing; the host starts with it")
-    return device.parameters["software_launch"].value
+    return parameter(device, "software_launch")

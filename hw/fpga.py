@@ -51,7 +51,8 @@ from ..workloads.trace import Operator, Tensor, Trace
 from . import array
 from .array import At, Product, products_of, second_operand
 from .cost import Errors, RowCosts
-from .fpga_design import ACTIVATION_BITS, Design, activation_bytes, design_of, number, resource_lines
+from .fpga_design import ACTIVATION_BITS, Design, activation_bytes, design_of, resource_lines
+from .parameters import parameter
 from .roofline import MATRIX_KINDS, Collective, collective_of, dram_energy, errors_of, interval, power_interval
 from .spec import Device
 
@@ -223,7 +224,7 @@ def prepare(compiled: CompiledTrace, device: Device) -> FpgaModel:
         weights_bytes=compiled.trace.weights_bytes, collectives=tuple(collectives), launch=launch,
         energy_j={"mac": _mac_energy(design, device), "buffer": buffer.value if buffer else 0.0,
                   "dram": dram_energy(device)},
-        vector_j=flops * number(device, "vector_energy"),
+        vector_j=flops * parameter(device, "vector_energy"),
         low=np.array([[x.low.value for x in line] for line in sides]),
         high=np.array([[x.high.value for x in line] for line in sides]),
         errors=errors_of(compiled, device), static_power_w=device.power.idle.value,

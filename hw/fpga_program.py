@@ -25,7 +25,8 @@ from ..workloads.expr_functions import Array
 from ..workloads.trace import Trace
 from .array import products_of
 from .estimate import Estimate
-from .fpga_design import design_of, number, whole
+from .fpga_design import design_of
+from .parameters import parameter, whole
 from .roofline import MATRIX_KINDS
 from .spec import Device
 
@@ -72,7 +73,7 @@ def instructions(compiled: CompiledTrace, device: Device, tokens: Array, *, deco
     basis = compiled.basis_at(one, one, tokens - 1) if decode else compiled.basis_at(one, tokens, 0 * tokens)
     outputs = whole(device, f"{name}_outputs")
     rows = 1 if decode else whole(device, "matrix_tokens")
-    room = number(device, f"{name}_buffer") / 2
+    room = parameter(device, f"{name}_buffer") / 2
 
     def at(size: Expr) -> Array:
         return np.asarray(compiled.vector(size) @ basis)
@@ -83,7 +84,7 @@ def instructions(compiled: CompiledTrace, device: Device, tokens: Array, *, deco
         for p in found(at) if found else ():
             tiles = p.count * -(-p.m // rows) * -(-p.n // outputs)
             products += row.count * tiles * np.ceil(outputs * p.k / room)
-    share = [number(device, f"{name}_{kind}") for kind in ("loads", "stores", "elements")]
+    share = [parameter(device, f"{name}_{kind}") for kind in ("loads", "stores", "elements")]
     return np.asarray(products[:, None] * np.array([1.0, *share]))
 
 
@@ -98,5 +99,5 @@ METRICS = {"program_saving": program_saving}
 
 
 def _sizes(device: Device, name: str) -> Array:
-    sizes = [number(device, f"{kind}_size") for kind in ("compute", "load", "store", "element")]
+    sizes = [parameter(device, f"{kind}_size") for kind in ("compute", "load", "store", "element")]
     return np.array(sizes, dtype=np.float64)

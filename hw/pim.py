@@ -13,7 +13,8 @@ and units share an operator; ``exclusive``: while units work, the host cannot re
 
 Energy, beside the host's: [parameters] ``activate_energy`` per row opened in one bank, ``column_energy`` per bit from
 banks to units, ``mac_energy`` per operation (two in a multiply-accumulate), ``move_energy`` per bit over a channel's
-bus. The device's idle power and price are of host and units together.
+bus. The device's rated and idle power are of host and units together; its
+price is its own, the host's beside it.
 
 Left out: softmax where the host does it (its time is that of its own element-wise kernels, overlapped), rows of other
 operators in the same banks, ECC on chip.
@@ -32,7 +33,7 @@ from ..workloads.expr import Expr
 from ..workloads.expr_functions import Array
 from ..workloads.trace import Operator, Tensor
 from .cost import Errors, RowCosts, kind_models
-from .dram import parameter
+from .parameters import parameter
 from .pim_unit import Spent, Unit, unit_of
 from .roofline import errors_of, interval, power_interval
 from .spec import Device

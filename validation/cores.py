@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from ..errors import InputError
 from ..hw.cost import cost
 from ..hw.devices import load_device
@@ -9,6 +11,7 @@ from ..hw.spec import Device
 from ..hw.units import Quantity
 from ..workloads.load import load_trace
 from ..workloads.techniques import apply_techniques
+from ..workloads.trace import Trace
 
 
 def with_cores(device: Device, count: int) -> Device:
@@ -29,9 +32,14 @@ def decode_rate_of_cores(
     model: str, device: str, cores: int, context: int, apply: str = ""
 ) -> tuple[float, float, float]:
     """tokens per second of one sequence, decoding on so many cores of a CPU"""
-    trace = apply_techniques(load_trace(model), [apply] if apply else [])
-    found = cost(trace, with_cores(load_device(device), cores), 1, 1, context)
+    found = cost(_traced(model, apply), with_cores(load_device(device), cores), 1, 1, context)
     return 1 / float(found.latency_s[0]), 1 / float(found.high_s[0]), 1 / float(found.low_s[0])
+
+
+@lru_cache(maxsize=8)
+def _traced(model: str, apply: str) -> Trace:
+    """Captured once for all numbers of cores."""
+    return apply_techniques(load_trace(model), [apply] if apply else [])
 
 
 FIGURES = {"decode_rate_of_cores": decode_rate_of_cores}

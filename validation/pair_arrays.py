@@ -7,6 +7,8 @@ for the caller to say (``systems/olive.toml``).
 
 from __future__ import annotations
 
+from functools import lru_cache
+
 from ..errors import InputError
 from ..hw.cost import cost
 from ..hw.devices import load_device
@@ -14,6 +16,7 @@ from ..hw.iso import iso_area, iso_bandwidth
 from ..hw.spec import Device
 from ..workloads.load import load_trace
 from ..workloads.techniques import apply_techniques
+from ..workloads.trace import Trace
 
 SIDE = 16
 """Rows and columns of an array, in 4-bit elements."""
@@ -54,11 +57,16 @@ def pair_arrays_speed(
     that on ``over_elements`` and ``over_bits``"""
 
     def seconds(number: int, width: int) -> float:
-        trace = apply_techniques(load_trace(model), [f"weight-only:bits={width},head=1", f"kv-quant:bits={width}"])
         device = pair_arrays(number, width, clock_mhz * 1e6, bandwidth_gb_s * 1e9)
-        return float(cost(trace, device, batch, prompt, 0).latency_s[0])
+        return float(cost(_traced(model, width), device, batch, prompt, 0).latency_s[0])
 
     return seconds(over_elements, over_bits) / seconds(elements, bits)
+
+
+@lru_cache(maxsize=8)
+def _traced(model: str, bits: int) -> Trace:
+    """Captured once for all designs that it is asked of."""
+    return apply_techniques(load_trace(model), [f"weight-only:bits={bits},head=1", f"kv-quant:bits={bits}"])
 
 
 FIGURES = {"pair_arrays_speed": pair_arrays_speed}
