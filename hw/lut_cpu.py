@@ -41,7 +41,7 @@ from ..workloads.expr_functions import Array
 from . import roofline
 from .cost import RowCosts
 from .parameters import parameter
-from .roofline import Index, RooflineModel
+from .roofline import Index, RooflineModel, within_power
 from .spec import Device
 
 KINDS = ("cpu",)
@@ -85,10 +85,7 @@ class LowBitModel(RooflineModel):
         energy = {part: m @ basis for part, m in self.energy.items()}
         taken = energy["compute"][self.narrow]
         energy["compute"][self.narrow] = np.where(np.isnan(seconds), taken, seconds * self.dynamic_limit_w)
-        drawn = np.sum(list(energy.values()), axis=0)
-        limit = self.dynamic_limit_w * time
-        within = np.divide(limit, drawn, out=np.ones_like(drawn), where=drawn > limit)
-        return {part: e * within for part, e in energy.items()}
+        return within_power(energy, self.dynamic_limit_w * time)
 
     def _chosen(self, basis: Array) -> tuple[Array, Array]:
         """Seconds (reasons, rows, points), and those of the kernel taken by narrow rows (NaN: the roofline's)."""

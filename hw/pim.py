@@ -32,8 +32,9 @@ from ..workloads.compiled import CompiledTrace
 from ..workloads.expr import Expr
 from ..workloads.expr_functions import Array
 from ..workloads.trace import Operator, Tensor
-from .cost import Errors, RowCosts, kind_models
+from .cost import RowCosts, kind_models
 from .parameters import parameter
+from .parts import Certainty
 from .pim_unit import Spent, Unit, unit_of
 from .roofline import errors_of, interval, power_interval
 from .spec import Device
@@ -66,18 +67,13 @@ class Energies:
 
 
 @dataclass(frozen=True)
-class PimModel:
+class PimModel(Certainty):
     """The units alone (:class:`.split.NearModel`); rows that they do not take are infinitely slow."""
 
     compiled: CompiledTrace
     work: dict[int, Work]
     launch_s: dict[int, float]
     energies: Energies
-    low: Array
-    high: Array
-    errors: Errors
-    static_power_w: float
-    power_interval: tuple[float, float]
     reasons: tuple[str, ...] = REASONS
 
     @property

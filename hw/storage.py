@@ -31,20 +31,22 @@ from ..workloads.compiled import CompiledTrace
 from ..workloads.expr_functions import Array
 from ..workloads.formulas import attention_flops
 from . import roofline
-from .cost import Errors, OperatorModel, RowCosts, kind_models
+from .cost import OperatorModel, RowCosts, kind_models
 from .far import cache_transfer, far_model, level_of, path_of, transfers_of
 from .flash import nand_of
 from .parameters import parameter
+from .parts import Certainty
 from .roofline import errors_of, power_interval
 from .spec import Device
 from .split import Link, Rule, split_model
 
 KINDS = ("storage",)
+HOST_APART = True
 REASONS = ("flash", "filter", "gemv", "softmax")
 
 
 @dataclass(frozen=True)
-class DriveAttention:
+class DriveAttention(Certainty):
     """See :class:`.cost.OperatorModel` and :class:`.split.NearModel`. Matrices are (rows, monomials)."""
 
     takes: npt.NDArray[np.bool_]
@@ -57,11 +59,6 @@ class DriveAttention:
     rates: dict[str, float]
     read_j: float
     flop_j: float
-    low: Array
-    high: Array
-    errors: Errors
-    static_power_w: float
-    power_interval: tuple[float, float]
     reasons: tuple[str, ...] = REASONS
 
     def rows(self, basis: Array) -> RowCosts:

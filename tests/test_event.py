@@ -235,6 +235,19 @@ def test_energy_and_tokens_are_of_all_streams():
     assert found["sampling"]["decode_contexts"] == [128.0, 131.5, 132.0, 135.0]
 
 
+def test_the_rated_power_that_streams_share_is_that_of_drive_and_host():
+    """The drive is rated at 25 W, the card beside it at 300 W: dynamic energy of streams is not cut to either."""
+    compiled = compile_trace(capture("opt-125m"))
+    card = load_device("instinfer-csd")
+    assert card.host is not None
+    alone = cost(compiled, card, 4, 1, 256)
+    both = EventLevel(2)(compiled, card, 4, 1, 256)
+    dynamic = [sum(j[0] for name, j in x.energy_parts_j.items() if name != "static") for x in (alone, both)]
+    allowed = (card.power.tdp.value + card.host.power.tdp.value) * both.latency_s[0] - both.energy_parts_j["static"][0]
+    assert dynamic[1] == pytest.approx(min(2 * dynamic[0], allowed))
+    assert dynamic[1] > 1.5 * dynamic[0]
+
+
 def test_streams_are_refused_where_they_mean_nothing():
     trace, card = capture("llama-2-7b"), load_device("h100-sxm")
     with pytest.raises(InputError, match="--streams 2 with pp=2"):

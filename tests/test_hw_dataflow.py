@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -130,7 +131,8 @@ def test_weights_that_do_not_fit_are_read_for_every_sramful_of_tokens():
 
 
 def _moved(model: DataflowModel, row: int, *point: float) -> float:
-    return float(model.rows(model.compiled.basis_at(*point)).energy_j["dram"][row, 0] / 8 / model.dram_j)
+    unlimited = replace(model, compute_w=1e12)  # else the rated power may hold the energy down
+    return float(unlimited.rows(model.compiled.basis_at(*point)).energy_j["dram"][row, 0] / 8 / model.dram_j)
 
 
 def test_a_block_larger_than_sram_is_cut_where_that_is_faster():
@@ -238,6 +240,16 @@ def test_shares_of_the_bound_and_parts_of_the_energy_add_up(point, marks):
     assert sum(float(v[0]) for v in found.bound.values()) == pytest.approx(1)
     assert float(found.energy_j[0]) == pytest.approx(sum(float(v[0]) for v in found.energy_parts_j.values()))
     assert float(found.low_s[0]) <= float(found.latency_s[0]) <= float(found.high_s[0])
+    assert float(found.energy_j[0]) <= 400 * float(found.latency_s[0]) * (1 + 1e-9)
+
+
+def test_no_more_than_the_rated_power_is_drawn_where_arithmetic_and_memory_are_both_busy():
+    """Prompts of every length: at some both would draw more than 400 W together."""
+    tokens = np.arange(16.0, 2000, 16)
+    found = cost(compiled(), device(), 1, tokens, 0 * tokens)
+    watts = found.energy_j / found.latency_s
+    assert watts.max() == pytest.approx(400, rel=0.01)
+    assert (watts <= 400 * (1 + 1e-9)).all()
 
 
 def test_a_model_is_read_before_a_prompt_and_not_while_decoding():

@@ -131,6 +131,11 @@ def test_neurons_that_fire_are_read_in_bundles_and_managed():
     memory = (touched + 4096 * 2 + (4096 + 16384) * 2 + 4 * missed) / 100e9
     flash = 100e-6 + missed / 16384 * (1e-6 + 16384 / 5e9)
     assert found == pytest.approx(10e-6 + memory + flash, rel=1e-9)
+    traced = compile_trace(trace("opt-6.7b", *techniques))
+    place = next(i for i, row in enumerate(traced.rows) if "layer.mlp.down" in row.names)
+    busy = prepare(traced, device())[1].rows(traced.basis_at(1, 1, 100)).busy_s
+    assert busy["dram"][place, 0] == pytest.approx(memory, rel=1e-9), "what is copied passes the memory too"
+    assert busy["storage"][place, 0] == pytest.approx(flash, rel=1e-9)
 
 
 def test_tokens_of_a_batch_touch_the_union_of_their_neurons():
@@ -366,6 +371,8 @@ def test_memory_is_checked_level_by_level():
         assert (fit.missing_bytes > 0) == bool(short) == (not fit.fits)
         assert flash.missing_bytes == 0
         assert dram.missing_bytes == fit.missing_bytes
+    one = memory_fit(sparse, load_device("a6000"), Request(1, 128, 128)).levels[0]
+    assert one.bytes["weights"] == sparse.weights_bytes, "without a slow tier nothing is cached a second time"
     whole = memory_fit(trace("opt-6.7b"), device(dram=8), Request(1, 128, 128))
     assert whole.levels[-1].level.name == "dram"
     assert not whole.fits
