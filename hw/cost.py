@@ -136,7 +136,8 @@ def kind_modules() -> dict[str, Any]:
 
     Beside ``prepare`` a module may define ``peak(trace, device)``, the format and FLOP/s of its fastest engine for the
     trace (else the matrix rate, of the host where there is one), and ``constants(device)``, lines that say what its
-    times rest on. ``HOST_APART = True`` says that the power in a device file of its kinds is without the host's.
+    times rest on, and ``placement(trace, device, batch, query, context)``, where data lies. ``HOST_APART = True`` says
+    that the power in a device file of its kinds is without the host's.
     """
     found: dict[str, Any] = {}
     package = __package__ or "tokenfab.hw"

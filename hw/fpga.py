@@ -48,7 +48,7 @@ from ..workloads.expr import Expr
 from ..workloads.expr_functions import Array
 from ..workloads.techniques.sparsity import blocks_of
 from ..workloads.trace import Operator, Tensor, Trace
-from . import array
+from . import array, fpga_placement
 from .array import At, Product, products_of, second_operand
 from .cost import RowCosts
 from .fpga_design import ACTIVATION_BITS, Design, activation_bytes, design_of, resource_lines
@@ -58,6 +58,7 @@ from .roofline import MATRIX_KINDS, Collective, dram_energy, longest
 from .spec import Device
 
 KINDS = ("fpga",)
+placement = fpga_placement.placement
 REASONS = ("compute", "dram", "vector", "dequantisation", "network")
 REGIME = {"vector": "compute", "dequantisation": "compute"}
 """Reasons whose errors are those of another."""

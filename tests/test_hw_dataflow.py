@@ -16,8 +16,8 @@ from tokenfab.hw.dataflow import DataflowModel, dataflow_model
 from tokenfab.hw.devices import find_architecture, load_device
 from tokenfab.hw.estimate import Request, estimate, memory_fit
 from tokenfab.hw.spec import Device, parse_device
-from tokenfab.workloads.capture import capture
 from tokenfab.workloads.compiled import CompiledTrace, compile_trace
+from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.parallel import Parallel, tensor_parallel
 from tokenfab.workloads.techniques import apply_techniques
 from tokenfab.workloads.trace import Trace
@@ -69,7 +69,7 @@ def device(**changes: float) -> Device:
 
 @functools.cache
 def trace(model: str, *techniques: str, world: int = 1) -> Trace:
-    return tensor_parallel(apply_techniques(capture(model), techniques), world)
+    return tensor_parallel(apply_techniques(load_trace(model), techniques), world)
 
 
 @functools.cache
@@ -198,7 +198,7 @@ def test_only_the_node_with_three_tiers_holds_150_models():
     assert [h.level.name for h in fits["dgx-h100-host"].levels if h.missing_bytes] == ["dram"]
     most = trace("llama-2-7b", "composition:experts=850", world=8)
     assert memory_fit(most, load_device("sn40l"), Request(1, 256, 20)).fits
-    in_hbm = int(8 * 80e9 // capture("llama-2-7b").weights_bytes)
+    in_hbm = int(8 * 80e9 // load_trace("llama-2-7b").weights_bytes)
     assert -(-850 // in_hbm) == 19  # nodes whose HBM holds as many: the published footprint
 
 

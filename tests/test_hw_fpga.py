@@ -20,15 +20,15 @@ from tokenfab.hw.fpga_design import blocks, buffer_bytes, design_of, resource_li
 from tokenfab.hw.fpga_experts import expert_memory
 from tokenfab.hw.fpga_placement import placement
 from tokenfab.hw.fpga_program import instructions, program_bytes
-from tokenfab.hw.result import estimate_document
+from tokenfab.hw.result import estimate_document, lines
 from tokenfab.hw.spec import Device, parse_device
 from tokenfab.models.vit_config import vit_config
 from tokenfab.rtl.units import load_unit
-from tokenfab.workloads.capture import capture
 from tokenfab.workloads.compiled import compile_trace
+from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.techniques import apply_techniques
 from tokenfab.workloads.trace import Trace
-from tokenfab.workloads.vision import capture_vision
+from tokenfab.workloads.vision import capture_vision, flops_saved
 
 NARROW = ("weight-only:group=0,head=1", "kv-quant:bits=8,scale_bits=0")
 PAPER = ("mixed-precision:head=1", "sparsity:pattern=blocks,m=16,density=0.8,where=qkv", "kv-quant:bits=8")
@@ -37,7 +37,7 @@ NAMES = ("u280-flightllm", "vhk158-flightllm", "zcu104-m3vit")
 
 @functools.cache
 def traced(*techniques: str, model: str = "llama-2-7b") -> Trace:
-    return apply_techniques(capture(model), list(techniques))
+    return apply_techniques(load_trace(model), list(techniques))
 
 
 @functools.cache
@@ -330,6 +330,13 @@ def test_two_buffers_hold_two_experts():
         expert_memory(traced(), 1, 1)
 
 
+def test_one_tasks_path_takes_a_part_of_the_flops_of_all_experts():
+    """6 of 12 layers: 16 experts of 1 x hidden for a token or 4; five tasks' encoders are five times one."""
+    one = flops_saved("m3vit-small", 1)
+    assert one == pytest.approx(39.3, abs=0.1)
+    assert 100 - flops_saved("m3vit-small", 5) == pytest.approx((100 - one) / 5)
+
+
 def test_reordering_saves_energy_and_time_on_the_zcu104():
     card, image = load_device("zcu104-m3vit"), (1, vit_config("m3vit-small").tokens, 0)
     queued, loaded = (cost(t, card, *image) for t in (vision(), vision("m3vit-small", "expert-order:by=token")))
@@ -344,6 +351,13 @@ def test_an_estimate_says_what_the_design_takes_of_its_part():
     document = estimate_document(estimate(model, card, Request(1, 16, 4)), model)
     assert any("6,345 of 9,024 DSP (70%)" in line for line in document["provenance"])
     assert document["device"]["peak_format"] == "int4 by int8"
+    assert "placement" not in document
+    explained = estimate_document(estimate(model, card, Request(1, 16, 4), explain=True), model, explain=True)
+    places = {(p["data"], p["where"]): p["size"] for p in explained["placement"]}
+    assert places["weights", "HBM"] == model.weights_bytes
+    printed = f"placement: {model.weights_bytes / 1e6:.4g} MB of weights in HBM, 24 channels, 241.5 GB/s"
+    assert printed in lines(explained, True)
+    assert "price: 7500 usd" in lines(explained, True)
 
 
 # -- laws --------------------------------------------------------------------------------------------------

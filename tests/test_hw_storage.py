@@ -19,9 +19,9 @@ from tokenfab.hw.flash import nand_of
 from tokenfab.hw.spec import Device, parse_device
 from tokenfab.hw.split import SplitModel
 from tokenfab.hw.tiers import Level, fill, levels
-from tokenfab.workloads.capture import capture
 from tokenfab.workloads.compiled import CompiledTrace, compile_trace
 from tokenfab.workloads.expr import Expr
+from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.techniques import apply_techniques
 from tokenfab.workloads.trace import Trace
 
@@ -95,7 +95,7 @@ def csd(**changes: object) -> Device:
 
 @functools.cache
 def trace(model: str, *techniques: str) -> Trace:
-    return apply_techniques(capture(model), techniques)
+    return apply_techniques(load_trace(model), techniques)
 
 
 def rows(model: Trace, card: Device, b: float, q: float, c: float) -> dict[str, float]:
