@@ -17,6 +17,7 @@ import typer
 from . import __version__
 from .cli_bench import bench
 from .cli_common import Json, Quiet, answer
+from .cli_place import place as place_command
 from .cli_rtl import rtl
 from .errors import InputError, unknown_name
 from .files import check_writable, json_text, write_whole
@@ -412,6 +413,9 @@ def calibrate(
     with terminal.progress(quiet or json_) as step:
         document = fit(device, truth, output, force=force, step=step) | {"command": run_.obj}
     answer(document, json_, quiet, lambda: terminal.calibration_summary(document))
+
+
+app.command("place")(place_command)
 
 
 # -- published systems -----------------------------------------------------------------------------

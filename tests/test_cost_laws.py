@@ -11,10 +11,11 @@ from hypothesis import strategies as st
 
 from tokenfab.errors import InputError
 from tokenfab.hw.collective import collective_time
-from tokenfab.hw.cost import CHUNK, cost, rated_power
+from tokenfab.hw.cost import CHUNK, cost, kind_modules, rated_power
 from tokenfab.hw.devices import device_names, find_architecture, load_device
 from tokenfab.hw.pim_unit import unit_of
 from tokenfab.hw.spec import Device, parse_device
+from tokenfab.hw.units import DEVICE_KINDS
 from tokenfab.workloads.capture import capture
 from tokenfab.workloads.parallel import tensor_parallel
 from tokenfab.workloads.techniques import apply_techniques
@@ -247,6 +248,10 @@ def test_longer_contexts_and_larger_batches_never_cost_less(model, point) -> Non
     costs = cost(trace(model), device(), [b, b + 1, b], [q, q, q], [c, c, c + 1])
     assert costs.latency_s[1] >= costs.latency_s[0] * (1 - 1e-12)
     assert costs.latency_s[2] >= costs.latency_s[0] * (1 - 1e-12)
+
+
+def test_every_kind_that_a_file_may_name_is_modelled() -> None:
+    assert set(kind_modules()) == set(DEVICE_KINDS)
 
 
 @pytest.mark.parametrize("name", device_names())

@@ -110,7 +110,7 @@ def test_metadata_says_what_pyproject_says(names, unpacked):
     assert f"\nVersion: {version()}\n" in metadata
     assert "\nLicense-Expression: Apache-2.0\n" in metadata
     needed = re.findall(r"^Requires-Dist: ([\w-]+)[^;\n]*$", metadata, re.MULTILINE)
-    assert sorted(needed) == ["matplotlib", "numpy", "pydantic", "rich", "simpy", "torch", "typer"]
+    assert sorted(needed) == ["highspy", "matplotlib", "numpy", "pulp", "pydantic", "rich", "simpy", "torch", "typer"]
     assert "tokenfab = tokenfab.cli:main" in (info / "entry_points.txt").read_text(encoding="utf-8")
     assert any(n.endswith("licenses/LICENSE") for n in names)
 

@@ -1,0 +1,1 @@
+"""Placement of operators on devices, and tiling of one operator on one device."""

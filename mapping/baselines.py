@@ -1,0 +1,112 @@
+"""What a mapper must beat: one device for all, greedy, the chain's optimum without capacities, HEFT.
+
+All return options per layer, or nothing where they end in no feasible placement. They see the same problem as the
+exact mapper: the same options, capacities and limits on memory (limits on metrics are looked at afterwards).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from .dynamic import between_costs, chain, own_costs, repair, sum_weights
+from .problem import INPUT, Array, Choice, Problem, all_allowed, flat, unflatten
+
+Layers = list[Choice]
+
+
+def singles(problem: Problem) -> dict[str, Layers]:
+    """Placements that use one option everywhere, by its name, where all operators have it and may take it."""
+    used = set(problem.order)
+    found = {}
+    for name in problem.blocks[problem.order[0]].operators[0].options:
+        if all(name in op.options for b in used for op in problem.blocks[b].operators):
+            layers = [tuple(op.options.index(name) for op in problem.blocks[b].operators) for b in problem.order]
+            if all_allowed(problem, layers):
+                found[name] = layers
+    return found
+
+
+def greedy(problem: Problem) -> Layers | None:
+    """In order of execution, the option that adds least, with its transfers, and still fits."""
+    prices = sum_weights(problem)
+    tables = {b: (own_costs(problem, problem.blocks[b], prices), between_costs(problem, problem.blocks[b], prices))
+              for b in set(problem.order)}  # fmt: skip
+    left = problem.capacity * (1 + 1e-12)
+    layers: Layers = []
+    entry = 0
+    for b in problem.order:
+        block, (own, between) = problem.blocks[b], tables[b]
+        choice: list[int] = []
+        for j, op in enumerate(block.operators):
+            added = own[j].copy()
+            for e in block.entering[j]:
+                source = block.edges[e].source
+                added += between[e][entry if source == INPUT else choice[source]]
+            added[(op.memory > left).any(axis=1)] = np.inf
+            k = int(np.argmin(added))
+            if not np.isfinite(added[k]):
+                return None
+            choice.append(k)
+            left = left - op.memory[k]
+        layers.append(tuple(choice))
+        entry = choice[block.output]
+    return layers
+
+
+def heft(problem: Problem) -> Layers | None:
+    """Heterogeneous earliest finish time (Topcuoglu, Hariri, Wu, IEEE TPDS 13(3), 2002), with memory.
+
+    Operators by upward rank (mean time + mean transfer + the largest rank after), each on the option on which it
+    finishes first, its engines being free and its bytes fitting. Times are those of the phases, weighted as the
+    objective weighs paths (or by repeats, where it weighs none).
+    """
+    whole = flat(problem)
+    (block,) = whole.blocks
+    weights = problem.path_weights if problem.path_weights.any() else problem.repeats
+    times = [np.where(op.allowed, op.time_s @ weights, np.inf) for op in block.operators]
+    delays = [np.where(e.allowed, e.delay_s @ weights, np.inf) for e in block.edges]
+    rank = np.zeros(len(block.operators))
+    leaving: list[list[int]] = [[] for _ in block.operators]
+    for e, edge in enumerate(block.edges):
+        leaving[edge.source].append(e)
+    for i in range(len(block.operators) - 1, -1, -1):
+        after = [_mean(delays[e]) + rank[block.edges[e].target] for e in leaving[i]]
+        rank[i] = _mean(times[i]) + max(after, default=0.0)
+    order = sorted(range(len(rank)), key=lambda i: (-rank[i], i))
+    free = np.zeros(len(problem.resources))
+    left = problem.capacity * (1 + 1e-12)
+    finish, choice = np.zeros(len(rank)), [-1] * len(rank)
+    for i in order:
+        op = block.operators[i]
+        if any(choice[block.edges[e].source] < 0 for e in block.entering[i]):
+            return None  # a tie of ranks turned an edge round; ranks fall along edges otherwise
+        ready = np.zeros(len(op.options))
+        for e in block.entering[i]:
+            s = block.edges[e].source
+            ready = np.maximum(ready, finish[s] + delays[e][choice[s]])
+        busy = np.asarray(op.busy_s.any(axis=1))
+        start = np.maximum(ready, np.where(busy, free, 0.0).max(axis=1, initial=0.0))
+        end = start + times[i]
+        end[(op.memory > left).any(axis=1)] = np.inf
+        k = int(np.argmin(end))
+        if not np.isfinite(end[k]):
+            return None
+        choice[i], finish[i] = k, end[k]
+        free[busy[k]] = end[k]
+        left = left - op.memory[k]
+    return unflatten(problem, tuple(choice))
+
+
+def _mean(values: Array) -> float:
+    finite = values[np.isfinite(values)]
+    return float(finite.mean()) if finite.size else 0.0
+
+
+def evaluate_all(problem: Problem) -> dict[str, Sequence[Choice] | None]:
+    """All baselines by name: the layers they choose, or nothing."""
+    found: dict[str, Sequence[Choice] | None] = {"greedy": greedy(problem), "heft": heft(problem)}
+    free = chain(problem)
+    found["chain"] = None if free is None else repair(problem, free)
+    return found

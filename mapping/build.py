@@ -1,0 +1,422 @@
+"""From a model's trace and a node to a placement problem.
+
+Every layer type of the trace is a block, every operator one of its operators; a cache is held where its attention
+runs, so both are one operator. A request of B sequences runs three phases: *prefill* (B × P tokens, once), *handover*
+(caches move where prefill and decode hold them in different places; once), *decode* (T − 1 steps, each costed at the
+mean context, which is exact while time is linear in it). An option says where an operator runs in prefill and where
+in decode; weights lie wherever either needs them, twice where the two differ.
+
+A pass is one chain: operators of a layer run in the order of the trace, as :mod:`tokenfab.hw.estimate` adds them up,
+so every operator waits for the one before even where it reads nothing of it. Transfers may overlap with operators
+between producer and reader.
+
+Memory: weights as stored; caches of P + T tokens where decode is, of P tokens where prefill is, if elsewhere;
+``reserve``: the operands of the largest operator of a prefill pass, taken off every memory. Energy: dynamic energy of
+the cost models, what an engine draws beyond idle while it works, links; the node idles all the while. Cost: each
+engine is paid for while it works, sends or receives (its other seconds are other batches'), electricity on top where it
+is bought.
+
+Left out: the token that goes back from the head to the embedding (4 bytes and one latency per step); adding up partial
+sums (a read and a write of one activation).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from ..errors import InputError, unknown_name
+from ..hw.estimate import USD_PER_KWH, Request
+from ..workloads.trace import Block as TraceBlock
+from ..workloads.trace import Operator as TraceOperator
+from ..workloads.trace import Tensor, Trace
+from .costs import Costs, Piece
+from .node import Node
+from .problem import INPUT, Array, Block, Edge, Mask, Objective, Operator, Problem
+from .spreads import Spread, Transfers, divided, groups, replicated, whole
+
+PHASES = ("prefill", "handover", "decode")
+PARTS = 8
+"""Shares that matrices are divided into, and heads and experts where their number is a multiple."""
+POINTWISE = frozenset({"rope", "activation"})
+Sizes = tuple[float, float, float]
+"""Bytes of an edge in each phase."""
+REPLICATED = frozenset({"norm", "elementwise", "router", "embedding"})
+
+
+@dataclass(frozen=True)
+class Joint:
+    """Where an operator runs in prefill and in decode."""
+
+    prefill: Spread
+    decode: Spread
+
+    def label(self, names: Sequence[str]) -> str:
+        """One name where both are alike, else ``A | B``."""
+        a, b = self.prefill.label(names), self.decode.label(names)
+        return a if self.prefill == self.decode else f"{a} | {b}"
+
+
+@dataclass
+class Built:
+    """A problem, and what its numbers mean: ``joints[block][operator][option]``, ``pieces[block][operator]``,
+    ``bytes[block][edge]`` per phase, transfers, memory by use (weights, caches) per option."""
+
+    problem: Problem
+    node: Node
+    trace: Trace
+    request: Request
+    joints: list[list[list[Joint]]]
+    pieces: list[list[Piece]]
+    sizes: list[list[Sizes]]
+    transfers: Transfers
+    reserve: float
+    weights: list[list[Array]] = field(default_factory=list)
+    caches: list[list[Array]] = field(default_factory=list)
+    prompt_cache: list[list[float]] = field(default_factory=list)
+
+
+def build(
+    trace: Trace, node: Node, request: Request, objective: Objective, *,
+    split: bool = True, move: bool = True, pins: Mapping[str, str] | None = None,
+    together: Sequence[Sequence[str]] = (),
+) -> Built:  # fmt: skip
+    """The placement problem of ``request`` on ``node``.
+
+    ``split``: operators may be divided over engines. ``move``: an operator may run elsewhere at decode than at prefill.
+    ``pins``: operator (or operator kind, or BLOCK.OPERATOR) → engine, or "PREFILL|DECODE". ``together``: groups of
+    operators of one block that share their place. Raises ``InputError`` for unknown names, requests the model cannot
+    take, and prices that are not known where cost is asked for.
+    """
+    request.check(trace)
+    return _Builder(trace, node, request, objective, split, move, dict(pins or {}), together).built()
+
+
+class _Builder:
+    def __init__(
+        self, trace: Trace, node: Node, request: Request, objective: Objective, split: bool, move: bool,
+        pins: dict[str, str], together: Sequence[Sequence[str]],
+    ) -> None:  # fmt: skip
+        self.trace, self.node, self.request, self.objective = trace, node, request, objective
+        self.split, self.move, self.pins, self.together = split, move, pins, together
+        self.names = [e.name for e in node.engines]
+        self.n = len(self.names)
+        b, p, t = float(request.batch), float(request.prompt), float(request.output)
+        self.points = ((b, p, 0.0), (b, 1.0, p + max(t - 2, 0) / 2))
+        self.repeats = np.array([1.0, 1.0 if t > 1 else 0.0, t - 1])
+        self.transfers = Transfers(node)
+        self.resources = (*self.names, *node.ports)
+        self.priced = any(m == "cost" for m in (*objective.weights, *objective.limits))
+        if self.priced and (missing := [e.name for e in node.engines if e.usd_s is None]):
+            raise InputError(f"device {missing[0]}: no price in its file; cost cannot be told")
+        rate = {e.name: e.usd_s or 0.0 for e in node.engines}
+        self.port_usd = np.array([rate[port.partition(" ")[0]] for port in node.ports])
+        self.hidden = self._hidden_joints()
+        self.used_pins: set[str] = set()
+
+    # -- pieces ------------------------------------------------------------------------------------
+    def built(self) -> Built:
+        blocks = self.trace.blocks
+        pieces = [self._pieces(b) for b in blocks]
+        self.costs = Costs(self.trace, self.node.engines, self.points, [p for ps in pieces for p in ps])
+        made, joints, sizes, weights, caches = [], [], [], [], []
+        for block, ps in zip(blocks, pieces, strict=True):
+            one = self._block(block, ps, first=self.trace.order[0][0] == block.name)
+            made.append(one[0])
+            joints.append(one[1])
+            sizes.append(one[2])
+            weights.append(one[3])
+            caches.append(one[4])
+        if unused := set(self.pins) - self.used_pins:
+            known = {p.name for ps in pieces for p in ps} | {p.kind for ps in pieces for p in ps}
+            raise unknown_name("operator", sorted(unused)[0], known, "--pin OPERATOR=DEVICE")
+        index = {b.name: i for i, b in enumerate(blocks)}
+        order = tuple(index[name] for name, times in self.trace.order for _ in range(times))
+        reserve = self._reserve()
+        problem = Problem(
+            PHASES, self.repeats, self.resources, self.node.pools,
+            np.maximum(np.array(self.node.capacity) - reserve, 0.0), self.node.idle_w, tuple(made), order,
+            self.objective,
+        )  # fmt: skip
+        prompt = [[self._cache(p, self.points[0][1]) for p in ps] for ps in pieces]
+        return Built(problem, self.node, self.trace, self.request, joints, pieces, sizes, self.transfers, reserve,
+                     weights, caches, prompt)  # fmt: skip
+
+    def _reserve(self) -> float:
+        b, p, _ = self.points[0]
+        return max(
+            sum(float(t.stored_bytes(b, p, 0)) for t in (*op.reads, *op.writes) if t.role == "activation")
+            for op, _ in self.trace.operators()
+        )
+
+    def _pieces(self, block: TraceBlock) -> list[Piece]:
+        readers = {op.name: [o for o in block.operators if op.name in o.deps] for op in block.operators}
+        caching: dict[str, list[TraceOperator]] = {}
+        for op in block.operators:
+            if op.kind == "kv_append" and (at := [o for o in readers[op.name] if o.kind == "attention"]):
+                caching.setdefault(at[0].name, []).append(op)
+        inside = {op.name for ops in caching.values() for op in ops}
+        found: list[Piece] = []
+        modes: dict[str, str | None] = {}
+        heads = next((int(o.dims["kv_heads"].constant or 1) for o in block.operators if o.kind == "attention"), PARTS)
+        around = _units(heads)
+        for op in block.operators:
+            if op.name in inside:
+                continue
+            mode, units = None, PARTS
+            divided_before = any(modes.get(d) in ("columns", "heads", "parts") for d in op.deps)
+            if op.kind == "matmul" and op.weights and "batch" not in op.dims:
+                mode = "rows" if divided_before else "columns"
+            elif op.kind == "attention" and "latent_dim" not in op.dims:
+                mode, units = ("heads", around) if around > 1 else (None, 1)
+            elif op.kind in POINTWISE and divided_before:
+                mode = "parts"
+            elif op.kind == "experts":
+                units = _units(int(op.dims["experts"].constant or 1))
+                mode = "experts" if units > 1 else None
+            if mode in ("columns", "rows", "parts") and any(o.kind == "attention" for o in block.operators):
+                before = next(i for i, o in enumerate(block.operators) if o.kind == "attention")
+                if block.operators.index(op) <= before + 1:
+                    units = around
+                    mode = mode if around > 1 else None
+            modes[op.name] = mode if self.split else None
+            found.append(Piece(op.name, op.kind, (*caching.get(op.name, ()), op), modes[op.name], units))
+        last = block.name == self.trace.order[-1][0]
+        output = next(p for p in found if block.output in (o.name for o in p.operators))
+        if not last and output.kind not in REPLICATED:
+            found.append(Piece("output", "output", (), None, 1))  # boundaries have options of their own
+        return found
+
+    # -- options -------------------------------------------------------------------------------------
+    def _hidden_joints(self) -> list[Joint]:
+        """Options of operators on the hidden state: everywhere alike, as layers meet in them."""
+        spreads = [whole(a, self.n) for a in range(self.n)]
+        if self.split:
+            spreads += [replicated(g, self.n) for g in groups(self.node, range(self.n))]
+        return [Joint(s, t) for s in spreads for t in spreads if s == t or self.move]
+
+    def _joints(self, piece: Piece) -> list[Joint]:
+        if piece.mode is None:
+            return self.hidden if piece.kind in REPLICATED or not piece.operators else [
+                j for j in self.hidden if j.prefill.mode == j.decode.mode == "whole"
+            ]  # fmt: skip
+        able = [a for a in range(self.n) if all(np.isfinite(self.costs.seconds(piece, whole(a, self.n))))]
+        singles = [whole(a, self.n) for a in range(self.n)]
+        seconds = [self.costs.seconds(piece, s) for s in singles]
+        speed = [[1 / max(s[phase], 1e-12) if np.isfinite(s[phase]) else 0.0 for s in seconds] for phase in (0, 1)]
+        spreads = divided(piece.mode, self.node, able, piece.units, speed)
+        joints = [Joint(s, s) for s in (*singles, *spreads)]
+        if self.move:
+            even = {s.engines: s for s in reversed(spreads) if len({x for x in s.shares if x}) == 1}
+            coarse = [*singles, *even.values()]
+            joints += [Joint(s, t) for s in coarse for t in coarse if s != t]
+        return joints
+
+    def _allowed(self, block: TraceBlock, piece: Piece, joints: list[Joint]) -> Mask:
+        allowed = np.ones(len(joints), dtype=bool)
+        for key in (piece.name, piece.kind, f"{block.name}.{piece.name}"):
+            if key not in self.pins:
+                continue
+            self.used_pins.add(key)
+            wanted = self.pins[key]
+            parts = wanted.split("|") if "|" in wanted else [wanted, wanted]
+            here = np.array(
+                [all(w.strip() in ("*", s.label(self.names)) or _is_kind(w.strip(), s, self.node)
+                     for w, s in zip(parts, (j.prefill, j.decode), strict=True)) for j in joints]
+            )  # fmt: skip
+            if not here.any():
+                raise InputError(f"--pin {key}={wanted}: no such place; devices: {', '.join(self.names)}")
+            allowed &= here
+        return allowed
+
+    # -- blocks --------------------------------------------------------------------------------------
+    def _block(
+        self, block: TraceBlock, pieces: list[Piece], first: bool
+    ) -> tuple[Block, list[list[Joint]], list[Sizes], list[Array], list[Array]]:
+        """The block, its options' places, its edges' bytes, and what options hold of weights and of caches."""
+        joints = [self._joints(p) for p in pieces]
+        made = [self._operator(block, p, js) for p, js in zip(pieces, joints, strict=True)]
+        edges, sizes = self._edges(block, pieces, joints, first)
+        output = next(
+            (i for i, p in enumerate(pieces) if p.kind == "output"),
+            next(i for i, p in enumerate(pieces) if any(o.name == block.output for o in p.operators)),
+        )
+        operators = tuple(m[0] for m in made)
+        return (
+            Block(block.name, operators, tuple(edges), output),
+            joints,
+            sizes,
+            [m[1] for m in made],
+            [m[2] for m in made],
+        )
+
+    def _operator(self, block: TraceBlock, piece: Piece, joints: list[Joint]) -> tuple[Operator, Array, Array]:
+        """The operator, and what each option holds of weights and of caches in each pool."""
+        k, f, r = len(joints), len(PHASES), len(self.resources)
+        time, busy = np.zeros((k, f)), np.zeros((k, f, r))
+        energy, usd = np.zeros(k), np.zeros(k)
+        weights, caches = np.zeros((k, len(self.node.pools))), np.zeros((k, len(self.node.pools)))
+        allowed = self._allowed(block, piece, joints)
+        weight_bytes = sum(float(w.stored_bytes.constant or 0) for op in piece.operators for w in op.weights)
+        p = self.points[0][1]
+        held, prompt = self._cache(piece, p + self.request.output), self._cache(piece, p)
+        for i, joint in enumerate(joints):
+            for phase, spread in ((0, joint.prefill), (2, joint.decode)):
+                for a in spread.engines if piece.operators else ():
+                    seconds, joules = self.costs.of(piece, spread, a, phase // 2)
+                    busy[i, phase, a] = seconds
+                    energy[i] += self.repeats[phase] * joules
+                    engine = self.node.engines[a]
+                    if engine.usd_s is not None:
+                        usd[i] += self.repeats[phase] * (
+                            seconds * engine.usd_s + (joules / 3.6e6 * USD_PER_KWH if engine.bought else 0.0)
+                        )
+                time[i, phase] = busy[i, phase].max()
+            if prompt and joint.prefill != joint.decode and self.repeats[1]:
+                moved = self.transfers.cache(joint.prefill, joint.decode, prompt)
+                time[i, 1] = moved.delay_s
+                busy[i, 1, self.n :] = moved.busy_s
+                energy[i] += moved.energy_j
+                usd[i] += float(moved.busy_s @ self.port_usd)
+            weights[i] = self._held(joint, weight_bytes, weight_bytes)
+            caches[i] = self._held(joint, prompt, held)
+            if not np.isfinite(time[i]).all():
+                allowed[i] = False
+        for array in (time, busy, energy, usd):
+            array[~np.isfinite(array)] = 0.0
+        labels = tuple(j.label(self.names) for j in joints)
+        made = Operator(piece.name, labels, time, busy, energy, usd, weights + caches, allowed)
+        return made, weights, caches
+
+    def _held(self, joint: Joint, at_prefill: float, at_decode: float) -> Array:
+        """Bytes in each pool of something both phases need: once where their places agree, else in both."""
+
+        def parts(spread: Spread) -> Array:
+            out = np.zeros(len(self.node.pools))
+            for a in spread.engines:
+                out[self.node.engines[a].pool] += spread.fraction(a)
+            return np.minimum(out, 1.0)
+
+        first, second = parts(joint.prefill), parts(joint.decode)
+        if joint.prefill == joint.decode or np.array_equal(first, second):
+            return np.maximum(first * at_prefill, second * at_decode)
+        return np.minimum(first * at_prefill + second * at_decode, max(at_prefill, at_decode))
+
+    def _cache(self, piece: Piece, tokens: float) -> float:
+        total, b = 0.0, float(self.request.batch)
+        for op in piece.operators:
+            if op.kind == "kv_append":
+                window = op.dims.get("window")
+                kept = min(tokens, window.constant or tokens) if window is not None else tokens
+                bits = next(t.bits for t in op.writes if t.role == "kv")
+                total += (
+                    float(op.dims["batch"](b, 1, 0)) * kept * float(op.dims["row_elements"].constant or 0) * bits / 8
+                )
+            total += sum(float(t.stored_bytes(b, 1, 0)) for t in op.writes if t.role == "state")
+        return total
+
+    def _edges(
+        self, block: TraceBlock, pieces: list[Piece], joints: list[list[Joint]], first: bool
+    ) -> tuple[list[Edge], list[Sizes]]:
+        """Edges, and the bytes of each per phase."""
+        place = {op.name: i for i, p in enumerate(pieces) for op in p.operators}
+        moved: dict[tuple[int, int], list[float]] = {}
+        for i, piece in enumerate(pieces):
+            for op in piece.operators:
+                names = {d: {t.name for t in o.writes} for d in op.deps for o in block.operators if o.name == d}
+                for d in op.deps:
+                    if place[d] != i:
+                        moved.setdefault((place[d], i), [0.0, 0.0])
+                for t in op.reads:
+                    if t.role not in ("activation", "index"):
+                        continue
+                    source = next((place[d] for d in reversed(op.deps) if t.name in names[d]), INPUT)
+                    if source == INPUT and (first or not _of_tokens(t)):
+                        continue
+                    if source != i:
+                        known = moved.setdefault((source, i), [0.0, 0.0])
+                        for n, point in enumerate(self.points):
+                            known[n] += float(t.bytes(*point))
+            if piece.kind == "output":
+                source_op = next(o for o in block.operators if o.name == block.output)
+                size = [
+                    sum(float(t.bytes(*x)) for t in source_op.writes if t.role == "activation") for x in self.points
+                ]
+                moved[place[block.output], i] = size
+        for i in range(1, len(pieces)):
+            moved.setdefault((i - 1, i), [0.0, 0.0])  # a pass is a chain
+        if not first and not any(s == INPUT for s, _ in moved):
+            moved[INPUT, 0] = [0.0, 0.0]
+        edges: list[Edge] = []
+        sizes: list[Sizes] = []
+        for (source, target), size in sorted(moved.items(), key=lambda x: (x[0][1], x[0][0])):
+            there = self.hidden if source == INPUT else joints[source]
+            pair = (INPUT if source == INPUT else source, target)
+            edges.append(self._edge(pair, there, joints[target], size, self._bound(pieces, source, target)))
+            sizes.append((size[0], 0.0, size[1]))
+        return edges, sizes
+
+    def _bound(self, pieces: list[Piece], source: int, target: int) -> bool:
+        """Whether both ends are named in one group that shares its place."""
+        if source == INPUT:
+            return False
+        names = {pieces[source].name, pieces[target].name}
+        return any(names <= set(group) for group in self.together)
+
+    def _edge(
+        self, pair: tuple[int, int], source: list[Joint], target: list[Joint], size: list[float], bound: bool
+    ) -> Edge:
+        ks, kt, r = len(source), len(target), len(self.resources)
+        delay, busy = np.zeros((ks, kt, len(PHASES))), np.zeros((ks, kt, len(PHASES), r))
+        energy, usd = np.zeros((ks, kt)), np.zeros((ks, kt))
+        allowed = np.ones((ks, kt), dtype=bool)
+        for n, phase, pick in ((0, 0, _at_prefill), (1, 2, _at_decode)):
+            if size[n] <= 0:
+                continue
+            froms, where_from = _distinct(source, pick)
+            tos, where_to = _distinct(target, pick)
+            table = [[self.transfers.between(s, t, size[n]) for t in tos] for s in froms]
+            d = np.array([[t.delay_s for t in row] for row in table])
+            u = np.array([[t.busy_s for t in row] for row in table])
+            j = np.array([[t.energy_j for t in row] for row in table])
+            at = np.ix_(where_from, where_to)
+            delay[:, :, phase] = d[at]
+            busy[:, :, phase, self.n :] = u[at]
+            energy += self.repeats[phase] * j[at]
+            usd += self.repeats[phase] * (u @ self.port_usd)[at]
+        if bound:
+            for k, a in enumerate(source):
+                for m, b in enumerate(target):
+                    allowed[k, m] = a.prefill.engines == b.prefill.engines and a.decode.engines == b.decode.engines
+        return Edge(*pair, delay, busy, energy, usd, allowed)
+
+
+def _units(count: int) -> int:
+    """Shares that ``count`` like things are divided into: at most :data:`PARTS`, a divisor."""
+    return next(n for n in range(min(PARTS, count), 0, -1) if count % n == 0)
+
+
+def _at_prefill(joint: Joint) -> Spread:
+    return joint.prefill
+
+
+def _at_decode(joint: Joint) -> Spread:
+    return joint.decode
+
+
+def _distinct(joints: list[Joint], pick: Callable[[Joint], Spread]) -> tuple[list[Spread], list[int]]:
+    spreads = [pick(j) for j in joints]
+    known = {s: i for i, s in enumerate(dict.fromkeys(spreads))}
+    return list(known), [known[s] for s in spreads]
+
+
+def _is_kind(name: str, spread: Spread, node: Node) -> bool:
+    """Whether ``name`` is the device that all engines of a spread are."""
+    return all(node.engines[a].device.name == name for a in spread.engines)
+
+
+def _of_tokens(t: Tensor) -> bool:
+    """Whether a tensor's size depends on the request: what does not is a table every engine has."""
+    return (t.elements if t.touched is None else t.touched).constant is None
