@@ -39,8 +39,10 @@ from ..workloads.compiled import CompiledTrace, Row, compile_trace
 from ..workloads.expr import Expr
 from ..workloads.expr_functions import Array
 from ..workloads.trace import Operator, Tensor, Trace
-from .cost import Errors, RowCosts
-from .roofline import MATRIX_KINDS, Collective, collective_of, dram_energy, errors_of, interval, power_interval
+from .cost import RowCosts
+from .parameters import parameter
+from .parts import Certainty, certainty, collectives_of, dram_rate, launches, network_s, vector_rate
+from .roofline import MATRIX_KINDS, Collective, dram_energy, longest
 from .spec import Arrays, Device, Memory
 
 KINDS = ("bit-serial", "systolic")
@@ -106,7 +108,7 @@ class Engine:
 
 
 @dataclass(frozen=True)
-class ArrayModel:
+class ArrayModel(Certainty):
     """See :class:`.cost.OperatorModel`; built by :func:`prepare`.
 
     ``fixed_s`` are seconds and ``moved`` bytes that are linear in the basis, (rows, monomials).
@@ -122,17 +124,13 @@ class ArrayModel:
     dram_bytes_s: float
     dram_j: float
     vector_j: Array
-    low: Array
-    high: Array
-    errors: Errors
-    static_power_w: float
-    power_interval: tuple[float, float]
     reasons: tuple[str, ...] = REASONS
 
     def rows(self, basis: Array) -> RowCosts:
         """See :class:`.cost.OperatorModel`."""
         compute, moved = self.fixed_s @ basis, self.moved @ basis
-        arrays_j, sram_j, network = np.zeros_like(compute), np.zeros_like(compute), np.zeros_like(compute)
+        arrays_j, sram_j = np.zeros_like(compute), np.zeros_like(compute)
+        network = network_s(self.collectives, basis, len(compute))
 
         def at(size: Expr) -> Array:
             return np.asarray(self.compiled.vector(size) @ basis)
@@ -146,11 +144,9 @@ class ArrayModel:
                 sram_j[work.row] += sram
                 moved[work.row] += again
             compute[work.row] = np.maximum(compute[work.row], spent)
-        for c in self.collectives:
-            network[c.row] = c.time_s(c.size @ basis)
         times = np.stack([compute, moved / self.dram_bytes_s, network])
         busy = dict(zip(REASONS, times, strict=True))
-        overlapped, bound = np.max(times, axis=0), np.argmax(times, axis=0)
+        overlapped, bound = longest(times)
         launch = np.broadcast_to(self.launch[:, None], overlapped.shape)
         energy = {
             "compute": arrays_j + self.vector_j @ basis, "sram": sram_j, "dram": moved * 8 * self.dram_j,
@@ -161,35 +157,29 @@ class ArrayModel:
 def prepare(compiled: CompiledTrace, device: Device) -> ArrayModel:
     """What every row does on ``device``. Raises ``InputError`` for what the device lacks or its unit cannot do."""
     engine = engine_of(device)
-    coefficients, constants = compiled.coefficients, device.model
-    vector = device.rate("fp32", engine="vector")[1].value * constants.vector_efficiency.value
+    coefficients = compiled.coefficients
     fixed, flops = np.zeros_like(coefficients["flops"]), np.zeros_like(coefficients["flops"])
-    work, collectives, launch = [], [], np.full(len(compiled.rows), constants.launch.value)
+    work = []
     for i, row in enumerate(compiled.rows):
         op = row.operator
         if op.kind == "collective":
-            launch[i] = 0.0
-            collectives.append(collective_of(i, compiled, device))
-        elif op.kind in MATRIX_KINDS and (found := work_of(i, row, engine, device)) is not None:
+            continue
+        if op.kind in MATRIX_KINDS and (found := work_of(i, row, engine, device)) is not None:
             work.append(found)
             if op.kind == "attention":
                 flops[i] = coefficients["flops"][i] * SOFTMAX_FLOPS / _flops_per_score(op)
         elif op.kind in MATRIX_KINDS and "matrix" in device.engines:
             rate = device.rate(op.format)[1].value
-            fixed[i] = coefficients["flops"][i] / (rate * constants.matmul_efficiency.value)
+            fixed[i] = coefficients["flops"][i] / (rate * device.model.matmul_efficiency.value)
         else:
             flops[i] = coefficients["flops"][i]
-    sides = [[interval(row.operator, reason, device) for row in compiled.rows] for reason in REASONS]
     return ArrayModel(
-        compiled=compiled, engine=engine, work=tuple(work), fixed_s=fixed + flops / vector,
+        compiled=compiled, engine=engine, work=tuple(work), fixed_s=fixed + flops / vector_rate(device),
         moved=coefficients["weight_bytes"] + coefficients["kv_bytes"] + coefficients["activation_bytes"],
-        collectives=tuple(collectives), launch=launch,
-        dram_bytes_s=device.dram.bandwidth.value * constants.memory_efficiency.value, dram_j=dram_energy(device),
-        vector_j=flops * _parameter(device, "vector_energy") + fixed * _matrix_power(device),
-        low=np.array([[x.low.value for x in line] for line in sides]),
-        high=np.array([[x.high.value for x in line] for line in sides]),
-        errors=errors_of(compiled, device), static_power_w=device.power.idle.value,
-        power_interval=power_interval(device),
+        collectives=collectives_of(compiled, device), launch=launches(compiled, device),
+        dram_bytes_s=dram_rate(device), dram_j=dram_energy(device),
+        vector_j=flops * parameter(device, "vector_energy") + fixed * _matrix_power(device),
+        **certainty(compiled, device, REASONS),
     )  # fmt: skip
 
 
@@ -372,12 +362,6 @@ def _arrays(device: Device) -> Arrays:
 
 def _bit_energy(level: Memory | None) -> float:
     return level.energy.value if level and level.energy else 0.0
-
-
-def _parameter(device: Device, name: str) -> float:
-    if name not in device.parameters:
-        raise InputError(f"device {device.name}: parameters.{name} is missing")
-    return device.parameters[name].value
 
 
 def _matrix_power(device: Device) -> float:

@@ -136,7 +136,8 @@ def kind_modules() -> dict[str, Any]:
 
     Beside ``prepare`` a module may define ``peak(trace, device)``, the format and FLOP/s of its fastest engine for the
     trace (else the matrix rate, of the host where there is one), and ``constants(device)``, lines that say what its
-    times rest on.
+    times rest on, and ``placement(trace, device, batch, query, context)``, where data lies. ``HOST_APART = True`` says
+    that the power in a device file of its kinds is without the host's.
     """
     found: dict[str, Any] = {}
     package = __package__ or "tokenfab.hw"
@@ -154,6 +155,14 @@ def kind_modules() -> dict[str, Any]:
 def kind_models() -> dict[str, Prepare]:
     """Device kind → the ``prepare`` of the module that models it."""
     return {kind: module.prepare for kind, module in kind_modules().items()}
+
+
+def rated_power(device: Device) -> tuple[float, float]:
+    """Rated and idle watts of ``device``, with its host's where its kind's device files leave those to the host's."""
+    rated, idle = device.power.tdp.value, device.power.idle.value
+    if device.host is not None and getattr(kind_modules().get(device.kind), "HOST_APART", False):
+        return rated + device.host.power.tdp.value, idle + device.host.power.idle.value
+    return rated, idle
 
 
 def prepare(trace: Trace | CompiledTrace, device: Device) -> tuple[CompiledTrace, OperatorModel]:

@@ -21,7 +21,8 @@ take the mean over their executions. Activations of a token are the largest oper
 all of them at once. Unfused operators: every operand through HBM, and a launch each.
 
 With a ``ddr`` level that holds far weights, :mod:`.far` adds what is read from it (models of a composition of experts).
-Energy: HBM per bit, arithmetic such that the achievable rate draws the rated power, idle power all the time.
+Energy: HBM per bit, arithmetic such that the achievable rate draws the rated power, idle power all the time; together
+no more than the rated power.
 Left out: that whole tiles are dealt out (1 of 1040 units), what a pipeline takes to fill and drain, routing conflicts.
 """
 
@@ -36,9 +37,11 @@ from ..workloads.compiled import CompiledTrace
 from ..workloads.expr import Expr, expr
 from ..workloads.expr_functions import Array, round_up
 from ..workloads.trace import Block, Operator
-from .cost import Errors, OperatorModel, RowCosts
+from .cost import OperatorModel, RowCosts
 from .far import far_model, transfers_of
-from .roofline import MATRIX_KINDS, Collective, collective_of, dram_energy, errors_of, interval, power_interval
+from .parameters import parameter
+from .parts import Certainty, certainty, collectives_of, dram_rate, network_s
+from .roofline import MATRIX_KINDS, Collective, dram_energy, within_power
 from .spec import Device
 
 KINDS = ("dataflow",)
@@ -66,7 +69,7 @@ Partition = tuple[Section, ...]
 
 
 @dataclass(frozen=True)
-class DataflowModel:
+class DataflowModel(Certainty):
     """See :class:`.cost.OperatorModel`; built by :func:`prepare`. ``blocks``: ways in which each can be cut."""
 
     compiled: CompiledTrace
@@ -79,11 +82,6 @@ class DataflowModel:
     dram_bytes_s: float
     dram_j: float
     compute_w: float
-    low: Array
-    high: Array
-    errors: Errors
-    static_power_w: float
-    power_interval: tuple[float, float]
     reasons: tuple[str, ...] = REASONS
 
     def rows(self, basis: Array) -> RowCosts:
@@ -98,12 +96,11 @@ class DataflowModel:
         counts = self.compiled.counts[:, None]
         overlapped, moved, launch = total / counts, moved / counts, launch / counts
         bound = (by_dram > total / 2).astype(np.intp)
-        network = np.zeros(shape)
-        for c in self.collectives:
-            network[c.row] = c.time_s(c.size @ basis)
+        network = network_s(self.collectives, basis, len(self.compiled.rows))
         bound = np.where(network > overlapped, REASONS.index("network"), bound)
         overlapped = overlapped + network
-        energy = {"compute": compute * self.compute_w, "dram": moved * 8 * self.dram_j}
+        drawn = {"compute": compute * self.compute_w, "dram": moved * 8 * self.dram_j}
+        energy = within_power(drawn, self.compute_w * (overlapped + launch))
         busy = {
             "compute": np.minimum(compute, overlapped), "dram": np.minimum(moved / self.dram_bytes_s, overlapped),
             "network": network,
@@ -172,28 +169,21 @@ def dataflow_model(compiled: CompiledTrace, device: Device) -> DataflowModel:
         raise InputError(f"device {device.name}: memory.sram is missing; fused operators pass results through it")
     m, rows = device.model, compiled.rows
     compute = np.zeros_like(compiled.coefficients["flops"])
-    collectives = []
     for i, row in enumerate(rows):
         matrix = row.operator.kind in MATRIX_KINDS
         rate = device.rate(row.operator.format if matrix else "fp32", engine="matrix" if matrix else "vector")[1].value
         share = m.attention_efficiency if row.operator.kind == "attention" else m.matmul_efficiency
         compute[i] = compiled.coefficients["flops"][i] / (rate * (share if matrix else m.vector_efficiency).value)
-        if row.operator.kind == "collective":
-            collectives.append(collective_of(i, compiled, device))
     place = {name: i for i, row in enumerate(rows) for name in row.names}
     sram = device.memory["sram"].usable
     blocks = tuple(_partitions(block, place, compiled, device, sram) for block in compiled.trace.blocks)
-    sides = [[interval(row.operator, reason, device) for row in rows] for reason in REASONS]
     return DataflowModel(
         compiled=compiled, blocks=blocks, compute=compute,
         weights=compiled.coefficients["weight_bytes"], kv=compiled.coefficients["kv_bytes"],
-        collectives=tuple(collectives), sram_bytes=sram,
-        dram_bytes_s=device.dram.bandwidth.value * m.memory_efficiency.value, dram_j=dram_energy(device),
+        collectives=collectives_of(compiled, device), sram_bytes=sram,
+        dram_bytes_s=dram_rate(device), dram_j=dram_energy(device),
         compute_w=device.power.tdp.value - device.power.idle.value,
-        low=np.array([[x.low.value for x in line] for line in sides]),
-        high=np.array([[x.high.value for x in line] for line in sides]),
-        errors=errors_of(compiled, device), static_power_w=device.power.idle.value,
-        power_interval=power_interval(device),
+        **certainty(compiled, device, REASONS),
     )  # fmt: skip
 
 
@@ -271,6 +261,4 @@ def _live(group: list[Operator]) -> Expr:
 def _launch(op: Operator, device: Device) -> float:
     if op.attrs.get("launch", "hardware") == "hardware":
         return device.model.launch.value
-    if "software_launch" not in device.parameters:
-        raise InputError(f"device {device.name}: parameters.software_launch is missing; the host starts with it")
-    return device.parameters["software_launch"].value
+    return parameter(device, "software_launch")

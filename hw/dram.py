@@ -33,6 +33,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..workloads.expr_functions import Array
+from .parameters import parameter, whole
 from .spec import Device
 
 
@@ -136,24 +137,6 @@ def with_refresh(cycles: Array, g: Geometry, t: Timing, *, hidden: bool = False)
     return np.asarray(cycles if hidden else cycles / (1 - refresh_share(g, t)))
 
 
-def parameter(device: Device, name: str, default: float | None = None) -> float:
-    """A number of [parameters]. Raises ``InputError`` where it is missing and has no default."""
-    if name in device.parameters:
-        return device.parameters[name].value
-    if default is None:
-        raise InputError(f"device {device.name}: parameters.{name} is missing; a {device.kind} device needs it")
-    return default
-
-
-def _whole(device: Device, name: str, default: int | None = None) -> int:
-    value = parameter(device, name, default)
-    if value < 1 or value != round(value):
-        raise InputError(
-            f"device {device.name}: parameters.{name} is {value:g}; accepted: a whole number of at least 1"
-        )
-    return round(value)
-
-
 def timing_of(device: Device) -> Timing:
     """Timing of ``device``'s [parameters]: ``clock_period``, and cycles ``t_rcd``, ``t_rp`` … as in the module's text.
 
@@ -186,7 +169,7 @@ def geometry_of(device: Device) -> Geometry:
     if row.value % column.value:
         raise InputError(f"device {device.name}: parameters.row {row.text} is no multiple of column {column.text}")
     return Geometry(
-        channels=_whole(device, "stacks") * _whole(device, "channels"), units=_whole(device, "units"),
-        banks_per_unit=_whole(device, "banks_per_unit"), activates=_whole(device, "activates"),
-        interleave=_whole(device, "interleave", 1), row_bytes=row.value, column_bytes=column.value,
+        channels=whole(device, "stacks") * whole(device, "channels"), units=whole(device, "units"),
+        banks_per_unit=whole(device, "banks_per_unit"), activates=whole(device, "activates"),
+        interleave=whole(device, "interleave", 1), row_bytes=row.value, column_bytes=column.value,
     )  # fmt: skip

@@ -21,7 +21,7 @@ from ..workloads.expr_functions import Array
 from ..workloads.parallel import ONE_DEVICE, Parallel, stage_blocks, tensor_parallel
 from ..workloads.trace import Trace
 from .collective import collective_time
-from .cost import Costs, cost
+from .cost import Costs, cost, rated_power
 from .die import price_of
 from .spec import Device
 from .tiers import Held, fill, kv_demand, levels, weight_demand
@@ -294,7 +294,7 @@ class _Node:
         def hop_s(tokens: float) -> float:
             return float(collective_time("send", size * tokens, parallel.tp * parallel.pp, device)) if hops else 0.0
 
-        return cls(busy, waiting, device.power.idle.value, hops, hop_s, interval)
+        return cls(busy, waiting, rated_power(device)[1], hops, hop_s, interval)
 
     def passes(self, costs: Costs, tokens: int) -> _Passes:
         """``costs`` of one busy device, as passes of the whole node with ``tokens`` tokens each."""
@@ -329,7 +329,8 @@ def memory_fit(share: Trace, device: Device, request: Request, stages: int = 1) 
     for runs in stage_blocks(share, stages):
         blocks = tuple(x.model_copy(update={"repeat": runs[x.name]}) for x in share.blocks if x.name in runs)
         part = share.model_copy(update={"blocks": blocks, "order": tuple(runs.items())})
-        (weights, far_weights), (kv, far_kv) = weight_demand(part), kv_demand(part, b, held)
+        tiered = any("far-weights" in place.roles for place in places)
+        (weights, far_weights), (kv, far_kv) = weight_demand(part, tiered=tiered), kv_demand(part, b, held)
         demand = {"weights": weights, "far-weights": far_weights, "kv": kv, "far-kv": far_kv}
         filled = fill(places, demand | {"activations": activations})
         sizes = part.weights_bytes, kv + far_kv, activations, sum(x.capacity_bytes for x in places)

@@ -38,7 +38,7 @@ import numpy.typing as npt
 from ..errors import InputError
 from ..workloads.compiled import CompiledTrace
 from ..workloads.expr_functions import Array
-from .cost import Costs, OperatorModel, RowCosts, cost, prepare
+from .cost import Costs, OperatorModel, RowCosts, cost, prepare, rated_power
 from .spec import Device
 
 TICKS = 10**15
@@ -367,7 +367,7 @@ class EventLevel:
         dynamic = np.sum(list(parts.values()), axis=0)
         if n > 1:  # as in the closed form: what the rated power does not allow is not drawn
             alone = np.sum([j for name, j in closed.energy_parts_j.items() if name != "static"], axis=0)
-            limit = np.maximum((device.power.tdp.value - power) * latency, alone * ratio)
+            limit = np.maximum((rated_power(device)[0] - power) * latency, alone * ratio)
             within = np.minimum(1.0, limit / np.maximum(dynamic, 1e-300))
             parts = {name: joules * within for name, joules in parts.items()}
             dynamic = dynamic * within

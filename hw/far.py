@@ -30,6 +30,7 @@ from ..workloads.compiled import CompiledTrace, Row
 from ..workloads.expr_functions import Array
 from .cost import Errors, OperatorModel, RowCosts
 from .flash import WHOLE, Drive, drive_of
+from .parts import dram_rate
 from .spec import Device, Memory
 
 FAR_ROLES = ("far-weights", "far-kv")
@@ -104,13 +105,15 @@ class FarModel:
         largest = np.argmax(parts, axis=0)
         n, n_regimes = len(self.base.reasons), self.base.low.shape[0]
         energy = dict(base.energy_j)
+        busy = {"dram": np.zeros_like(copy)} | base.busy_s | {"storage": io}
+        busy["dram"] = busy["dram"] + copy  # what comes into the cache passes the fast memory
         energy["active"] = energy.get("active", 0.0) + (self.base.static_power_w - self.base_idle_w) * base.time_s
         energy["storage"] = energy.get("storage", 0.0) + joules
         return RowCosts(
             time_s=overlapped + base.launch_s, launch_s=base.launch_s,
             bound=np.where(largest == 0, base.bound, n + largest - 1),
             regime=np.where(largest == 0, base.regime, n_regimes),
-            energy_j=energy, busy_s=dict(base.busy_s) | {"storage": io},
+            energy_j=energy, busy_s=busy,
         )  # fmt: skip
 
 
@@ -191,7 +194,7 @@ def far_model(
     width = base.low.shape[1]
     return FarModel(
         base=base, transfers=tuple(transfers),
-        fast_bytes_s=worker.dram.bandwidth.value * worker.model.memory_efficiency.value,
+        fast_bytes_s=dram_rate(worker),
         idle_w=device.power.idle.value if device.host is not None and alone else 0.0,
         base_idle_w=min(worker.power.idle.value, base.static_power_w) if alone else base.static_power_w,
         reasons=(*base.reasons, "storage", "copy"),

@@ -32,6 +32,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..workloads.expr_functions import Array
+from .parameters import parameter, whole
 from .spec import Device, Memory
 
 WHOLE = float("inf")
@@ -78,17 +79,17 @@ def drive_of(device: Device, level: Memory, *, prefix: str = "flash") -> Drive:
     is not said is no limit (a depth of 1, no cost of commands). Raises ``InputError`` without a bandwidth."""
     if level.bandwidth is None:
         raise InputError(f"device {device.name}: the memory level that is read from has no bandwidth")
-    p = {name: q.value for name, q in device.parameters.items()}
     bandwidth = level.bandwidth.value
     energy = level.energy.value if level.energy else 0.0
+
+    def said(name: str, default: float) -> float:
+        return parameter(device, f"{prefix}_{name}", default)
+
     return Drive(
         latency_s=level.latency.value if level.latency else 0.0,
-        depth=p.get(f"{prefix}_depth", 1.0),
-        command_s=p.get(f"{prefix}_command", 0.0),
-        stream_bytes_s=p.get(f"{prefix}_stream", bandwidth),
-        sequential_bytes_s=bandwidth,
-        write_bytes_s=p.get(f"{prefix}_write", bandwidth),
-        read_j=energy, write_j=p.get(f"{prefix}_write_energy", energy),
+        depth=said("depth", 1.0), command_s=said("command", 0.0), stream_bytes_s=said("stream", bandwidth),
+        sequential_bytes_s=bandwidth, write_bytes_s=said("write", bandwidth),
+        read_j=energy, write_j=said("write_energy", energy),
     )  # fmt: skip
 
 
@@ -148,10 +149,6 @@ class Nand:
 
 def nand_of(device: Device) -> Nand:
     """The chips inside ``device``, from its [parameters]. Raises ``InputError`` for what is missing."""
-    names = ("channels", "dies_per_channel", "page", "page_read", "channel_rate")
-    missing = [name for name in names if name not in device.parameters]
-    if missing:
-        raise InputError(f"device {device.name}: parameters.{missing[0]} is missing; a drive inside needs it")
-    channels, dies, page, read, rate = (device.parameters[name].value for name in names)
-    command = device.parameters.get("page_command")
-    return Nand(round(channels), round(dies), page, read, rate, command.value if command else 0.0)
+    channels, dies = whole(device, "channels"), whole(device, "dies_per_channel")
+    page, read, rate = (parameter(device, name) for name in ("page", "page_read", "channel_rate"))
+    return Nand(channels, dies, page, read, rate, parameter(device, "page_command", 0.0))

@@ -48,14 +48,17 @@ from ..workloads.expr import Expr
 from ..workloads.expr_functions import Array
 from ..workloads.techniques.sparsity import blocks_of
 from ..workloads.trace import Operator, Tensor, Trace
-from . import array
+from . import array, fpga_placement
 from .array import At, Product, products_of, second_operand
-from .cost import Errors, RowCosts
-from .fpga_design import ACTIVATION_BITS, Design, activation_bytes, design_of, number, resource_lines
-from .roofline import MATRIX_KINDS, Collective, collective_of, dram_energy, errors_of, interval, power_interval
+from .cost import RowCosts
+from .fpga_design import ACTIVATION_BITS, Design, activation_bytes, design_of, resource_lines
+from .parameters import parameter
+from .parts import Certainty, certainty, collectives_of, launches, network_s
+from .roofline import MATRIX_KINDS, Collective, dram_energy, longest
 from .spec import Device
 
 KINDS = ("fpga",)
+placement = fpga_placement.placement
 REASONS = ("compute", "dram", "vector", "dequantisation", "network")
 REGIME = {"vector": "compute", "dequantisation": "compute"}
 """Reasons whose errors are those of another."""
@@ -99,7 +102,7 @@ class Spent:
 
 
 @dataclass(frozen=True)
-class FpgaModel:
+class FpgaModel(Certainty):
     """See :class:`.cost.OperatorModel`; built by :func:`prepare`. Matrices are (rows, monomials)."""
 
     compiled: CompiledTrace
@@ -117,11 +120,6 @@ class FpgaModel:
     launch: Array
     energy_j: dict[str, float]
     vector_j: Array
-    low: Array
-    high: Array
-    errors: Errors
-    static_power_w: float
-    power_interval: tuple[float, float]
     reasons: tuple[str, ...] = REASONS
 
     def rows(self, basis: Array) -> RowCosts:
@@ -130,7 +128,7 @@ class FpgaModel:
         streamed, spilled = self.streamed @ basis, np.maximum(self.activations @ basis - d.resident, 0.0)
         vector, widened = self.vector_s @ basis, self.widened_s @ basis
         zero = np.zeros_like(streamed)
-        compute, first, last, network = zero.copy(), zero.copy(), zero.copy(), zero.copy()
+        compute, first, last = zero.copy(), zero.copy(), zero.copy()
         macs, read, launch = zero.copy(), zero.copy(), np.broadcast_to(self.launch[:, None], zero.shape).copy()
         serial = np.zeros(len(self.compiled.rows), bool)
 
@@ -153,11 +151,10 @@ class FpgaModel:
                 macs[i] += spent.macs
                 read[i] += spent.read_bits
         stream = self._stream(streamed, basis) + spilled / d.crossing_bytes_s
-        for c in self.collectives:
-            network[c.row] = c.time_s(c.size @ basis)
+        network = network_s(self.collectives, basis, len(zero))
         working = np.where(serial[:, None], compute + stream, compute + first)
         times = np.stack([working, stream + np.where(stream > 0, last, 0.0), vector, widened, network])
-        overlapped, bound = np.max(times, axis=0), np.argmax(times, axis=0)
+        overlapped, bound = longest(times)
         bound = np.where(serial[:, None] & (bound == 0) & (stream > compute), 1, bound)
         energy = {
             "dsp": macs * self.energy_j["mac"],
@@ -193,14 +190,13 @@ def prepare(compiled: CompiledTrace, device: Device) -> FpgaModel:
     lanes = design.element_lanes * design.regions * design.clock_hz
     vector, flops, activations = np.zeros_like(c["flops"]), np.zeros_like(c["flops"]), np.zeros_like(c["flops"])
     widened = c["weight_elements"] / (design.dequantisation_lanes * design.regions * design.clock_hz)
-    work, collectives, launch = [], [], np.full(len(compiled.rows), constants.launch.value)
+    work = []
     for i, row in enumerate(compiled.rows):
         op = row.operator
         activations[i] = compiled.vector(activation_bytes(op))
         if op.kind == "collective":
-            launch[i] = 0.0
-            collectives.append(collective_of(i, compiled, device))
-        elif op.kind in MATRIX_KINDS:
+            continue
+        if op.kind in MATRIX_KINDS:
             work.append(_work(i, row, design, device))
             widened[i] *= work[-1].density  # what is pruned is not there to be widened
             if op.kind == "attention":  # softmax: one element per score
@@ -212,7 +208,6 @@ def prepare(compiled: CompiledTrace, device: Device) -> FpgaModel:
             vector[i] = compiled.vector(steps) / lanes
             flops[i] = c["flops"][i]
     regimes = [REGIME.get(reason, reason) for reason in REASONS]
-    sides = [[interval(row.operator, regime, device) for row in compiled.rows] for regime in regimes]
     ddr = device.memory.get("ddr")
     buffer = device.memory["weights"].energy if "weights" in device.memory else None
     return FpgaModel(
@@ -220,14 +215,12 @@ def prepare(compiled: CompiledTrace, device: Device) -> FpgaModel:
         streamed=c["weight_bytes"] + c["kv_bytes"], activations=activations, cache=_cache(compiled),
         capacity=(device.dram.usable, ddr.usable if ddr else 0.0),
         ddr_bytes_s=ddr.bandwidth.value * constants.memory_efficiency.value if ddr and ddr.bandwidth else np.inf,
-        weights_bytes=compiled.trace.weights_bytes, collectives=tuple(collectives), launch=launch,
+        weights_bytes=compiled.trace.weights_bytes, collectives=collectives_of(compiled, device),
+        launch=launches(compiled, device),
         energy_j={"mac": _mac_energy(design, device), "buffer": buffer.value if buffer else 0.0,
                   "dram": dram_energy(device)},
-        vector_j=flops * number(device, "vector_energy"),
-        low=np.array([[x.low.value for x in line] for line in sides]),
-        high=np.array([[x.high.value for x in line] for line in sides]),
-        errors=errors_of(compiled, device), static_power_w=device.power.idle.value,
-        power_interval=power_interval(device),
+        vector_j=flops * parameter(device, "vector_energy"),
+        **certainty(compiled, device, regimes),
     )  # fmt: skip
 
 

@@ -23,6 +23,7 @@ from ..errors import InputError
 from ..rtl.units import Unit, load_unit
 from ..workloads.expr import Expr
 from ..workloads.trace import Operator
+from .parameters import parameter, whole
 from .spec import Device
 
 BLOCK_RAM = ((512, 72), (1024, 36), (2048, 18), (4096, 9), (8192, 4), (16384, 2), (32768, 1))
@@ -99,7 +100,7 @@ def design_of(device: Device) -> Design:
     count, regions = round(device.compute.units.value), whole(device, "regions")
     if count % regions:
         raise InputError(f"device {device.name}: {count} chains in {regions} regions; accepted: the same in each")
-    clock, fastest = device.compute.clock.value, number(device, "part_clock")
+    clock, fastest = device.compute.clock.value, parameter(device, "part_clock")
     if clock > fastest:
         raise InputError(
             f"device {device.name}: compute.clock {clock / 1e6:g} MHz is {(clock - fastest) / 1e6:g} MHz above what "
@@ -112,7 +113,7 @@ def design_of(device: Device) -> Design:
             "accepted: the same number in each region, at most all"
         )
     channel = device.dram.bandwidth.value / channels
-    same, across = device.model.memory_efficiency.value, number(device, "cross_channel")
+    same, across = device.model.memory_efficiency.value, parameter(device, "cross_channel")
     tokens, outputs, chains = whole(device, "matrix_tokens"), whole(device, "matrix_outputs"), count // regions
     pack = unit.tile({"weight": "int8", "activation": "int8"}, config)[0]
     if tokens * outputs % (chains * pack):
@@ -125,7 +126,7 @@ def design_of(device: Device) -> Design:
     return Design(
         unit=unit, config=config, regions=regions, chains=chains, clock_hz=clock,
         vector_chains=min(whole(device, "vector_chains"), chains), vector_outputs=whole(device, "vector_outputs"),
-        matrix_tokens=tokens, matrix_outputs=outputs, vector_buffer=number(device, "vector_buffer"),
+        matrix_tokens=tokens, matrix_outputs=outputs, vector_buffer=parameter(device, "vector_buffer"),
         weight_buffer=buffer_bytes(device, "weights"), resident=held.capacity.value if held else 0.0,
         element_lanes=whole(device, "element_lanes"), dequantisation_lanes=whole(device, "dequantisation_lanes"),
         stream_bytes_s=fed * channel * same, crossing_bytes_s=fed * channel * across, gather_bytes_s=channel * across,
@@ -186,7 +187,7 @@ def buffer_bytes(device: Device, name: str) -> float:
 
 def _bank(device: Device, name: str) -> tuple[int, int, int]:
     """Banks of a region's buffer, words of a bank, bits of a word."""
-    width = number(device, f"{name}_width") * 8
+    width = parameter(device, f"{name}_width") * 8
     return whole(device, f"{name}_banks"), whole(device, f"{name}_depth"), round(width)
 
 
@@ -194,21 +195,6 @@ def activation_bytes(op: Operator) -> Expr:
     """Bytes of activations that ``op`` reads and writes, as the chip keeps them: at 8 bits where they are wider."""
     kept = (t for t in (*op.reads, *op.writes) if t.role in ("activation", "index"))
     return sum((t.bytes * min(ACTIVATION_BITS / t.bits, 1.0) for t in kept), op.flops * 0)
-
-
-def number(device: Device, name: str) -> float:
-    """The parameter ``name`` in base units. Raises ``InputError`` where the file has none."""
-    if name not in device.parameters:
-        raise InputError(f"device {device.name}: parameters.{name} is missing")
-    return device.parameters[name].value
-
-
-def whole(device: Device, name: str) -> int:
-    """The parameter ``name``, a whole number of at least 1. Raises ``InputError`` where it is none."""
-    value = number(device, name)
-    if value < 1 or not value.is_integer():
-        raise InputError(f"device {device.name}: parameters.{name} {value:g}; accepted: a whole number of at least 1")
-    return int(value)
 
 
 def _optional(device: Device, name: str) -> int:

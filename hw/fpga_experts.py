@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from ..errors import InputError
 from ..workloads.trace import Operator, Trace
+from .estimate import Estimate
 from .fpga_design import ACTIVATION_BITS
 
 
@@ -38,6 +39,14 @@ def expert_memory(trace: Trace, batch: float, query: float) -> ExpertMemory:
     if not found:
         raise InputError(f"{trace.model} has no experts; accepted: a mixture of experts")
     return max(found, key=lambda x: x.all_held)
+
+
+def expert_memory_saving(estimate: Estimate, trace: Trace) -> float:
+    """on-chip bytes of the largest layer of experts, all of them held over two at a time, for a prompt"""
+    return expert_memory(trace, estimate.request.batch, estimate.request.prompt).saving
+
+
+METRICS = {"expert_memory_saving": expert_memory_saving}
 
 
 def _memory(op: Operator, batch: float, query: float) -> ExpertMemory:

@@ -11,8 +11,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..workloads.trace import Trace
-from .fpga_design import activation_bytes, design_of, whole
+from .fpga_design import activation_bytes, design_of
 from .fpga_program import program_bytes
+from .parameters import whole
 from .spec import Device
 
 

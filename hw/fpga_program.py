@@ -24,7 +24,9 @@ from ..workloads.expr import Expr
 from ..workloads.expr_functions import Array
 from ..workloads.trace import Trace
 from .array import products_of
-from .fpga_design import design_of, number, whole
+from .estimate import Estimate
+from .fpga_design import design_of
+from .parameters import parameter, whole
 from .roofline import MATRIX_KINDS
 from .spec import Device
 
@@ -71,7 +73,7 @@ def instructions(compiled: CompiledTrace, device: Device, tokens: Array, *, deco
     basis = compiled.basis_at(one, one, tokens - 1) if decode else compiled.basis_at(one, tokens, 0 * tokens)
     outputs = whole(device, f"{name}_outputs")
     rows = 1 if decode else whole(device, "matrix_tokens")
-    room = number(device, f"{name}_buffer") / 2
+    room = parameter(device, f"{name}_buffer") / 2
 
     def at(size: Expr) -> Array:
         return np.asarray(compiled.vector(size) @ basis)
@@ -82,10 +84,20 @@ def instructions(compiled: CompiledTrace, device: Device, tokens: Array, *, deco
         for p in found(at) if found else ():
             tiles = p.count * -(-p.m // rows) * -(-p.n // outputs)
             products += row.count * tiles * np.ceil(outputs * p.k / room)
-    share = [number(device, f"{name}_{kind}") for kind in ("loads", "stores", "elements")]
+    share = [parameter(device, f"{name}_{kind}") for kind in ("loads", "stores", "elements")]
     return np.asarray(products[:, None] * np.array([1.0, *share]))
 
 
+def program_saving(estimate: Estimate, trace: Trace) -> float:
+    """instruction bytes of a program per length and region over those of programs of ranges that regions share, all
+    lengths to the request's"""
+    request = estimate.request
+    return program_bytes(trace, estimate.device, request.prompt + request.output).saving
+
+
+METRICS = {"program_saving": program_saving}
+
+
 def _sizes(device: Device, name: str) -> Array:
-    sizes = [number(device, f"{kind}_size") for kind in ("compute", "load", "store", "element")]
+    sizes = [parameter(device, f"{kind}_size") for kind in ("compute", "load", "store", "element")]
     return np.array(sizes, dtype=np.float64)

@@ -32,7 +32,6 @@ from .cost import Errors, RowCosts
 from .gemm import LIMITS, gemm_kernels, gemm_kernels_8bit, gemm_time
 from .gemm_table import Place, experts_table, gemm_table, place
 from .moe import NAIVE_OVERHEAD, moe_kernels
-from .roofline import interval
 from .spec import Device
 from .units import Quantity, number_format
 
@@ -176,9 +175,7 @@ def prepare(compiled: CompiledTrace, device: Device) -> GpuModel:
             launch[i] = maker.flat.launch_s
             if row.operator.kind in elementwise.SHARES:
                 kernels.append(maker.by_rows(i, row))
-    regimes = (*REASONS, "small")
-    sides = [[interval(row.operator, regime, device) for row in compiled.rows] for regime in regimes]
-    low, high = (np.array([[getattr(x, side).value for x in line] for line in sides]) for side in ("low", "high"))
+    low, high = roofline.sides(compiled, device, (*REASONS, "small"))
     base = replace(base, matrix=times.reshape(base.matrix.shape))
     return GpuModel(compiled, base, tuple(kernels), launch, low, high, work)
 

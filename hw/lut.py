@@ -33,6 +33,7 @@ from .card import card_of
 from .gemm import GemmKernels, gemm_kernels
 from .gemm_table import gemm_table
 from .gpu import Answer, GpuModel, Kernel, Points, reason_of_limit
+from .parameters import parameter
 from .spec import Device
 from .units import number_format
 
@@ -125,7 +126,7 @@ def larger_tiles(kernels: GemmKernels, registers: float) -> GemmKernels:
 
 
 def _kernel(lookup: Lookup, compiled: CompiledTrace, device: Device, engine: Engine) -> Kernel:
-    registers = device.parameters["registers"].value if "registers" in device.parameters else 1.0
+    registers = parameter(device, "registers", 1.0)
     op, work, card = compiled.rows[lookup.row].operator, lookup.work, card_of(device)
     constants, kernels = gemm_kernels(device)
     kernels = larger_tiles(kernels, registers)

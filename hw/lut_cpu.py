@@ -35,13 +35,13 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from ..errors import InputError
 from ..workloads.compiled import CompiledTrace, Row
 from ..workloads.expr import expr
 from ..workloads.expr_functions import Array
 from . import roofline
 from .cost import RowCosts
-from .roofline import Index, RooflineModel
+from .parameters import parameter
+from .roofline import Index, RooflineModel, within_power
 from .spec import Device
 
 KINDS = ("cpu",)
@@ -85,10 +85,7 @@ class LowBitModel(RooflineModel):
         energy = {part: m @ basis for part, m in self.energy.items()}
         taken = energy["compute"][self.narrow]
         energy["compute"][self.narrow] = np.where(np.isnan(seconds), taken, seconds * self.dynamic_limit_w)
-        drawn = np.sum(list(energy.values()), axis=0)
-        limit = self.dynamic_limit_w * time
-        within = np.divide(limit, drawn, out=np.ones_like(drawn), where=drawn > limit)
-        return {part: e * within for part, e in energy.items()}
+        return within_power(energy, self.dynamic_limit_w * time)
 
     def _chosen(self, basis: Array) -> tuple[Array, Array]:
         """Seconds (reasons, rows, points), and those of the kernel taken by narrow rows (NaN: the roofline's)."""
@@ -117,8 +114,7 @@ def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
     if not kernels or not planes:
         return base
     for key in PARAMETERS:
-        if key not in device.parameters:
-            raise InputError(f"device {device.name}: parameters.{key} is missing; its low-bit kernels need it")
+        parameter(device, key)  # what is missing shows now, by its name
     share = device.model.matmul_efficiency.value
     flops, elements = compiled.coefficients["flops"], compiled.coefficients["weight_elements"]
     other = []
@@ -146,19 +142,19 @@ def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
 
 def lookup_rate(device: Device) -> float:
     """Lookups per second of all cores: M N K · bits / 4 are needed."""
-    per_clock = min(_parameter(device, "shuffles_per_clock"),
-                    _parameter(device, "vector_pipes") / _parameter(device, "lookup_ops"))  # fmt: skip
+    per_clock = min(parameter(device, "shuffles_per_clock"),
+                    parameter(device, "vector_pipes") / parameter(device, "lookup_ops"))  # fmt: skip
     return _vector_clock(device) * per_clock
 
 
 def table_s(device: Device) -> float:
     """Seconds per activation to make tables: a fourth of 16 entries of 2 bytes."""
-    return 16 / QUAD * 2 * TABLE_OPS / (_vector_clock(device) * _parameter(device, "vector_pipes"))
+    return 16 / QUAD * 2 * TABLE_OPS / (_vector_clock(device) * parameter(device, "vector_pipes"))
 
 
 def unpack_s(device: Device) -> float:
     """Seconds per weight to unpack it to a byte."""
-    return _parameter(device, "unpack_ops") / (_vector_clock(device) * _parameter(device, "vector_pipes"))
+    return parameter(device, "unpack_ops") / (_vector_clock(device) * parameter(device, "vector_pipes"))
 
 
 def code_bits(row: Row) -> int:
@@ -185,8 +181,4 @@ def _with_bandwidth_of_cores(device: Device) -> Device:
 
 def _vector_clock(device: Device) -> float:
     """Bytes per second that one vector instruction per clock of every core works on."""
-    return device.compute.units.value * device.compute.clock.value * _parameter(device, "vector_bytes")
-
-
-def _parameter(device: Device, name: str) -> float:
-    return device.parameters[name].value
+    return device.compute.units.value * device.compute.clock.value * parameter(device, "vector_bytes")

@@ -13,7 +13,8 @@ and units share an operator; ``exclusive``: while units work, the host cannot re
 
 Energy, beside the host's: [parameters] ``activate_energy`` per row opened in one bank, ``column_energy`` per bit from
 banks to units, ``mac_energy`` per operation (two in a multiply-accumulate), ``move_energy`` per bit over a channel's
-bus. The device's idle power and price are of host and units together.
+bus. The device's rated and idle power are of host and units together; its
+price is its own, the host's beside it.
 
 Left out: softmax where the host does it (its time is that of its own element-wise kernels, overlapped), rows of other
 operators in the same banks, ECC on chip.
@@ -31,8 +32,9 @@ from ..workloads.compiled import CompiledTrace
 from ..workloads.expr import Expr
 from ..workloads.expr_functions import Array
 from ..workloads.trace import Operator, Tensor
-from .cost import Errors, RowCosts, kind_models
-from .dram import parameter
+from .cost import RowCosts, kind_models
+from .parameters import parameter
+from .parts import Certainty
 from .pim_unit import Spent, Unit, unit_of
 from .roofline import errors_of, interval, power_interval
 from .spec import Device
@@ -65,18 +67,13 @@ class Energies:
 
 
 @dataclass(frozen=True)
-class PimModel:
+class PimModel(Certainty):
     """The units alone (:class:`.split.NearModel`); rows that they do not take are infinitely slow."""
 
     compiled: CompiledTrace
     work: dict[int, Work]
     launch_s: dict[int, float]
     energies: Energies
-    low: Array
-    high: Array
-    errors: Errors
-    static_power_w: float
-    power_interval: tuple[float, float]
     reasons: tuple[str, ...] = REASONS
 
     @property

@@ -34,7 +34,8 @@ import numpy as np
 
 from ..errors import InputError
 from ..workloads.expr_functions import Array
-from .dram import Geometry, Timing, geometry_of, parameter, timing_of, train, with_refresh
+from .dram import Geometry, Timing, geometry_of, refresh_share, timing_of, train, with_refresh
+from .parameters import parameter
 from .spec import Device
 
 PAIR = 2
@@ -187,6 +188,8 @@ def unit_of(device: Device) -> Unit:
     slices = round(parameter(device, "slices", 1))
     if geometry.units % slices:
         raise InputError(f"device {device.name}: parameters.slices {slices} does not divide units {geometry.units}")
+    if refresh_share(geometry, timing) >= 1:
+        raise InputError(f"device {device.name}: refresh and opening rows again take all of t_refi; nothing is left")
     if parameter(device, "stall", 1.0) < 0.5:
         raise InputError(f"device {device.name}: parameters.stall is below 0.5; accepted: about 1, a factor of time")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import asdict, replace
 from typing import Any
 
 import numpy as np
@@ -14,7 +15,7 @@ from ..workloads.trace import Trace
 from .cost import Costs, cost, kind_modules
 from .die import area_document, price_document
 from .energy import energy_document
-from .estimate import USD_PER_KWH, Estimate, Phase, memory_fit
+from .estimate import USD_PER_KWH, Estimate, Phase, Request, memory_fit
 from .event import EventLevel
 from .spec import Device
 from .timeline import event_document, points
@@ -91,6 +92,9 @@ def estimate_document(
             for o in result.operators
         ]  # fmt: skip
         document["curves"] = curves(result, trace)
+        told = getattr(kind_modules().get(device.kind), "placement", None)
+        if told is not None:
+            document["placement"] = [asdict(place) for place in told(share, device, *points(result)["decode"])]
     return document
 
 
@@ -110,10 +114,15 @@ def lines(document: dict[str, Any], explain: bool) -> list[str]:
             f"a prompt beside {document['event']['streams'] - 1} decoding: prompt {mixed['prompt_slowdown']:.2f} and "
             f"decode {mixed['decode_slowdown']:.2f} times as long, together {mixed['gain']:.2f} times as fast"
         )
+    for place in document.get("placement", ()):
+        where = f"{place['where']}, {place['channels']} channels" if place["channels"] else "buffers on the chip"
+        rate = f", {place['bytes_s'] / 1e9:.4g} GB/s" if place["bytes_s"] else ""
+        found.append(f"placement: {place['size'] / 1e6:.4g} MB of {place['data']} in {where}{rate}")
     for key, unit in (("area", "mm2"), ("price", "usd")) if explain else ():
         parts = ", ".join(f"{name} {x:.4g}" for name, x in document[key][f"parts_{unit}"].items())
         total = document[key][f"total_{unit}"]
-        found.append(f"{key}: {document[key]['reason'] if total is None else f'{total:.5g} {unit} = {parts}'}")
+        said = f"{total:.5g} {unit}{f' = {parts}' if parts else ''}" if total is not None else document[key]["reason"]
+        found.append(f"{key}: {said}")
     return found
 
 
@@ -230,9 +239,7 @@ def curves(result: Estimate, trace: Trace, points: int = 25) -> dict[str, dict[s
     }  # fmt: skip
 
 
-def _with_batch(result: Estimate, batch: int):  # type: ignore[no-untyped-def]
-    from dataclasses import replace
-
+def _with_batch(result: Estimate, batch: int) -> Request:
     return replace(result.request, batch=batch)
 
 

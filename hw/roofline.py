@@ -23,7 +23,7 @@ Static power and transport energy were fitted on servers (``validation/power.py`
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
@@ -91,13 +91,7 @@ class RooflineModel:
 
     def energies(self, basis: Array, time: Array) -> dict[str, Array]:
         """Joules by part of rows that take ``time`` seconds: power beyond the rated one is not drawn."""
-        energy = {part: m @ basis for part, m in self.energy.items()}
-        drawn = np.sum(list(energy.values()), axis=0)
-        limit = self.dynamic_limit_w * time
-        if (drawn <= limit).all():
-            return energy
-        within = np.divide(limit, drawn, out=np.ones_like(drawn), where=drawn > limit)
-        return {part: e * within for part, e in energy.items()}
+        return within_power({part: m @ basis for part, m in self.energy.items()}, self.dynamic_limit_w * time)
 
 
 def longest(times: Array) -> tuple[Array, Index]:
@@ -105,6 +99,15 @@ def longest(times: Array) -> tuple[Array, Index]:
     if len(times) == 2:  # comparing is five times as fast as searching
         return np.maximum(times[0], times[1]), (times[1] > times[0]).astype(np.intp)
     return np.max(times, axis=0), np.argmax(times, axis=0)
+
+
+def within_power(energy: dict[str, Array], limit_j: Array) -> dict[str, Array]:
+    """Joules by part, all of them shrunk alike where together they exceed ``limit_j``, what may be drawn meanwhile."""
+    drawn = np.sum(list(energy.values()), axis=0)
+    if (drawn <= limit_j).all():
+        return energy
+    share = np.divide(limit_j, drawn, out=np.ones_like(drawn), where=drawn > limit_j)
+    return {part: joules * share for part, joules in energy.items()}
 
 
 def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
@@ -135,12 +138,13 @@ def prepare(compiled: CompiledTrace, device: Device) -> RooflineModel:
     }
     used = {"compute": True, "dram": True, "network": bool(collectives)}
     reasons = tuple(r for r in RESOURCES if used.get(r) or times[r].any())
+    low, high = sides(compiled, device, reasons)
     return RooflineModel(
         reasons=reasons,
         static_power_w=static_w,
         power_interval=power_interval(device),
-        low=np.array([[interval(row.operator, r, device).low.value for row in rows] for r in reasons]),
-        high=np.array([[interval(row.operator, r, device).high.value for row in rows] for r in reasons]),
+        low=low,
+        high=high,
         errors=errors_of(compiled, device),
         matrix=np.concatenate([times[r] for r in reasons]),
         collectives=tuple(collectives),
@@ -202,6 +206,16 @@ def interval(op: Operator, reason: str, device: Device) -> Interval:
             return device.intervals[regime]
     missing = regimes[-1] if whole in ("attention", "matmul") else group
     raise InputError(f"device {device.name}: intervals.{missing} is missing; no estimate without an interval")
+
+
+def sides(compiled: CompiledTrace, device: Device, regimes: Sequence[str]) -> tuple[Array, Array]:
+    """Lower and upper ends of the intervals of every row in each of ``regimes``: (regimes, rows) each.
+
+    Raises ``InputError`` where the device has none.
+    """
+    held = [[interval(row.operator, regime, device) for row in compiled.rows] for regime in regimes]
+    low, high = (np.array([[getattr(x, side).value for x in line] for line in held]) for side in ("low", "high"))
+    return low, high
 
 
 def _narrow(op: Operator) -> list[str]:

@@ -31,19 +31,22 @@ from ..workloads.compiled import CompiledTrace
 from ..workloads.expr_functions import Array
 from ..workloads.formulas import attention_flops
 from . import roofline
-from .cost import Errors, OperatorModel, RowCosts, kind_models
+from .cost import OperatorModel, RowCosts, kind_models
 from .far import cache_transfer, far_model, level_of, path_of, transfers_of
 from .flash import nand_of
+from .parameters import parameter
+from .parts import Certainty
 from .roofline import errors_of, power_interval
 from .spec import Device
 from .split import Link, Rule, split_model
 
 KINDS = ("storage",)
+HOST_APART = True
 REASONS = ("flash", "filter", "gemv", "softmax")
 
 
 @dataclass(frozen=True)
-class DriveAttention:
+class DriveAttention(Certainty):
     """See :class:`.cost.OperatorModel` and :class:`.split.NearModel`. Matrices are (rows, monomials)."""
 
     takes: npt.NDArray[np.bool_]
@@ -56,11 +59,6 @@ class DriveAttention:
     rates: dict[str, float]
     read_j: float
     flop_j: float
-    low: Array
-    high: Array
-    errors: Errors
-    static_power_w: float
-    power_interval: tuple[float, float]
     reasons: tuple[str, ...] = REASONS
 
     def rows(self, basis: Array) -> RowCosts:
@@ -110,11 +108,9 @@ def host_model(compiled: CompiledTrace, device: Device) -> OperatorModel:
 
 def drive_attention(compiled: CompiledTrace, device: Device) -> DriveAttention:
     """What the attention units of ``device`` do of every row. Raises ``InputError`` for a parameter that is missing."""
-    p = {name: q.value for name, q in device.parameters.items()}
-    for name in ("attention_units", "gemv_rate", "softmax_rate", "filter_rate", "channel_share"):
-        if name not in p:
-            raise InputError(f"device {device.name}: parameters.{name} is missing; attention in the drive needs it")
-    nand, units, n = nand_of(device), p["attention_units"], len(compiled.rows)
+    names = ("attention_units", "gemv_rate", "softmax_rate", "filter_rate", "channel_share")
+    units, gemv, softmax, filtered, share = (parameter(device, name) for name in names)
+    nand, n = nand_of(device), len(compiled.rows)
     width = len(compiled.basis)
     takes = np.array([r.operator.kind == "attention" and "latent_dim" not in r.operator.dims for r in compiled.rows])
     cached, every, scores = np.zeros((n, width)), np.zeros((n, width)), np.zeros((n, width))
@@ -135,10 +131,10 @@ def drive_attention(compiled: CompiledTrace, device: Device) -> DriveAttention:
         takes=takes, context=(cached, every), cache=compiled.coefficients["kv_bytes"] * mask, overfetch=overfetch,
         flops=compiled.coefficients["flops"] * mask, scores=scores, launch_s=device.model.launch.value + nand.read_s,
         rates={
-            "flash": nand.bandwidth * p["channel_share"], "filter": p["filter_rate"] * units,
-            "gemv": p["gemv_rate"] * units, "softmax": p["softmax_rate"] * units,
+            "flash": nand.bandwidth * share, "filter": filtered * units,
+            "gemv": gemv * units, "softmax": softmax * units,
         },
-        read_j=energy, flop_j=(device.power.tdp.value - device.power.idle.value) / (p["gemv_rate"] * units),
+        read_j=energy, flop_j=(device.power.tdp.value - device.power.idle.value) / (gemv * units),
         low=np.full((1, n), interval.low.value), high=np.full((1, n), interval.high.value),
         errors=errors_of(compiled, device), static_power_w=device.power.idle.value,
         power_interval=power_interval(device),

@@ -88,8 +88,9 @@ def far_share(op: Operator) -> float:
     return float(op.attrs.get("far_kv", 0.0))
 
 
-def weight_demand(part: Trace) -> tuple[float, float]:
-    """Bytes of weights held near and far by ``part``, each weight once."""
+def weight_demand(part: Trace, *, tiered: bool) -> tuple[float, float]:
+    """Bytes of weights held near and far by ``part``, each weight once; where there is no slow tier (not ``tiered``)
+    all of them are near, and nothing is cached a second time."""
     near, far, seen = 0.0, 0.0, set()
     for op, count in part.operators():
         for w in op.weights:
@@ -97,7 +98,7 @@ def weight_demand(part: Trace) -> tuple[float, float]:
                 continue
             seen.add(w.name)
             size = (w.stored_bytes.constant or 0.0) * count
-            if "far_weights" in op.attrs and len(w.shape) > 1:
+            if tiered and "far_weights" in op.attrs and len(w.shape) > 1:
                 far += size
                 near += size * float(op.attrs["cached"])
             else:

@@ -91,15 +91,16 @@ def _area(e: Estimate) -> float:
     return e.device.die.area.value * e.parallel.devices
 
 
-def _linear_s(e: Estimate, t: Trace) -> Value:
-    """The decode step's interval is taken for that of its products: operators carry none of their own."""
+def _linear_s(e: Estimate, t: Trace, name: str) -> Value:
+    """The phase's interval is taken for that of its products: operators carry none of their own."""
+    phase = e.prefill if name == "prefill" else e.decode
     head = f"{t.order[-1][0]}." if len(t.order) > 1 else " "
     seconds = sum(
         o.time_s for o in e.operators
-        if o.phase == "decode" and o.kind in ("matmul", "experts") and not o.name.startswith(head)
+        if o.phase == name and o.kind in ("matmul", "experts") and not o.name.startswith(head)
     )  # fmt: skip
-    low, high = e.decode.interval_s
-    return Value(seconds, seconds * low / e.decode.latency_s, seconds * high / e.decode.latency_s)
+    low, high = phase.interval_s
+    return Value(seconds, seconds * low / phase.latency_s, seconds * high / phase.latency_s)
 
 
 def _switch_s(e: Estimate) -> Value:
@@ -127,7 +128,11 @@ METRICS: dict[str, tuple[str, Metric]] = {
     ),
     "decode_linear_speed": (
         "1 / seconds that a decode step spends in the layers' products by weights",
-        lambda e, t: _linear_s(e, t).inverse(),
+        lambda e, t: _linear_s(e, t, "decode").inverse(),
+    ),
+    "prefill_linear_speed": (
+        "1 / seconds that a prefill spends in the layers' products by weights",
+        lambda e, t: _linear_s(e, t, "prefill").inverse(),
     ),
     "energy_j": ("joules of the whole request batch", lambda e, t: _energy(e)),
     "energy_efficiency": ("request batches per joule", lambda e, t: _energy(e).inverse()),

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
-from functools import lru_cache
 from typing import Any
 
 from ..errors import InputError, unknown_name
@@ -96,13 +95,8 @@ def _whole(value: tuple[float, float, float] | float) -> Value:
     return Value(*value) if isinstance(value, tuple) else Value.exact(value)
 
 
-@lru_cache(maxsize=16)
-def _trace(model: str) -> Trace:
-    return load_trace(model)
-
-
 def _run(run: Run) -> tuple[Estimate, Trace]:
-    trace = apply_techniques(_trace(run.model), list(run.apply))
+    trace = apply_techniques(load_trace(run.model), list(run.apply))
     request = Request(run.batch, run.prompt, run.output)
     degrees = parse_parallel(run.parallel, run.count)
     return estimate(trace, load_device(run.device), request, degrees, explain=True), trace

@@ -33,8 +33,8 @@ from tokenfab.hw.estimate import HOURS_OF_LIFE, USD_PER_KWH, Request, estimate
 from tokenfab.hw.result import estimate_document, lines
 from tokenfab.hw.units import Quantity
 from tokenfab.validation.power import read_phases
-from tokenfab.workloads.capture import capture
 from tokenfab.workloads.compiled import compile_trace
+from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.techniques import apply_techniques
 
 TRUTH = Path(os.environ.get("TOKENFAB_TRUTH", "../shared/truth"))
@@ -44,7 +44,7 @@ PRICED = [name for name in device_names() if load_device(name).die is not None]
 
 @functools.cache
 def trace():
-    return capture("llama-2-7b")
+    return load_trace("llama-2-7b")
 
 
 # -- dies ------------------------------------------------------------------------------------------

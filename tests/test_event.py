@@ -30,8 +30,8 @@ from tokenfab.hw.event import (
 )
 from tokenfab.hw.result import estimate_document
 from tokenfab.hw.roofline import prepare as roofline
-from tokenfab.workloads.capture import capture
 from tokenfab.workloads.compiled import CompiledTrace, compile_trace
+from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.parallel import Parallel
 from tokenfab.workloads.techniques import apply_techniques
 
@@ -42,7 +42,7 @@ NARROW = ["weight-only:bits=4,head=1", "kv-quant:bits=4"]
 
 @functools.cache
 def compiled(model: str, narrow: bool = False) -> CompiledTrace:
-    trace = capture(model)
+    trace = load_trace(model)
     return compile_trace(apply_techniques(trace, NARROW) if narrow else trace)
 
 
@@ -213,7 +213,7 @@ def test_a_prompt_and_decoding_streams_overlap():
 
 # -- whole estimates -------------------------------------------------------------------------------
 def test_energy_and_tokens_are_of_all_streams():
-    trace, card, request = capture("llama-2-7b"), load_device("h100-sxm"), Request(2, 128, 9)
+    trace, card, request = load_trace("llama-2-7b"), load_device("h100-sxm"), Request(2, 128, 9)
     one = estimate(trace, card, request, explain=True, level=EventLevel())
     level = EventLevel(3)
     three = estimate(trace, card, request, explain=True, level=level, streams=3)
@@ -235,8 +235,21 @@ def test_energy_and_tokens_are_of_all_streams():
     assert found["sampling"]["decode_contexts"] == [128.0, 131.5, 132.0, 135.0]
 
 
+def test_the_rated_power_that_streams_share_is_that_of_drive_and_host():
+    """The drive is rated at 25 W, the card beside it at 300 W: dynamic energy of streams is not cut to either."""
+    compiled = compile_trace(load_trace("opt-125m"))
+    card = load_device("instinfer-csd")
+    assert card.host is not None
+    alone = cost(compiled, card, 4, 1, 256)
+    both = EventLevel(2)(compiled, card, 4, 1, 256)
+    dynamic = [sum(j[0] for name, j in x.energy_parts_j.items() if name != "static") for x in (alone, both)]
+    allowed = (card.power.tdp.value + card.host.power.tdp.value) * both.latency_s[0] - both.energy_parts_j["static"][0]
+    assert dynamic[1] == pytest.approx(min(2 * dynamic[0], allowed))
+    assert dynamic[1] > 1.5 * dynamic[0]
+
+
 def test_streams_are_refused_where_they_mean_nothing():
-    trace, card = capture("llama-2-7b"), load_device("h100-sxm")
+    trace, card = load_trace("llama-2-7b"), load_device("h100-sxm")
     with pytest.raises(InputError, match="--streams 2 with pp=2"):
         estimate(trace, card, Request(2), Parallel(pp=2), level=EventLevel(2), streams=2)
     for n in (0, 65):

@@ -22,8 +22,8 @@ from tokenfab.hw.gemm_table import EXACT, gemm_table
 from tokenfab.hw.gpu import REASONS
 from tokenfab.hw.moe import MARLIN, NAIVE_OVERHEAD, moe_bound, moe_kernels, moe_time
 from tokenfab.hw.spec import Device
-from tokenfab.workloads.capture import capture
 from tokenfab.workloads.expr import parse
+from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.techniques import apply_techniques
 
 A100 = load_device("a100-80g-sxm")
@@ -33,7 +33,7 @@ GEMM = gemm_kernels(A100)
 
 @functools.cache
 def trace(model: str = "llama-2-70b"):
-    return capture(model)
+    return load_trace(model)
 
 
 def linear(m: float, n: float, k: float) -> float:

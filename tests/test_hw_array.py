@@ -19,9 +19,9 @@ from tokenfab.hw.devices import find_architecture, load_device
 from tokenfab.hw.spec import Device, parse_device
 from tokenfab.rtl.areas import relative_area
 from tokenfab.rtl.units import load_unit, unit_names
-from tokenfab.workloads.capture import capture
 from tokenfab.workloads.compiled import compile_trace
 from tokenfab.workloads.expr import expr
+from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.rewrite import map_operators
 from tokenfab.workloads.techniques import apply_techniques
 from tokenfab.workloads.trace import Operator, Trace
@@ -85,7 +85,9 @@ def device(**changes: object) -> Device:
 
 @functools.cache
 def narrow(model: str = "llama-2-7b", bits: int = 4) -> Trace:
-    return apply_techniques(capture(model), [f"weight-only:bits={bits},scale_bits=8,head=1", f"kv-quant:bits={bits}"])
+    return apply_techniques(
+        load_trace(model), [f"weight-only:bits={bits},scale_bits=8,head=1", f"kv-quant:bits={bits}"]
+    )
 
 
 def times(model: Trace, card: Device, b: float, q: float, c: float) -> dict[str, float]:
@@ -160,7 +162,7 @@ def test_without_a_buffer_nothing_is_fetched_again():
 
 def test_a_short_group_shows_its_scale():
     """Groups of 16 end every 8 cycles, which does not hide the 8 of the scale and the rows of the drain."""
-    short = apply_techniques(capture("llama-2-7b"), ["weight-only:head=1,group=16", "kv-quant:bits=4"])
+    short = apply_techniques(load_trace("llama-2-7b"), ["weight-only:head=1,group=16", "kv-quant:bits=4"])
     found = times(short, device(bandwidth=100_000), 1, 256, 0)["layer.attention.output"]
     unit = load_unit("bit_serial_pe")
     cycles = unit.cycles({"m": 8, "n": 8 * 1024, "k": 4096, "group": 16}, {"weight": "fp4"}, {})
@@ -203,7 +205,7 @@ def test_bitmod_layers_take_the_published_cycles(truth):
 def test_the_peak_is_that_of_the_fastest_pair_of_formats():
     """16 x 64 elements of 4 lanes at 1 GHz: two cycles for 4 bits, three for 6 (cache: 8 bits, four)."""
     assert peak(narrow(), load_device("bitmod")) == ("fp4 by fp16", pytest.approx(2 * 16 * 64 * 4 / 2 * 1e9))
-    six = apply_techniques(capture("llama-2-7b"), ["weight-only:bits=6,head=1", "kv-quant:bits=8"])
+    six = apply_techniques(load_trace("llama-2-7b"), ["weight-only:bits=6,head=1", "kv-quant:bits=8"])
     assert peak(six, load_device("bitmod")) == ("int6 by fp16", pytest.approx(2 * 16 * 64 * 4 / 3 * 1e9))
 
 
@@ -220,7 +222,7 @@ def test_arrays_are_their_operations_times_the_ratio_of_the_rtl():
 @pytest.mark.parametrize("unit", unit_names())
 def test_every_unit_costs_a_model(unit):
     card = device(unit=unit)
-    model = capture("llama-2-7b") if FORMATS[unit][0] == "fp16" else narrow()
+    model = load_trace("llama-2-7b") if FORMATS[unit][0] == "fp16" else narrow()
     compiled = compile_trace(model)
     costs = cost(compiled, card, [1, 8], [512, 1], [0, 512], detail=True)
     moved = model.total("bytes")([1, 8], [512, 1], [0, 512])
@@ -264,7 +266,7 @@ def test_time_and_energy_are_whole(point, model):
 
 def test_a_matrix_engine_takes_what_the_arrays_do_not():
     engines = '[engines.matrix]\nfp16 = { value = "10 TFLOP/s", source = "assumed: test" }'
-    wide = capture("llama-2-7b")
+    wide = load_trace("llama-2-7b")
     found = times(wide, device(engines=engines, bandwidth=100_000), 1, 256, 0)
     assert found["layer.attention.output"] == pytest.approx(2 * 256 * 4096**2 / 10e12 + 0.5e-6)
 
@@ -283,8 +285,8 @@ def latent() -> Trace:
 @pytest.mark.parametrize(
     ("model", "changes", "words"),
     [
-        (lambda: capture("llama-2-7b"), {}, r"layer.attention.qkv multiplies fp16 by fp16: .*try --apply weight-only"),
-        (lambda: apply_techniques(capture("llama-2-7b"), ["weight-only:head=1"]), {}, "attention.*--apply kv-quant"),
+        (lambda: load_trace("llama-2-7b"), {}, r"attention.qkv multiplies fp16 by fp16: .*try --apply weight-only"),
+        (lambda: apply_techniques(load_trace("llama-2-7b"), ["weight-only:head=1"]), {}, "attention.*--apply kv-quant"),
         (lambda: narrow(bits=1), {}, r"fp16 by int1-g128: bit_serial_pe: accepted: .*; \[arrays.weights\] and"),
         (narrow, {"unit": "bit-serial", "weight": "fp4", "activation": "fp16"},
          r"device round: arrays\.unit: unknown unit 'bit-serial'"),

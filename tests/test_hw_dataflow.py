@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -15,8 +16,8 @@ from tokenfab.hw.dataflow import DataflowModel, dataflow_model
 from tokenfab.hw.devices import find_architecture, load_device
 from tokenfab.hw.estimate import Request, estimate, memory_fit
 from tokenfab.hw.spec import Device, parse_device
-from tokenfab.workloads.capture import capture
 from tokenfab.workloads.compiled import CompiledTrace, compile_trace
+from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.parallel import Parallel, tensor_parallel
 from tokenfab.workloads.techniques import apply_techniques
 from tokenfab.workloads.trace import Trace
@@ -68,7 +69,7 @@ def device(**changes: float) -> Device:
 
 @functools.cache
 def trace(model: str, *techniques: str, world: int = 1) -> Trace:
-    return tensor_parallel(apply_techniques(capture(model), techniques), world)
+    return tensor_parallel(apply_techniques(load_trace(model), techniques), world)
 
 
 @functools.cache
@@ -130,7 +131,8 @@ def test_weights_that_do_not_fit_are_read_for_every_sramful_of_tokens():
 
 
 def _moved(model: DataflowModel, row: int, *point: float) -> float:
-    return float(model.rows(model.compiled.basis_at(*point)).energy_j["dram"][row, 0] / 8 / model.dram_j)
+    unlimited = replace(model, compute_w=1e12)  # else the rated power may hold the energy down
+    return float(unlimited.rows(model.compiled.basis_at(*point)).energy_j["dram"][row, 0] / 8 / model.dram_j)
 
 
 def test_a_block_larger_than_sram_is_cut_where_that_is_faster():
@@ -196,7 +198,7 @@ def test_only_the_node_with_three_tiers_holds_150_models():
     assert [h.level.name for h in fits["dgx-h100-host"].levels if h.missing_bytes] == ["dram"]
     most = trace("llama-2-7b", "composition:experts=850", world=8)
     assert memory_fit(most, load_device("sn40l"), Request(1, 256, 20)).fits
-    in_hbm = int(8 * 80e9 // capture("llama-2-7b").weights_bytes)
+    in_hbm = int(8 * 80e9 // load_trace("llama-2-7b").weights_bytes)
     assert -(-850 // in_hbm) == 19  # nodes whose HBM holds as many: the published footprint
 
 
@@ -238,6 +240,16 @@ def test_shares_of_the_bound_and_parts_of_the_energy_add_up(point, marks):
     assert sum(float(v[0]) for v in found.bound.values()) == pytest.approx(1)
     assert float(found.energy_j[0]) == pytest.approx(sum(float(v[0]) for v in found.energy_parts_j.values()))
     assert float(found.low_s[0]) <= float(found.latency_s[0]) <= float(found.high_s[0])
+    assert float(found.energy_j[0]) <= 400 * float(found.latency_s[0]) * (1 + 1e-9)
+
+
+def test_no_more_than_the_rated_power_is_drawn_where_arithmetic_and_memory_are_both_busy():
+    """Prompts of every length: at some both would draw more than 400 W together."""
+    tokens = np.arange(16.0, 2000, 16)
+    found = cost(compiled(), device(), 1, tokens, 0 * tokens)
+    watts = found.energy_j / found.latency_s
+    assert watts.max() == pytest.approx(400, rel=0.01)
+    assert (watts <= 400 * (1 + 1e-9)).all()
 
 
 def test_a_model_is_read_before_a_prompt_and_not_while_decoding():

@@ -13,7 +13,7 @@ from tokenfab.hw.array import array_area, arrays_count, rtl_area
 from tokenfab.hw.cost import cost
 from tokenfab.hw.devices import load_device
 from tokenfab.hw.iso import iso_area, iso_bandwidth
-from tokenfab.workloads.capture import capture
+from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.techniques import apply_techniques
 from tokenfab.workloads.trace import Trace
 
@@ -95,7 +95,7 @@ APPLIED = {"fp16-array": [], "ant": ["weight-only:bits=5,head=1"], "gobo": ["wei
 @functools.cache
 def trace_for(name: str) -> Trace:
     """OPT-125M as the device takes it."""
-    return apply_techniques(capture("opt-125m"), APPLIED[name])
+    return apply_techniques(load_trace("opt-125m"), APPLIED[name])
 
 
 @given(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 
 import numpy as np
@@ -16,7 +15,7 @@ from tokenfab.hw.cost import cost, kind_models, prepare
 from tokenfab.hw.devices import find_architecture, load_device
 from tokenfab.hw.lut_cpu import TABLE_OPS, lookup_rate
 from tokenfab.hw.spec import Device, parse_device
-from tokenfab.validation import tmac
+from tokenfab.validation.cores import decode_rate_of_cores, with_cores
 from tokenfab.validation.this_cpu import Machine, device_of, predict
 from tokenfab.workloads.compiled import CompiledTrace, compile_trace
 from tokenfab.workloads.load import load_trace
@@ -167,7 +166,7 @@ def test_energy_is_the_sum_of_its_parts_and_within_the_rated_power(tokens, bits)
 
 def test_lookups_keep_the_units_of_arithmetic_busy_and_never_longer_than_the_row_takes():
     trace = apply_techniques(load_trace("llama-2-7b"), ["weight-only:bits=2"])
-    compiled, model = prepare(trace, tmac.with_cores(load_device("raspberry-pi-5"), 1))
+    compiled, model = prepare(trace, with_cores(load_device("raspberry-pi-5"), 1))
     rows = model.rows(compiled.basis_at([1, 64], [1, 1], [8, 8]))
     assert set(rows.busy_s) == {"compute", "dram", "dequantisation"}
     assert all((busy <= (rows.time_s - rows.launch_s) * (1 + 1e-12)).all() for busy in rows.busy_s.values())
@@ -176,45 +175,19 @@ def test_lookups_keep_the_units_of_arithmetic_busy_and_never_longer_than_the_row
     assert np.allclose(rows.busy_s["compute"][looked_up], (rows.time_s - rows.launch_s)[looked_up])
 
 
-# -- T-MAC -----------------------------------------------------------------------------------------
-def test_single_core_speeds_of_the_raspberry_pi_are_within_a_tenth_without_a_fit():
-    rows = [r for r in tmac.compare(tmac.PUBLISHED.splitlines()) if r.device == "Raspberry Pi 5" and r.threads == 1]
-    assert len(rows) == 3
-    assert all(abs(r.ratio - 1) < 0.1 and r.bound == "lookup" for r in rows)
-
-
-def test_the_comparison_says_what_it_misses():
-    rows = tmac.compare(tmac.PUBLISHED.splitlines())
-    errors = [abs(r.ratio - 1) for r in rows]
-    assert len(rows) == 12
-    assert np.mean(errors) == pytest.approx(0.23, abs=0.01)
-    assert sum(r.low <= r.published <= r.high for r in rows) == 11
-    worst = max(rows, key=lambda r: r.ratio)
-    assert (worst.device, worst.threads) == ("M2-Ultra", 8)
-    assert worst.ratio == pytest.approx(1.74, abs=0.01)
-    assert all(r.modelled >= r.dequantising for r in rows)  # a kernel more is never slower
-
-
+# -- some cores of a CPU -----------------------------------------------------------------------------
 def test_llama_at_two_bits_on_one_core_of_the_raspberry_pi_is_the_hand_computed_lookups():
-    row = next(r for r in tmac.compare(tmac.PUBLISHED.splitlines())
-               if (r.model, r.device, r.threads) == ("Llama-2-7B (W2)", "Raspberry Pi 5", 1))  # fmt: skip
+    rate, low, high = decode_rate_of_cores("llama-2-7b", "raspberry-pi-5", 1, 64, "weight-only:bits=2,head=1")
     weights = 32 * (4 * 4096 * 4096 + 3 * 4096 * 11008) + 32000 * 4096
     lookups_s = weights * 2 / 4 / (16 * 2 / 4 * 2.4e9 * 0.8)
-    assert 1 / row.modelled == pytest.approx(lookups_s, rel=0.04)  # the rest: attention, element-wise, launches
+    assert 1 / rate == pytest.approx(lookups_s, rel=0.04)  # the rest: attention, element-wise, launches
+    assert low < rate < high
 
 
-def test_a_table_that_is_none_is_refused():
-    with pytest.raises(InputError, match="wanted columns model, device"):
-        tmac.compare(["model,device,threads", "BitNet-3B,M2-Ultra,1"])
-    with pytest.raises(InputError, match="has 4 cores"):
-        tmac.compare(["model,device,threads,tmac_tok_s", "BitNet-3B,Raspberry Pi 5,8,1.0"])
-
-
-def test_what_is_built_in_is_what_the_table_of_facts_would_say():
-    rows = list(csv.DictReader(tmac.PUBLISHED.splitlines()))
-    assert {(r["device"], r["threads"]) for r in rows} == {
-        ("M2-Ultra", "1"), ("M2-Ultra", "4"), ("M2-Ultra", "8"), ("Raspberry Pi 5", "1"), ("Raspberry Pi 5", "2"),
-    }  # fmt: skip
+def test_more_cores_than_there_are_is_refused():
+    for count in (0, 5):
+        with pytest.raises(InputError, match=f"{count} threads: raspberry-pi-5 has 4 cores"):
+            with_cores(load_device("raspberry-pi-5"), count)
 
 
 # -- the processor at hand -------------------------------------------------------------------------

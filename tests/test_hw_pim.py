@@ -21,8 +21,8 @@ from tokenfab.hw.pim_unit import Unit, unit_of
 from tokenfab.hw.spec import Device
 from tokenfab.hw.tiers import levels
 from tokenfab.validation import pim as measured
-from tokenfab.workloads.capture import capture
 from tokenfab.workloads.compiled import CompiledTrace, compile_trace
+from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.parallel import tensor_parallel
 
 DEVICES = ("attacc-bank", "attacc-bank-group", "attacc-buffer", "duplex-logic-pim", "hbm-pim", "gddr6-aim")
@@ -32,7 +32,7 @@ PLAIN = Geometry(channels=2, units=16, banks_per_unit=1, activates=4, interleave
 
 @functools.cache
 def compiled(model: str = "mixtral-8x7b", tp: int = 1) -> CompiledTrace:
-    return compile_trace(tensor_parallel(capture(model), tp))
+    return compile_trace(tensor_parallel(load_trace(model), tp))
 
 
 def changed(device: Device, **values: float) -> Device:

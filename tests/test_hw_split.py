@@ -17,8 +17,8 @@ from tokenfab.hw.gpu import prepare as prepare_gpu
 from tokenfab.hw.roofline import prepare as prepare_roofline
 from tokenfab.hw.spec import Device
 from tokenfab.hw.split import ACTIVE, Link, Rule, SplitModel, shared_part, split_model, units_of
-from tokenfab.workloads.capture import capture
 from tokenfab.workloads.compiled import CompiledTrace, compile_trace
+from tokenfab.workloads.load import load_trace
 
 RULES = (
     Rule(), Rule("intensity", threshold=8.0), Rule("always", frozenset({"attention"})),
@@ -45,7 +45,7 @@ class Near:
 
 @functools.cache
 def compiled(name: str = "mixtral-8x7b") -> CompiledTrace:
-    return compile_trace(capture(name))
+    return compile_trace(load_trace(name))
 
 
 @functools.cache

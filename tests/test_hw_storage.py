@@ -19,9 +19,9 @@ from tokenfab.hw.flash import nand_of
 from tokenfab.hw.spec import Device, parse_device
 from tokenfab.hw.split import SplitModel
 from tokenfab.hw.tiers import Level, fill, levels
-from tokenfab.workloads.capture import capture
 from tokenfab.workloads.compiled import CompiledTrace, compile_trace
 from tokenfab.workloads.expr import Expr
+from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.techniques import apply_techniques
 from tokenfab.workloads.trace import Trace
 
@@ -95,7 +95,7 @@ def csd(**changes: object) -> Device:
 
 @functools.cache
 def trace(model: str, *techniques: str) -> Trace:
-    return apply_techniques(capture(model), techniques)
+    return apply_techniques(load_trace(model), techniques)
 
 
 def rows(model: Trace, card: Device, b: float, q: float, c: float) -> dict[str, float]:
@@ -131,6 +131,11 @@ def test_neurons_that_fire_are_read_in_bundles_and_managed():
     memory = (touched + 4096 * 2 + (4096 + 16384) * 2 + 4 * missed) / 100e9
     flash = 100e-6 + missed / 16384 * (1e-6 + 16384 / 5e9)
     assert found == pytest.approx(10e-6 + memory + flash, rel=1e-9)
+    traced = compile_trace(trace("opt-6.7b", *techniques))
+    place = next(i for i, row in enumerate(traced.rows) if "layer.mlp.down" in row.names)
+    busy = prepare(traced, device())[1].rows(traced.basis_at(1, 1, 100)).busy_s
+    assert busy["dram"][place, 0] == pytest.approx(memory, rel=1e-9), "what is copied passes the memory too"
+    assert busy["storage"][place, 0] == pytest.approx(flash, rel=1e-9)
 
 
 def test_tokens_of_a_batch_touch_the_union_of_their_neurons():
@@ -366,6 +371,8 @@ def test_memory_is_checked_level_by_level():
         assert (fit.missing_bytes > 0) == bool(short) == (not fit.fits)
         assert flash.missing_bytes == 0
         assert dram.missing_bytes == fit.missing_bytes
+    one = memory_fit(sparse, load_device("a6000"), Request(1, 128, 128)).levels[0]
+    assert one.bytes["weights"] == sparse.weights_bytes, "without a slow tier nothing is cached a second time"
     whole = memory_fit(trace("opt-6.7b"), device(dram=8), Request(1, 128, 128))
     assert whole.levels[-1].level.name == "dram"
     assert not whole.fits

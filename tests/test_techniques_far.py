@@ -10,8 +10,8 @@ from hypothesis import strategies as st
 
 from tokenfab.hw.cost import cost
 from tokenfab.hw.devices import load_device
-from tokenfab.workloads.capture import capture
 from tokenfab.workloads.feed_forward import FeedForward, feed_forward
+from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.parallel import stage_blocks, tensor_parallel
 from tokenfab.workloads.rwkv import rwkv_trace
 from tokenfab.workloads.synapses import count_synapses
@@ -22,7 +22,7 @@ from tokenfab.workloads.trace import Trace
 
 @functools.cache
 def trace(model: str, *techniques: str) -> Trace:
-    return apply_techniques(capture(model), techniques)
+    return apply_techniques(load_trace(model), techniques)
 
 
 def block(model: Trace, name: str = "layer"):

@@ -23,7 +23,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..hw.devices import load_device
-from ..hw.dram import parameter
+from ..hw.parameters import parameter
 from ..hw.pim_unit import Unit, unit_of
 from ..workloads.expr_functions import Array
 from .kernels import MissingTableError
