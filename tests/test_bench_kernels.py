@@ -175,6 +175,7 @@ def test_without_numba_one_line_says_what_to_install(monkeypatch, capsys):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif("TOKENFAB_BENCH" not in os.environ, reason="wants quiet cores for a minute; set TOKENFAB_BENCH")
 @pytest.mark.skipif("onnxruntime" not in sys.modules and not __import__("importlib.util").util.find_spec("onnxruntime"),
                     reason="onnxruntime is not installed: speeds were NOT compared")  # fmt: skip
 def test_kernels_are_as_fast_as_asked_beside_onnx_runtime():

@@ -26,6 +26,7 @@ PARAMETERS = {
     "llama-3-70b": 70553706496,
     "llama-3-8b": 8030261248,
     "mistral-7b": 7241732096,
+    "grok-1": 315684034560,
     "mixtral-8x7b": 46702792704,
     "open-llama-3b": 3426473600,
     "opt-1.3b": 1315758080,
@@ -59,16 +60,18 @@ def test_figures_that_no_parameter_count_would_notice():
         return {n: getattr(load_config(n), key) for n in model_names()}
 
     assert {n: w for n, w in of("window").items() if w} == {"mistral-7b": 4096}
-    assert {n: (load_config(n).experts, k) for n, k in of("top_k").items() if k} == {"mixtral-8x7b": (8, 2)}
+    assert {n: (load_config(n).experts, k) for n, k in of("top_k").items() if k} == {
+        "mixtral-8x7b": (8, 2), "grok-1": (8, 2),
+    }  # fmt: skip
     assert {n: h for n, h in of("kv_heads").items() if h != load_config(n).heads} == {
         "llama-2-70b": 8, "llama-3-8b": 8, "llama-3-70b": 8, "mistral-7b": 8, "qwen2-7b": 4, "qwen2-72b": 8,
-        "mixtral-8x7b": 8, "yi-6b": 4,
+        "mixtral-8x7b": 8, "yi-6b": 4, "grok-1": 8,
     }  # fmt: skip
     assert {n: d for n, d in of("head_dim").items() if d != 128} == {
         "opt-125m": 64, "opt-1.3b": 64, "bitnet-b1.58-3b": 100, "open-llama-3b": 100,
     }  # fmt: skip
     bf16 = {"llama-3-8b", "llama-3-70b", "mistral-7b", "qwen2-7b", "qwen2-72b", "mixtral-8x7b", "bloom-176b",
-            "yi-6b"}  # fmt: skip
+            "yi-6b", "grok-1"}  # fmt: skip
     assert {n for n, f in of("format").items() if f == "bf16"} == bf16
     assert {n: t for n, t in of("rope_theta").items() if t not in (None, 10000.0)} == {
         "llama-3-8b": 5e5, "llama-3-70b": 5e5, "qwen2-7b": 1e6, "qwen2-72b": 1e6, "mixtral-8x7b": 1e6,

@@ -148,19 +148,20 @@ def test_the_commands_print_what_they_found(tmp_path, monkeypatch, capsys):
 
 def test_the_power_command_prints_what_it_found(tmp_path, monkeypatch, capsys):
     card = load_device(power.DEVICE)
-    columns = ["hardware", "prompt_size", "token_size", "batch_size", "average_power", "token_time", "tensor_parallel"]
+    columns = ["hardware", "prompt_size", "token_size", "batch_size", "average_power", "token_time", "tensor_parallel",
+               "prompt_time", "peak_power"]  # fmt: skip
     rows = []
     trace = power.load_trace(power.MODEL)
     for world in (2, 4, 8):
         moved = power.tensor_parallel(trace, world).total("bytes")
         for batch in (1, 2, 8):
             watts = 100 + 20e-12 * 8 * float(moved(batch, 1, 512 + 64)) / 0.050
-            rows.append(["a100-80gb", 512, 128, batch, watts / card.power.tdp.value, 50.0, world])
+            rows.append(["a100-80gb", 512, 128, batch, watts / card.power.tdp.value, 50.0, world, 100.0, 0.9])
     rows += [
-        ["h100-80gb", 512, 128, 1, 0.5, 50.0, 2],
-        ["a100-80gb", 512, 128, 1, 0, 50.0, 2],
+        ["h100-80gb", 512, 128, 1, 0.5, 50.0, 2, 100.0, 0.9],
+        ["a100-80gb", 512, 128, 1, 0, 50.0, 2, 100.0, 0.9],
     ]  # another card; no reading
-    rows += [["a100-80gb", 2048, 128, 1, 0.9, 50.0, 2]]  # its average mixes in the prompt phase
+    rows += [["a100-80gb", 2048, 128, 1, 0.9, 50.0, 2, 100.0, 0.9]]  # its average mixes in the prompt phase
     (tmp_path / "splitwise").mkdir()
     with (tmp_path / "splitwise" / "perf_model.csv").open("w", newline="") as file:
         csv.writer(file).writerows([columns, *rows])

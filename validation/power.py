@@ -148,6 +148,9 @@ def main() -> None:
     }  # fmt: skip
     for name, (measured, predicted, chosen) in groups.items():
         off = predicted[chosen] / measured[chosen] - 1
+        if not off.size:
+            print(f"{name}: none in the table")
+            continue
         print(f"{name}: n={off.size} MAPE {np.mean(np.abs(off)):.1%}, bias {np.mean(off):+.1%}")
     print(f"{waits.sum()} averages below {IDLE_READING:.0%} of TDP, less than a card draws while it computes: left out")
 
