@@ -324,7 +324,7 @@ def study(
         )  # fmt: skip
     document = {
         "report": str(done.report), "html": str(done.report.with_suffix(".html")), "pages": done.pages,
-        "results": [str(r) for r in done.results], "wall_s": done.wall_s,
+        "results": [str(r) for r in done.results], "wall_s": done.wall_s, "refused": done.refused,
     }  # fmt: skip
     answer(document, json_, quiet, lambda: terminal.study_summary(done.documents, document))
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 from . import bars, curves, roofline, tables
-from .blocks import Block, Paragraph, Part, Picture
+from .blocks import Block, Listing, Paragraph, Part, Picture
 from .format import listed, number, percent, plural, reason, short, si
 from .schema import Document
 from .sections import Section, binding, certainty, headline, sections
@@ -31,8 +31,10 @@ CONVENTIONS = (
 )
 
 
-def build(documents: Sequence[Document], title: str | None, command: str | None) -> list[Part]:
-    """All parts, the answer first. ``documents`` must not be empty."""
+def build(
+    documents: Sequence[Document], title: str | None, command: str | None, refused: Mapping[str, str] | None = None
+) -> list[Part]:
+    """All parts, the answer first, ``refused`` devices and why after it. ``documents`` must not be empty."""
     every = sections(documents, DEVICES)
     parts: list[Part] = []
     if len(every) > 1:
@@ -42,6 +44,8 @@ def build(documents: Sequence[Document], title: str | None, command: str | None)
     for section in every:
         parts += _section(section, title)
         title = None
+    if refused:
+        parts.append(Part("Devices left out", "", (Listing(tuple(refused.items()), columns=1, size=7.5),)))
     return parts + _background(documents, every, command)
 
 

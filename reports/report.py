@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -32,13 +32,18 @@ class ReportFiles:
 
 
 def write_report(
-    documents: Sequence[dict[str, Any]], pdf: Path, title: str | None = None, command: str | None = None
+    documents: Sequence[dict[str, Any]],
+    pdf: Path,
+    title: str | None = None,
+    command: str | None = None,
+    refused: Mapping[str, str] | None = None,
 ) -> ReportFiles:
     """Write ``documents`` (as :func:`.documents.load_documents` gives them) to ``pdf``, and beside it as ``.html``.
 
-    Both are drawn before either is written, and each is written whole or not at all. The same input gives
-    the same bytes. Raises ``InputError`` for a document that is none, an empty list, a name that does not
-    end in .pdf, and a place that cannot be written.
+    ``refused`` says of devices that were asked for why they are not among the documents. Both files are drawn
+    before either is written, and each is written whole or not at all. The same input gives the same bytes. Raises
+    ``InputError`` for a document that is none, an empty list, a name that does not end in .pdf, and a place that
+    cannot be written.
     """
     target = Path(pdf)
     page = target.with_suffix(".html") if target.name else target
@@ -52,7 +57,7 @@ def write_report(
     parsed = [parse(d, f"result {i}") for i, d in enumerate(documents, 1)]
     asked = one_line(title or "")[:TITLE] or None
     command = one_line(command or "") or None
-    parts = build(parsed, asked, command)
+    parts = build(parsed, asked, command, refused or {})
     name = asked or _title([d.model.name for d in parsed], len({d.device.name for d in parsed}))
     footer = f"tokenfab {__version__}" + (f"  ·  {command}" if command else "")
     paper_bytes, pages = paper.render(parts, name, footer)

@@ -33,13 +33,14 @@ SCHEMA = "tokenfab.study"
 
 @dataclass(frozen=True)
 class Study:
-    """Files and documents of a finished study."""
+    """Files and documents of a finished study; ``refused``: why a device was left out, by its name."""
 
     report: Path
     results: list[Path]
     documents: list[dict[str, Any]]
     pages: int
     wall_s: float
+    refused: dict[str, str]
 
 
 def run_study(
@@ -56,7 +57,8 @@ def run_study(
 ) -> Study:
     """Capture ``model``, estimate it on every device, write trace, results and report into ``folder``.
 
-    Raises ``InputError`` before anything is written when the model, a device or the request is wrong.
+    A device that cannot compute the model (in these formats) is left out, and why is said. Raises ``InputError``
+    before anything is written when the model, a device's file or the request is wrong, or no device can.
     """
     started = time.perf_counter()
     if folder.exists() and not folder.is_dir():
@@ -70,21 +72,30 @@ def run_study(
     step(f"capturing {model}")
     trace = apply_techniques(load_trace(model), techniques)
     request.check(trace)
-    documents = []
+    documents: list[dict[str, Any]] = []
+    costed, refused = [], {}
     for card in cards:
         step(f"estimating on {card.name}")
-        documents.append(estimate_document(smallest_node(trace, card, request), trace, explain=True))
+        try:
+            found = smallest_node(trace, card, request)
+        except InputError as error:
+            refused[card.name] = str(error)
+            continue
+        costed.append(card)
+        documents.append(estimate_document(found, trace, explain=True))
+    if not documents:
+        raise InputError("; ".join(refused.values()))
     step("writing the report")
-    report = write_report(documents, folder / "report.pdf", command=command)
+    report = write_report(documents, folder / "report.pdf", command=command, refused=refused)
     files = {
         folder / "trace.json": trace.to_json() + "\n",
-        folder / "study.json": json_text(_study(documents, command)),
+        folder / "study.json": json_text(_study(documents, refused, command)),
     }
-    for name, document in zip(_file_names(cards), documents, strict=True):
+    for name, document in zip(_file_names(costed), documents, strict=True):
         files[folder / "estimates" / name] = json_text(document)
     for path, text in files.items():
         write_whole(path, text)
-    return Study(report.file, list(files), documents, report.pages, time.perf_counter() - started)
+    return Study(report.file, list(files), documents, report.pages, time.perf_counter() - started, refused)
 
 
 def smallest_node(trace: Trace, device: Device, request: Request) -> Estimate:
@@ -105,8 +116,8 @@ def smallest_node(trace: Trace, device: Device, request: Request) -> Estimate:
     return alone
 
 
-def _study(documents: list[dict[str, Any]], command: str | None) -> dict[str, Any]:
-    return {"schema": SCHEMA, "version": 1, "command": command, "estimates": documents}
+def _study(documents: list[dict[str, Any]], refused: dict[str, str], command: str | None) -> dict[str, Any]:
+    return {"schema": SCHEMA, "version": 1, "command": command, "estimates": documents, "refused": refused}
 
 
 def _file_names(cards: Sequence[Device]) -> list[str]:

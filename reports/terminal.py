@@ -238,6 +238,7 @@ def study_summary(documents: list[Document], files: Document) -> None:
         "",
         table(columns, rows, right=columns[1:], tight=not roomy),
         *unfit,
+        *(f"left out: {why}" for why in files["refused"].values()),
         "",
         f"{written(files)}; {files['wall_s']:.1f} s",
     )
