@@ -94,7 +94,7 @@ def explained_area(device: Device) -> dict[str, float]:
     mac = area["mac"].value * shrunk[MAC_PROCESS]
     parts["arithmetic"] = (_lanes(device, "matrix") + _lanes(device, "vector") * SIGNIFICANDS) * mac
     parts["arrays"] = _arrays(device)
-    if device.kind == "gpu" or device.takes_hosts_place:
+    if device.kind == "gpu" or takes_hosts_place(device):
         parts["cores"] = device.compute.units.value * area["core"].value * shrunk[CORE_PROCESS]
     parts["sram"] = sum(
         level.capacity.value / 2**20 * entry["sram"].value
@@ -105,6 +105,11 @@ def explained_area(device: Device) -> dict[str, float]:
     parts["memory"] = device.dram.bandwidth.value / area[f"{kind}_bandwidth"].value * area[kind].value
     parts["links"] = sum(x.bandwidth.value for x in device.links.values()) / 1e9 * area["link_per_gb"].value
     return {name: mm2 for name, mm2 in parts.items() if mm2 > 0}
+
+
+def takes_hosts_place(device: Device) -> bool:
+    """Whether ``device`` is its host with something added (lookup arrays in a GPU), not a device beside it."""
+    return device.kind == "lut" and device.host is not None
 
 
 def _lanes(device: Device, engine: str) -> float:

@@ -22,7 +22,7 @@ from ..workloads.parallel import ONE_DEVICE, Parallel, stage_blocks, tensor_para
 from ..workloads.trace import Trace
 from .collective import collective_time
 from .cost import Costs, cost, rated_power
-from .die import price_of
+from .die import price_of, takes_hosts_place
 from .spec import Device
 from .tiers import Held, fill, kv_demand, levels, weight_demand
 
@@ -156,7 +156,7 @@ class Estimate:
         """
         price, devices = self.device.price, self.parallel.devices
         machines = [self.device]
-        if self.device.host is not None and not self.device.takes_hosts_place:
+        if self.device.host is not None and not takes_hosts_place(self.device):
             machines.append(self.device.host)
         electricity = self.energy_j / self.latency_s / 1000 * USD_PER_KWH
         listed = [m.price.purchase.value for m in machines if m.price.purchase is not None]

@@ -227,11 +227,6 @@ class Device(_Data):
         assert isinstance(dram, Dram)
         return dram
 
-    @property
-    def takes_hosts_place(self) -> bool:
-        """Whether this device is its host with something added (lookup arrays in a GPU), not one beside it."""
-        return self.kind == "lut" and self.host is not None
-
     def constant(self, name: str) -> float:
         """A constant of the cost model by its key in [model]; an unknown one is a KeyError (a bug)."""
         if name not in Model.model_fields:
