@@ -59,13 +59,15 @@ def tables(file: str) -> dict[str, Any]:
 def silicon(process: str | None) -> dict[str, Quantity]:
     """The process a device file names: by name, else the nearest of the nanometres in it.
 
-    Raises ``InputError`` for a name that is none and says no nanometres.
+    Raises ``InputError`` without a name, and for one that is unknown and says no nanometres.
     """
+    if process is None:
+        raise InputError("die.process is missing; accepted: the name of a process, such as TSMC 7 nm")
     known = tables("silicon")["silicon"]
     for entry in known.values():
         if process in (name.strip() for name in entry["names"].split(",")):
             return {name: q for name, q in entry.items() if name != "names"}
-    found = re.search(r"(\d+(?:\.\d+)?) ?nm\b", process or "")
+    found = re.search(r"(\d+(?:\.\d+)?) ?nm\b", process)
     if found is None:
         names = ", ".join(entry["names"] for entry in known.values())
         raise InputError(f"process {process!r} is unknown; accepted: a name with its nanometres, or one of {names}")

@@ -12,6 +12,7 @@ The price that a device file states is the total, and the margin is what remains
 cost / (1 − gross margin). The area that a device file states is the total, and what the parts do not explain remains:
 
     arithmetic   multiply-adds of the matrix engine at its 16-bit rate, and of the vector engine in fp32
+    arrays       as many as there are × the area of one as its designers give it, else of the RTL (:mod:`.array`)
     cores        of GPUs: registers, local memory, schedulers, crossbar and spare units, so much per unit
     sram         on-chip memory levels × mm² per MiB
     memory, links   interfaces, in proportion to bandwidth
@@ -28,7 +29,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ..errors import InputError
-from .array import arrays_area
+from .array import array_area, arrays_count
 from .components import memory, silicon, tables
 from .spec import Device
 
@@ -38,15 +39,17 @@ MAC_PROCESS, CORE_PROCESS = "TSMC 28 nm", "TSMC 7 nm"
 """Processes that the areas of a multiply-add and of a core were taken in."""
 SIGNIFICANDS = (24 / 11) ** 2
 """Area of an fp32 multiply-add over that of an fp16 one: multipliers grow with the square of the significand."""
+UNEXPLAINED = "unexplained: stated area less the parts, negative where the stated area leaves parts out"
 
 
 @dataclass(frozen=True)
 class Parts:
-    """A total, its parts by name (they sum to it), and where the total comes from."""
+    """A total, its parts by name (they sum to it), where the total comes from, and a note on the parts."""
 
     total: float
     parts: dict[str, float]
     source: str
+    note: str | None = None
 
 
 def dies_per_wafer(area_mm2: float, diameter_mm: float = 300.0) -> float:
@@ -88,12 +91,10 @@ def explained_area(device: Device) -> dict[str, float]:
     entry, area = silicon(device.die.process if device.die else None), tables("silicon")["area"]
     parts: dict[str, float] = {}
     shrunk = {n: silicon(n)["logic_density"].value / entry["logic_density"].value for n in (MAC_PROCESS, CORE_PROCESS)}
-    if device.arrays is not None:
-        parts["arithmetic"] = _arrays(device)
-    else:
-        mac = area["mac"].value * shrunk[MAC_PROCESS]
-        parts["arithmetic"] = (_lanes(device, "matrix") + _lanes(device, "vector") * SIGNIFICANDS) * mac
-    if device.kind == "gpu":
+    mac = area["mac"].value * shrunk[MAC_PROCESS]
+    parts["arithmetic"] = (_lanes(device, "matrix") + _lanes(device, "vector") * SIGNIFICANDS) * mac
+    parts["arrays"] = _arrays(device)
+    if device.kind == "gpu" or takes_hosts_place(device):
         parts["cores"] = device.compute.units.value * area["core"].value * shrunk[CORE_PROCESS]
     parts["sram"] = sum(
         level.capacity.value / 2**20 * entry["sram"].value
@@ -106,6 +107,11 @@ def explained_area(device: Device) -> dict[str, float]:
     return {name: mm2 for name, mm2 in parts.items() if mm2 > 0}
 
 
+def takes_hosts_place(device: Device) -> bool:
+    """Whether ``device`` is its host with something added (lookup arrays in a GPU), not a device beside it."""
+    return device.kind == "lut" and device.host is not None
+
+
 def _lanes(device: Device, engine: str) -> float:
     """Multiply-adds per clock of an engine: in 16 bits of the matrix engine, in fp32 of the vector engine."""
     rates = device.engines.get(engine, {})
@@ -114,14 +120,15 @@ def _lanes(device: Device, engine: str) -> float:
 
 
 def _arrays(device: Device) -> float:
-    """mm² of the arrays in the first formats that the device file names; 0 where their area was not compared."""
-    assert device.arrays is not None
+    """mm² of the arrays, of this RTL in the first formats that the device file names; 0 where nothing tells it."""
+    if device.arrays is None:
+        return 0.0
     weight, activation = (
         next(iter(device.arrays.weights.values()), "int8"),
         next(iter(device.arrays.activations.values()), "fp16"),
     )
     try:
-        return arrays_area(device, {"weight": weight, "activation": activation})
+        return array_area(device, {"weight": weight, "activation": activation}) * arrays_count(device)
     except InputError:
         return 0.0
 
@@ -131,7 +138,7 @@ def _stacked(device: Device) -> bool:
 
 
 def area_of(device: Device) -> Parts:
-    """mm² of ``device`` by parts; ``unexplained`` is what the stated area has beyond them (it may be negative).
+    """mm² of ``device`` by parts; ``unexplained`` is what the stated area has beyond them (:data:`UNEXPLAINED`).
 
     Raises ``InputError`` where the device file says no area or a process nobody knows.
     """
@@ -139,7 +146,7 @@ def area_of(device: Device) -> Parts:
         raise InputError(f"device {device.name}: die.area is missing; the area cannot be told")
     parts = explained_area(device)
     total = device.die.area.value
-    return Parts(total, parts | {"unexplained": total - sum(parts.values())}, device.die.area.source)
+    return Parts(total, parts | {"unexplained": total - sum(parts.values())}, device.die.area.source, UNEXPLAINED)
 
 
 def price_of(device: Device) -> Parts:
@@ -184,5 +191,6 @@ def _document(of: Callable[[Device], Parts], device: Device, unit: str) -> dict[
     try:
         found = of(device)
     except InputError as error:
-        return {f"total_{unit}": None, f"parts_{unit}": {}, "source": None, "reason": str(error)}
-    return {f"total_{unit}": found.total, f"parts_{unit}": found.parts, "source": found.source, "reason": None}
+        return {f"total_{unit}": None, f"parts_{unit}": {}, "source": None, "note": None, "reason": str(error)}
+    told = {"source": found.source, "note": found.note, "reason": None}
+    return {f"total_{unit}": found.total, f"parts_{unit}": found.parts} | told

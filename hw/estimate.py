@@ -22,7 +22,7 @@ from ..workloads.parallel import ONE_DEVICE, Parallel, stage_blocks, tensor_para
 from ..workloads.trace import Trace
 from .collective import collective_time
 from .cost import Costs, cost, rated_power
-from .die import price_of
+from .die import price_of, takes_hosts_place
 from .spec import Device
 from .tiers import Held, fill, kv_demand, levels, weight_demand
 
@@ -151,10 +151,13 @@ class Estimate:
 
         A price to buy is written off over four years, and electricity is added; a price to rent is
         used where no price to buy is known, so that devices with both compare alike; a device without either
-        costs what :func:`.die.price_of` makes of its parts. A host is bought too.
+        costs what :func:`.die.price_of` makes of its parts. A host is bought too,
+        unless the device takes its place.
         """
         price, devices = self.device.price, self.parallel.devices
-        machines = [m for m in (self.device, self.device.host) if m is not None]
+        machines = [self.device]
+        if self.device.host is not None and not takes_hosts_place(self.device):
+            machines.append(self.device.host)
         electricity = self.energy_j / self.latency_s / 1000 * USD_PER_KWH
         listed = [m.price.purchase.value for m in machines if m.price.purchase is not None]
         if len(listed) == len(machines):

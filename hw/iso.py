@@ -71,19 +71,31 @@ def iso_bandwidth(device: Device, bytes_s: float) -> Device:
 
 
 def resized(device: Device, changes: str) -> Device:
-    """``device`` with ``changes`` such as ``area=1.5mm2,bandwidth=32GB/s``. Raises ``InputError`` for another word,
-    a value without its unit, and as :func:`iso_area` and :func:`iso_bandwidth` do."""
+    """``device`` with ``changes`` such as ``area=1.5mm2,bandwidth=32GB/s``, which its name and description then tell.
+
+    Raises ``InputError`` for another word, one given twice, a value without its unit, an area for a device without
+    arrays, and as :func:`iso_area` and :func:`iso_bandwidth` do.
+    """
+    whole, told = device, {}
     for change in changes.split(","):
         name, _, text = change.partition("=")
         if name not in CHANGES:
             raise unknown_name("change of a device", name[:80], CHANGES, "such as bitmod@area=3mm2")
+        if name in told:
+            raise InputError(f"{whole.name}@{changes[:80]}: {name} is given twice; accepted: once")
+        if name == "area" and device.arrays is None:
+            raise InputError(
+                f"{whole.name}@{change[:80]}: only devices made of arrays ([arrays] in their file) take an area"
+            )
         key = KEYS[CHANGES[name]]
         try:
-            value = measure(text, key)[0]
+            value, _, shown = measure(text, key)
         except ValueError as error:
             raise InputError(f"{device.name}@{change[:80]}: {error}; accepted: {key.accepted}") from None
         device = iso_area(device, value) if name == "area" else iso_bandwidth(device, value)
-    return device
+        told[name] = f"{arrays_count(device)} arrays in {shown}" if name == "area" else f"DRAM of {shown}"
+    said = f"{whole.description}; here {', '.join(told.values())}"
+    return device.model_copy(update={"name": f"{whole.name}@{''.join(changes.split())}", "description": said})
 
 
 def _copy(device: Device, changes: dict[str, object], why: str) -> Device:

@@ -122,6 +122,8 @@ def lines(document: dict[str, Any], explain: bool) -> list[str]:
         parts = ", ".join(f"{name} {x:.4g}" for name, x in document[key][f"parts_{unit}"].items())
         total = document[key][f"total_{unit}"]
         said = f"{total:.5g} {unit}{f' = {parts}' if parts else ''}" if total is not None else document[key]["reason"]
+        if document[key][f"parts_{unit}"].get("unexplained", 0.0) < 0 and document[key]["note"]:
+            said += f" ({document[key]['note']})"
         found.append(f"{key}: {said}")
     return found
 

@@ -82,6 +82,11 @@ def interval(low: float, high: float, unit: str) -> str:
     return f"{low_text}–{high_text} {_PREFIXES[power]}{unit}".rstrip()
 
 
+def bounds(low: float, high: float) -> str:
+    """An interval of what has no unit: "5.1–5.4"; :data:`NONE` for an exact figure, whose ends are one."""
+    return NONE if low == high else f"{low:.3g}–{high:.3g}"
+
+
 def si_tick(value: float, unit: str) -> str:
     """A round value on an axis: 20 ms, 1 TFLOP/s."""
     power = exponent(value, unit)

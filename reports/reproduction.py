@@ -14,7 +14,7 @@ from ..files import write_whole
 from . import html
 from . import pdf as paper
 from .blocks import Block, Canvas, Cell, Column, Listing, Paragraph, Part, Picture, Table
-from .format import plural
+from .format import bounds, plural
 from .style import GREY, INK, PALE, RULE, WARN, shorten
 
 Row = dict[str, Any]
@@ -79,7 +79,7 @@ def _table(rows: Sequence[Row]) -> Table:
     for r in rows:
         figures = ["–"] * 3
         if r["model"] is not None:
-            figures = [f"{r['model']:.3g}", "–".join(f"{x:.3g}" for x in r["interval"]), f"{r['ratio']:.2f}"]
+            figures = [f"{r['model']:.3g}", bounds(*r["interval"]), f"{r['ratio']:.2f}"]
         published = "–" if r["paper"] is None else f"{r['paper']:.4g}"
         text = [r["system"], r["claim"], r["source"], published, *figures]
         status = Cell(r["status"], "warn" if r["status"] == "off" else "normal")

@@ -121,11 +121,12 @@ def _study(documents: list[dict[str, Any]], refused: dict[str, str], command: st
 
 
 def _file_names(cards: Sequence[Device]) -> list[str]:
-    """One file name per device; two device files may give their devices one name."""
+    """One file name per device (``64GB/s`` as ``64GB-s``); two device files may give their devices one name."""
     names: list[str] = []
     for card in cards:
-        name, n = card.name, 2
+        plain = card.name.replace("/", "-")
+        name, n = plain, 2
         while name in names:
-            name, n = f"{card.name}-{n}", n + 1
+            name, n = f"{plain}-{n}", n + 1
         names.append(name)
     return [f"{name}.json" for name in names]

@@ -279,7 +279,7 @@ def reproduction(rows: Sequence[Document]) -> None:
     for r in rows:
         figures = ["–"] * 3
         if r["model"] is not None:
-            figures = [f"{r['model']:.3g}", "–".join(f"{x:.3g}" for x in r["interval"]), f"{r['ratio']:.2f}"]
+            figures = [f"{r['model']:.3g}", fmt.bounds(*r["interval"]), f"{r['ratio']:.2f}"]
         paper = "–" if r["paper"] is None else f"{r['paper']:.4g}"
         shown.append([r["system"], r["claim"], paper, *figures, r["status"]])
         if r["reason"]:

@@ -88,7 +88,7 @@ def test_processes_and_memories_are_found_by_the_names_device_files_use():
     assert silicon("GF 14 nm")["node"].value == 16
     with pytest.raises(InputError, match="process 'secret' is unknown"):
         silicon("secret")
-    with pytest.raises(InputError, match="process None is unknown"):
+    with pytest.raises(InputError, match=r"die\.process is missing"):
         silicon(None)
     for asked, energy in (("HBM2e", 3.97), ("HBM3e", 3.97), ("DDR4", 18.75), ("LPDDR4X", 6), ("GDDR6X", 7.5)):
         assert memory(asked)["energy"].value == pytest.approx(energy * 1e-12)

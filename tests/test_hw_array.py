@@ -218,6 +218,25 @@ def test_arrays_are_their_operations_times_the_ratio_of_the_rtl():
     assert arrays_area(device(arrays=32), fp4) == pytest.approx(2 * arrays_area(device(), fp4))
 
 
+@pytest.mark.parametrize(
+    ("name", "format", "same_as", "cache"),
+    [
+        ("bitmod", "bitmod-fp3-g128", "fp3", 8), ("bitmod", "bitmod-fp4-g128", "fp4", 8),
+        ("bitmod", "bitmod-int6-g128", "int6", 8), ("ant", "ant4-g128", "fp16", 8), ("ant", "ant3-tensor", "fp16", 8),
+        ("olive", "ovp4", "ovp4", 4),
+    ],
+)  # fmt: skip
+def test_arrays_take_formats_by_their_own_names(name, format, same_as, cache):
+    """As what the unit takes a stored format, and that all products of a model run on it."""
+    card = load_device(name)
+    trace = apply_techniques(load_trace("opt-125m"), [f"weight-only:format={format},head=1", f"kv-quant:bits={cache}"])
+    compiled = compile_trace(trace)
+    work = [w for w in prepare(compiled, card).work if compiled.rows[w.row].operator.kind == "matmul"]
+    assert len(work) >= 5
+    assert {w.format["weight"] for w in work} == {same_as}
+    assert cost(compiled, card, 1, 64, 0).latency_s[0] > float(trace.total("bytes")(1, 64, 0)) / 32e9
+
+
 # -- every unit, and the laws ---------------------------------------------------------------------------
 @pytest.mark.parametrize("unit", unit_names())
 def test_every_unit_costs_a_model(unit):

@@ -12,7 +12,9 @@ from tokenfab.errors import InputError
 from tokenfab.hw.array import array_area, arrays_count, rtl_area
 from tokenfab.hw.cost import cost
 from tokenfab.hw.devices import load_device
+from tokenfab.hw.die import area_of
 from tokenfab.hw.iso import iso_area, iso_bandwidth
+from tokenfab.reports.study import _file_names
 from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.techniques import apply_techniques
 from tokenfab.workloads.trace import Trace
@@ -83,10 +85,37 @@ def test_a_name_may_carry_both():
         load_device("bitmod@area=3")
     with pytest.raises(InputError, match=r"its arrays take 0\.09951 mm2 at least; accepted: no less, not 0\.05"):
         load_device("bitmod@area=0.05mm2")
-    with pytest.raises(InputError, match=r"device a100-80g-sxm: a gpu device needs \[arrays\]"):
+    with pytest.raises(
+        InputError,
+        match=r"^a100-80g-sxm@area=3mm2: only devices made of arrays \(\[arrays\] in their file\) take an area$",
+    ):
         load_device("a100-80g-sxm@area=3mm2")
+    with pytest.raises(InputError, match=r"^bitmod@area=3mm2,area=4mm2: area is given twice; accepted: once$"):
+        load_device("bitmod@area=3mm2,area=4mm2")
+    with pytest.raises(InputError, match="hbm-pim@area=3mm2: only devices made of arrays"):
+        load_device("hbm-pim@area=3mm2")
     with pytest.raises(InputError, match="a bandwidth of 0 B/s"):
         iso_bandwidth(load_device("ant"), 0)
+
+
+def test_a_change_is_told_by_name_description_and_files():
+    changed, plain = load_device("bitmod@area=3mm2,bandwidth=64GB/s"), load_device("bitmod")
+    assert changed.name == "bitmod@area=3mm2,bandwidth=64GB/s"
+    assert changed.description == f"{plain.description}; here 30 arrays in 3mm2, DRAM of 64GB/s"
+    assert load_device("bitmod@bandwidth=64GB/s").description.endswith("; here DRAM of 64GB/s")
+    assert _file_names([plain, changed, changed]) == [
+        "bitmod.json", "bitmod@area=3mm2,bandwidth=64GB-s.json", "bitmod@area=3mm2,bandwidth=64GB-s-2.json",
+    ]  # fmt: skip
+
+
+def test_area_parts_have_the_arrays_that_were_asked_for():
+    """30 arrays of 0.099509 mm2 in 3; 64 GB/s of DDR, 2.39 mm2 per 25.6; the die: 4.76 and 14 arrays more."""
+    found = area_of(load_device("bitmod@area=3mm2,bandwidth=64GB/s"))
+    assert found.parts["arrays"] == pytest.approx(30 * 0.099509)
+    assert found.parts["memory"] == pytest.approx(64 / 25.6 * 2.39)
+    assert found.total == pytest.approx(4.76 + 14 * 0.099509) == pytest.approx(sum(found.parts.values()))
+    assert found.parts["unexplained"] < 0
+    assert found.note == "unexplained: stated area less the parts, negative where the stated area leaves parts out"
 
 
 APPLIED = {"fp16-array": [], "ant": ["weight-only:bits=5,head=1"], "gobo": ["weight-only:bits=3,head=1"]}

@@ -16,6 +16,8 @@ from tokenfab.hw.array import prepare as prepare_arrays
 from tokenfab.hw.card import card_of
 from tokenfab.hw.cost import cost
 from tokenfab.hw.devices import load_device
+from tokenfab.hw.die import area_of, price_of
+from tokenfab.hw.estimate import HOURS_OF_LIFE, USD_PER_KWH, Request, estimate
 from tokenfab.hw.gemm import CUBLAS_AMPERE, CUBLAS_HOPPER, CUTLASS_FP8, gemm_kernels, gemm_time
 from tokenfab.hw.lut import card_view, larger_tiles, lookup_of, prepare
 from tokenfab.workloads.compiled import compile_trace
@@ -45,6 +47,30 @@ def test_peaks_are_the_papers():
         for bits, factor in ((1, 2), (2, 1), (4, 0.5)):
             trace = narrow(bits)
             assert peak(trace, device)[1] == pytest.approx(at_two * factor, rel=1e-3)
+
+
+@pytest.mark.parametrize(("name", "count"), [(NAME, 1728), (f"{NAME}-8x", 3456)])
+def test_arrays_take_area_and_cost_money(name, count):
+    """Table 2's array in 7 nm, so many times, on the A100's die; the A100's price by the cost of the parts."""
+    device, a100 = load_device(name), load_device("a100-80g-sxm")
+    each = 11991.29e-6 * 15.3 / 96.3
+    assert device.arrays.area.value == pytest.approx(each, rel=1e-4)
+    area, before = area_of(device), area_of(a100)
+    assert area.parts["arrays"] == pytest.approx(count * each, rel=1e-4)
+    assert area.total == pytest.approx(826 + count * each, rel=1e-5)
+    for part in before.parts:
+        assert area.parts[part] == pytest.approx(before.parts[part], abs=0.01), part
+    costs = [sum(x for part, x in price_of(d).parts.items() if part != "margin") for d in (device, a100)]
+    assert costs[0] > costs[1]
+    assert price_of(device).total == pytest.approx(15000 * costs[0] / costs[1], abs=1)
+
+
+def test_the_gpu_is_bought_once():
+    """A GPU with arrays is no second GPU: its price alone, over four years, and electricity."""
+    result = estimate(narrow(), load_device(NAME), Request(1, 64, 8))
+    hourly, basis = result.hourly_usd
+    assert basis.startswith("bought")
+    assert hourly == pytest.approx(15024 / HOURS_OF_LIFE + result.energy_j / result.latency_s / 1000 * USD_PER_KWH)
 
 
 def test_a_product_is_a_gemm_at_the_arrays_rate():

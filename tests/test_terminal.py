@@ -12,6 +12,8 @@ from tokenfab.hw.devices import device_names, load_device
 from tokenfab.hw.estimate import Request, estimate
 from tokenfab.hw.result import estimate_document
 from tokenfab.reports import terminal
+from tokenfab.reports.blocks import Table
+from tokenfab.reports.reproduction import build
 from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.parallel import Parallel
 from tokenfab.workloads.trace import Trace
@@ -49,6 +51,20 @@ def printed(capsys):
         return capsys.readouterr().out.split("\n")[:-1]
 
     return call
+
+
+def test_an_exact_figure_has_no_interval(printed, monkeypatch):
+    """ "5.26–5.26" tells nobody anything; the page of the same rows writes a dash too."""
+    monkeypatch.setenv("COLUMNS", "200")
+    row = {"system": "s", "claim": "exact", "source": "", "paper": 5.0, "model": 5.26, "interval": [5.26, 5.26],
+           "ratio": 1.052, "status": "within-10%", "reason": ""}  # fmt: skip
+    rows = [row, row | {"claim": "told", "interval": [5.1, 5.4]}]
+    lines = printed(terminal.reproduction, rows)
+    exact, told = (next(x.split() for x in lines if name in x) for name in ("exact", "told"))
+    assert exact[3:6] == ["5.26", "–", "1.05"]
+    assert told[3:6] == ["5.26", "5.1–5.4", "1.05"]
+    cells = next(b for part in build(rows) for b in part.blocks if isinstance(b, Table)).rows
+    assert [r[5].text for r in cells] == ["–", "5.1–5.4"]
 
 
 # -- numbers ---------------------------------------------------------------------------------------
