@@ -3,7 +3,8 @@
 :mod:`.dram` says how long a train of commands takes, :mod:`.pim_unit` which commands an operator needs, :mod:`.split`
 who does it, :mod:`.dram_events` the same commands one by one. A device of this kind names its host. Without a link
 called ``host`` the banks are the host's own memory (its [memory.dram] is the device's); with one they are a memory of
-their own, which keys and values are written to over the link.
+their own, which keys and values are written to over the link; what the device file says lies in it (``holds``) and the
+host reads crosses that link (:mod:`.crossing`).
 
 [parameters] of the rule: ``near_attention``, ``near_experts``, ``near_matmul`` (1): kinds of operators that may run
 near memory; ``near_intensity``: FLOP per byte below which they do (left out: wherever it is faster); ``divide``: host
@@ -33,12 +34,14 @@ from ..workloads.expr import Expr
 from ..workloads.expr_functions import Array
 from ..workloads.trace import Operator, Tensor
 from .cost import RowCosts, kind_models
+from .crossing import crossing_model
 from .parameters import parameter
 from .parts import Certainty
 from .pim_unit import Spent, Unit, unit_of
 from .roofline import errors_of, interval, power_interval
 from .spec import Device
 from .split import Link, Mask, Rule, SplitModel, split_model
+from .tiers import levels
 
 KINDS = ("pim",)
 REASONS = ("columns", "rows", "moves")
@@ -106,9 +109,15 @@ def prepare(compiled: CompiledTrace, device: Device) -> SplitModel:
     """Host and units together. Raises ``InputError`` for what the device or its host lacks."""
     host = host_of(device)
     models = kind_models()
-    link = device.links.get("host")
+    link, rule, ours = device.links.get("host"), rule_of(device), models[host.kind](compiled, host)
+    if link:
+        roles = [role for level in levels(device) if level.device == device.name for role in level.roles]
+        ours = crossing_model(
+            compiled, ours, device, roles, bytes_s=link.bandwidth.value * device.model.link_efficiency.value,
+            energy_j=parameter(device, "link_energy", 0.0), blocks=("near banks",) if rule.exclusive else (),
+        )  # fmt: skip
     return split_model(
-        compiled, models[host.kind](compiled, host), pim_model(compiled, device), rule=rule_of(device),
+        compiled, ours, pim_model(compiled, device), rule=rule,
         device=device.model_copy(update={"host": host}),
         link=Link(link.latency.value, link.bandwidth.value, parameter(device, "link_energy", 0.0)) if link else Link(),
     )  # fmt: skip
