@@ -37,9 +37,9 @@ TRANSFER = "transfer"
 @dataclass(frozen=True)
 class CrossingModel:
     """``host`` with what crosses the link; built by :func:`crossing_model`. ``weights``: (rows, monomials), bytes of
-    each row's weights that cross; ``keys``: 1 for a row whose cache crosses, (rows, 1); ``fresh``: as ``weights``, bytes
-    of keys and values that the host has just made; ``blocks``: resources that a crossing occupies beside the link;
-    ``energy_j``: joules per bit."""
+    each row's weights that cross; ``keys``: 1 for a row whose cache crosses, (rows, 1); ``fresh``: as ``weights``,
+    bytes of keys and values that the host has just made; ``blocks``: resources that a crossing occupies beside the
+    link; ``energy_j``: joules per bit."""
 
     compiled: CompiledTrace
     host: OperatorModel

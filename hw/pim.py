@@ -8,7 +8,10 @@ host reads crosses that link (:mod:`.crossing`).
 
 [parameters] of the rule: ``near_attention``, ``near_experts``, ``near_matmul`` (1): kinds of operators that may run
 near memory; ``near_intensity``: FLOP per byte below which they do (left out: wherever it is faster); ``divide``: host
-and units share an operator; ``exclusive``: while units work, the host cannot read.
+and units share an operator; ``exclusive``: while units work, the host cannot read; ``reach``: bytes of the banks that
+have units (left out: all). Of operators that may run near memory, in the order of the trace, those have their weights
+in reach that find room there (each for all its layers), then keys and values where they find room at a point; the rest
+runs on the host.
 
     time = launch + operator's commands [+ link]          launch: a controller starts the units
 
@@ -35,7 +38,7 @@ from ..workloads.expr_functions import Array
 from ..workloads.trace import Operator, Tensor
 from .cost import RowCosts, kind_models
 from .crossing import crossing_model
-from .parameters import parameter
+from .parameters import flag, parameter
 from .parts import Certainty
 from .pim_unit import Spent, Unit, unit_of
 from .roofline import errors_of, interval, power_interval
@@ -46,6 +49,7 @@ from .tiers import levels
 KINDS = ("pim",)
 REASONS = ("columns", "rows", "moves")
 NEAR_KINDS = ("matmul", "attention", "experts")
+_RULE_FLAGS = (*(f"near_{kind}" for kind in NEAR_KINDS), "divide", "exclusive")
 _CAST = {"bf16": "fp16", "fp16": "bf16"}
 
 At = Callable[[Expr], Array]
@@ -71,12 +75,15 @@ class Energies:
 
 @dataclass(frozen=True)
 class PimModel(Certainty):
-    """The units alone (:class:`.split.NearModel`); rows that they do not take are infinitely slow."""
+    """The units alone (:class:`.split.NearModel`); rows that they do not take are infinitely slow.
+
+    ``kv_room_bytes``: what the weights in reach of the units leave for keys and values."""
 
     compiled: CompiledTrace
     work: dict[int, Work]
     launch_s: dict[int, float]
     energies: Energies
+    kv_room_bytes: float
     reasons: tuple[str, ...] = REASONS
 
     @property
@@ -94,10 +101,15 @@ class PimModel(Certainty):
         def at(size: Expr) -> Array:
             return np.asarray(self.compiled.vector(size) @ basis)
 
+        room = np.full(basis.shape[1], self.kv_room_bytes)
         for i, work in self.work.items():
-            spent = work(at)
+            spent, here = work(at), True
+            if self.compiled.rows[i].operator.kind == "attention":
+                cache = self.compiled.quantity("kv_bytes", basis)[i] * self.compiled.rows[i].count
+                here = cache <= room
+                room = room - np.where(here, cache, 0.0)
             launch[i] = self.launch_s[i]
-            time[i], banks[i] = launch[i] + spent.seconds, spent.seconds
+            time[i], banks[i] = np.where(here, launch[i] + spent.seconds, np.inf), spent.seconds
             rest = spent.seconds - np.maximum(spent.column_s, spent.move_s)
             bound[i] = np.argmax([spent.column_s, np.minimum(rest, spent.seconds), spent.move_s], axis=0)
             for part, joules in self.energies.parts(spent).items():
@@ -123,6 +135,24 @@ def prepare(compiled: CompiledTrace, device: Device) -> SplitModel:
     )  # fmt: skip
 
 
+def constants(device: Device) -> list[str]:
+    """What the times of ``device`` rest on, a line each. Raises ``InputError`` for what its file lacks."""
+    unit, stall = unit_of(device), device.parameters.get("stall")
+    lines = [
+        f"units take the cycles of DRAM commands: {unit.timing.clock_s * 1e9:.3g} ns a cycle, a column every "
+        f"{unit.timing.ccd:g}; no silicon was measured",
+        f"stall {stall.text}: {stall.source}" if stall else "stall 1: nothing fitted",
+    ]
+    if link := device.links.get("host"):
+        share = device.model.link_efficiency
+        lines.append(
+            f"what the host reads of the device's memory crosses {link.bandwidth.text} at {share.text}: {share.source}"
+        )
+    if reach := device.parameters.get("reach"):
+        lines.append(f"units reach {reach.text} of the memory: {reach.source}")
+    return lines
+
+
 def host_of(device: Device) -> Device:
     """The host, with the device's banks as its memory where they are. Raises ``InputError`` where there is none."""
     if device.host is None:
@@ -137,7 +167,14 @@ def host_of(device: Device) -> Device:
 
 
 def rule_of(device: Device) -> Rule:
-    """Who does what, as [parameters] say. Raises ``InputError`` where no kind may run near memory."""
+    """Who does what, as [parameters] say. Raises ``InputError`` where no kind may run near memory, for a ``near_…``
+    that is none, and for a flag that is not 1."""
+    accepted = (*_RULE_FLAGS[: len(NEAR_KINDS)], "near_intensity")
+    for name in device.parameters:
+        if name.startswith("near_") and name not in accepted:
+            raise InputError(f"device {device.name}: parameters.{name}; accepted: {', '.join(accepted)}")
+    for name in _RULE_FLAGS:
+        flag(device, name)
     kinds = frozenset(kind for kind in NEAR_KINDS if f"near_{kind}" in device.parameters)
     if not kinds:
         named = ", ".join(f"near_{kind}" for kind in NEAR_KINDS)
@@ -146,17 +183,21 @@ def rule_of(device: Device) -> Rule:
     by_intensity = "near_intensity" in device.parameters
     return Rule(
         "intensity" if by_intensity else "fastest", kinds | must, parameter(device, "near_intensity", 0.0),
-        divide="divide" in device.parameters, exclusive="exclusive" in device.parameters, must=must,
+        divide=flag(device, "divide"), exclusive=flag(device, "exclusive"), must=must,
     )  # fmt: skip
 
 
 def pim_model(compiled: CompiledTrace, device: Device) -> PimModel:
     """What the units of ``device`` do of every row. Raises ``InputError`` for what the device file lacks."""
     unit, rule = unit_of(device), rule_of(device)
-    work, launch = {}, {}
+    work, launch, room = {}, {}, parameter(device, "reach", np.inf)
     for i, row in enumerate(compiled.rows):
         op = row.operator
         if op.kind in rule.kinds and _takes(op, device):
+            held = sum(w.stored_bytes.constant or 0.0 for w in op.weights if len(w.shape) > 1) * row.count
+            if held > room:
+                continue
+            room -= held
             work[i] = _WORK[op.kind](op, unit)
             launch[i] = 0.0 if op.kind == "kv_append" else device.model.launch.value
     sides = [
@@ -167,6 +208,7 @@ def pim_model(compiled: CompiledTrace, device: Device) -> PimModel:
     return PimModel(
         compiled, work, launch,
         Energies(*(parameter(device, f"{name}_energy") for name in ("activate", "column", "mac", "move"))),
+        kv_room_bytes=room,
         low=np.array([[x.low.value if x else 1.0 for x in sides]]),
         high=np.array([[x.high.value if x else 1.0 for x in sides]]),
         errors=errors_of(compiled, device), static_power_w=max(device.power.idle.value - host_idle, 0.0),
