@@ -141,7 +141,7 @@ def timing_of(device: Device) -> Timing:
     """Timing of ``device``'s [parameters]: ``clock_period``, and cycles ``t_rcd``, ``t_rp`` … as in the module's text.
 
     ``interval`` is the column commands' distance as the data sheet or the power limit has it, never below ``t_ccd_s``.
-    Raises ``InputError`` for what is missing, and where refresh would take all the time.
+    Raises ``InputError`` for what is missing, for an interval below that, and where refresh would take all the time.
     """
     clock = device.parameters.get("clock_period")
     if clock is None or clock.unit != "s":
@@ -149,9 +149,12 @@ def timing_of(device: Device) -> Timing:
     cycles = {
         name: parameter(device, f"t_{name}") for name in ("rcd", "rp", "ras", "rrd", "faw", "ccd_s", "refi", "rfc")
     }
+    interval = parameter(device, "interval")
+    if interval < cycles["ccd_s"]:
+        raise InputError(f"device {device.name}: parameters.interval {interval:g} is below t_ccd_s {cycles['ccd_s']:g}")
     found = Timing(
         clock_s=clock.value, rtp=parameter(device, "t_rtp"), read=parameter(device, "t_cl"),
-        ccd=max(parameter(device, "interval"), cycles["ccd_s"]), **cycles,
+        ccd=interval, **cycles,
     )  # fmt: skip
     if found.rfc >= found.refi:
         raise InputError(f"device {device.name}: parameters.t_rfc is not below t_refi; nothing is left to work in")

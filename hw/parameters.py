@@ -21,3 +21,12 @@ def whole(device: Device, name: str, default: int | None = None) -> int:
     if value < 1 or value != round(value):
         raise InputError(f"device {device.name}: parameters.{name} {value:g}; accepted: a whole number of at least 1")
     return round(value)
+
+
+def flag(device: Device, name: str) -> bool:
+    """Whether [parameters] have ``name``. Raises ``InputError`` where it is there with a value other than 1."""
+    if name not in device.parameters:
+        return False
+    if (value := device.parameters[name].value) != 1:
+        raise InputError(f"device {device.name}: parameters.{name} {value:g}; accepted: 1, or leave it out")
+    return True

@@ -3,11 +3,15 @@
 :mod:`.dram` says how long a train of commands takes, :mod:`.pim_unit` which commands an operator needs, :mod:`.split`
 who does it, :mod:`.dram_events` the same commands one by one. A device of this kind names its host. Without a link
 called ``host`` the banks are the host's own memory (its [memory.dram] is the device's); with one they are a memory of
-their own, which keys and values are written to over the link.
+their own, which keys and values are written to over the link; what the device file says lies in it (``holds``) and the
+host reads crosses that link (:mod:`.crossing`).
 
 [parameters] of the rule: ``near_attention``, ``near_experts``, ``near_matmul`` (1): kinds of operators that may run
 near memory; ``near_intensity``: FLOP per byte below which they do (left out: wherever it is faster); ``divide``: host
-and units share an operator; ``exclusive``: while units work, the host cannot read.
+and units share an operator; ``exclusive``: while units work, the host cannot read; ``reach``: bytes of the banks that
+have units (left out: all). Of operators that may run near memory, in the order of the trace, those have their weights
+in reach that find room there (each for all its layers), then keys and values where they find room at a point; the rest
+runs on the host.
 
     time = launch + operator's commands [+ link]          launch: a controller starts the units
 
@@ -33,16 +37,19 @@ from ..workloads.expr import Expr
 from ..workloads.expr_functions import Array
 from ..workloads.trace import Operator, Tensor
 from .cost import RowCosts, kind_models
-from .parameters import parameter
+from .crossing import crossing_model
+from .parameters import flag, parameter
 from .parts import Certainty
 from .pim_unit import Spent, Unit, unit_of
 from .roofline import errors_of, interval, power_interval
 from .spec import Device
 from .split import Link, Mask, Rule, SplitModel, split_model
+from .tiers import levels
 
 KINDS = ("pim",)
 REASONS = ("columns", "rows", "moves")
 NEAR_KINDS = ("matmul", "attention", "experts")
+_RULE_FLAGS = (*(f"near_{kind}" for kind in NEAR_KINDS), "divide", "exclusive")
 _CAST = {"bf16": "fp16", "fp16": "bf16"}
 
 At = Callable[[Expr], Array]
@@ -68,12 +75,15 @@ class Energies:
 
 @dataclass(frozen=True)
 class PimModel(Certainty):
-    """The units alone (:class:`.split.NearModel`); rows that they do not take are infinitely slow."""
+    """The units alone (:class:`.split.NearModel`); rows that they do not take are infinitely slow.
+
+    ``kv_room_bytes``: what the weights in reach of the units leave for keys and values."""
 
     compiled: CompiledTrace
     work: dict[int, Work]
     launch_s: dict[int, float]
     energies: Energies
+    kv_room_bytes: float
     reasons: tuple[str, ...] = REASONS
 
     @property
@@ -91,10 +101,15 @@ class PimModel(Certainty):
         def at(size: Expr) -> Array:
             return np.asarray(self.compiled.vector(size) @ basis)
 
+        room = np.full(basis.shape[1], self.kv_room_bytes)
         for i, work in self.work.items():
-            spent = work(at)
+            spent, here = work(at), True
+            if self.compiled.rows[i].operator.kind == "attention":
+                cache = self.compiled.quantity("kv_bytes", basis)[i] * self.compiled.rows[i].count
+                here = cache <= room
+                room = room - np.where(here, cache, 0.0)
             launch[i] = self.launch_s[i]
-            time[i], banks[i] = launch[i] + spent.seconds, spent.seconds
+            time[i], banks[i] = np.where(here, launch[i] + spent.seconds, np.inf), spent.seconds
             rest = spent.seconds - np.maximum(spent.column_s, spent.move_s)
             bound[i] = np.argmax([spent.column_s, np.minimum(rest, spent.seconds), spent.move_s], axis=0)
             for part, joules in self.energies.parts(spent).items():
@@ -106,12 +121,36 @@ def prepare(compiled: CompiledTrace, device: Device) -> SplitModel:
     """Host and units together. Raises ``InputError`` for what the device or its host lacks."""
     host = host_of(device)
     models = kind_models()
-    link = device.links.get("host")
+    link, rule, ours = device.links.get("host"), rule_of(device), models[host.kind](compiled, host)
+    if link:
+        roles = [role for level in levels(device) if level.device == device.name for role in level.roles]
+        ours = crossing_model(
+            compiled, ours, device, roles, bytes_s=link.bandwidth.value * device.model.link_efficiency.value,
+            energy_j=parameter(device, "link_energy", 0.0), blocks=("near banks",) if rule.exclusive else (),
+        )  # fmt: skip
     return split_model(
-        compiled, models[host.kind](compiled, host), pim_model(compiled, device), rule=rule_of(device),
+        compiled, ours, pim_model(compiled, device), rule=rule,
         device=device.model_copy(update={"host": host}),
         link=Link(link.latency.value, link.bandwidth.value, parameter(device, "link_energy", 0.0)) if link else Link(),
     )  # fmt: skip
+
+
+def constants(device: Device) -> list[str]:
+    """What the times of ``device`` rest on, a line each. Raises ``InputError`` for what its file lacks."""
+    unit, stall = unit_of(device), device.parameters.get("stall")
+    lines = [
+        f"units take the cycles of DRAM commands: {unit.timing.clock_s * 1e9:.3g} ns a cycle, a column every "
+        f"{unit.timing.ccd:g}; no silicon was measured",
+        f"stall {stall.text}: {stall.source}" if stall else "stall 1: nothing fitted",
+    ]
+    if link := device.links.get("host"):
+        share = device.model.link_efficiency
+        lines.append(
+            f"what the host reads of the device's memory crosses {link.bandwidth.text} at {share.text}: {share.source}"
+        )
+    if reach := device.parameters.get("reach"):
+        lines.append(f"units reach {reach.text} of the memory: {reach.source}")
+    return lines
 
 
 def host_of(device: Device) -> Device:
@@ -128,7 +167,14 @@ def host_of(device: Device) -> Device:
 
 
 def rule_of(device: Device) -> Rule:
-    """Who does what, as [parameters] say. Raises ``InputError`` where no kind may run near memory."""
+    """Who does what, as [parameters] say. Raises ``InputError`` where no kind may run near memory, for a ``near_…``
+    that is none, and for a flag that is not 1."""
+    accepted = (*_RULE_FLAGS[: len(NEAR_KINDS)], "near_intensity")
+    for name in device.parameters:
+        if name.startswith("near_") and name not in accepted:
+            raise InputError(f"device {device.name}: parameters.{name}; accepted: {', '.join(accepted)}")
+    for name in _RULE_FLAGS:
+        flag(device, name)
     kinds = frozenset(kind for kind in NEAR_KINDS if f"near_{kind}" in device.parameters)
     if not kinds:
         named = ", ".join(f"near_{kind}" for kind in NEAR_KINDS)
@@ -137,17 +183,21 @@ def rule_of(device: Device) -> Rule:
     by_intensity = "near_intensity" in device.parameters
     return Rule(
         "intensity" if by_intensity else "fastest", kinds | must, parameter(device, "near_intensity", 0.0),
-        divide="divide" in device.parameters, exclusive="exclusive" in device.parameters, must=must,
+        divide=flag(device, "divide"), exclusive=flag(device, "exclusive"), must=must,
     )  # fmt: skip
 
 
 def pim_model(compiled: CompiledTrace, device: Device) -> PimModel:
     """What the units of ``device`` do of every row. Raises ``InputError`` for what the device file lacks."""
     unit, rule = unit_of(device), rule_of(device)
-    work, launch = {}, {}
+    work, launch, room = {}, {}, parameter(device, "reach", np.inf)
     for i, row in enumerate(compiled.rows):
         op = row.operator
         if op.kind in rule.kinds and _takes(op, device):
+            held = sum(w.stored_bytes.constant or 0.0 for w in op.weights if len(w.shape) > 1) * row.count
+            if held > room:
+                continue
+            room -= held
             work[i] = _WORK[op.kind](op, unit)
             launch[i] = 0.0 if op.kind == "kv_append" else device.model.launch.value
     sides = [
@@ -158,6 +208,7 @@ def pim_model(compiled: CompiledTrace, device: Device) -> PimModel:
     return PimModel(
         compiled, work, launch,
         Energies(*(parameter(device, f"{name}_energy") for name in ("activate", "column", "mac", "move"))),
+        kv_room_bytes=room,
         low=np.array([[x.low.value if x else 1.0 for x in sides]]),
         high=np.array([[x.high.value if x else 1.0 for x in sides]]),
         errors=errors_of(compiled, device), static_power_w=max(device.power.idle.value - host_idle, 0.0),

@@ -35,7 +35,7 @@ import numpy as np
 from ..errors import InputError
 from ..workloads.expr_functions import Array
 from .dram import Geometry, Timing, geometry_of, refresh_share, timing_of, train, with_refresh
-from .parameters import parameter
+from .parameters import flag, parameter
 from .spec import Device
 
 PAIR = 2
@@ -193,12 +193,10 @@ def unit_of(device: Device) -> Unit:
     if parameter(device, "stall", 1.0) < 0.5:
         raise InputError(f"device {device.name}: parameters.stall is below 0.5; accepted: about 1, a factor of time")
 
-    def flag(name: str) -> bool:
-        return name in device.parameters
-
     return Unit(
-        geometry, timing, reuse=round(parameter(device, "reuse", 1)), slices=slices, holds=flag("holds_columns"),
-        spread=flag("spread_tokens"), double_buffer=flag("double_buffer"), refresh_hidden=flag("refresh_hidden"),
+        geometry, timing, reuse=round(parameter(device, "reuse", 1)), slices=slices,
+        holds=flag(device, "holds_columns"), spread=flag(device, "spread_tokens"),
+        double_buffer=flag(device, "double_buffer"), refresh_hidden=flag(device, "refresh_hidden"),
         move_bytes=parameter(device, "move"), move_interval=parameter(device, "move_interval", timing.ccd_s),
         buffer=parameter(device, "buffer", np.inf), score_tile=parameter(device, "score_tile", 0.0),
         stall=parameter(device, "stall", 1.0),

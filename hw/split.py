@@ -178,7 +178,7 @@ class SplitModel:
 
     def _choose(self, host: RowCosts, near: RowCosts, transfer: Array, near_s: Array, basis: Array) -> Division:
         """What the rule's choice makes of every row."""
-        may = np.broadcast_to(self.near_allowed[:, None], near_s.shape)
+        may = self.near_allowed[:, None] & np.isfinite(near_s)  # infinite: no room near memory at this point
         if self.rule.choice == "always":
             return Division(np.where(may, 0.0, 1.0), np.where(may, near_s, host.time_s))
         if self.rule.choice == "intensity":
@@ -224,21 +224,26 @@ class SplitModel:
             mine = np.where(f < 1, joules, 0.0) * (1 - f)
             parts[name] = parts[name] + mine if name in parts else mine
         if self.link.energy_j:
-            parts[TRANSFER] = moved * 8 * self.link.energy_j * (1 - f)
+            parts[TRANSFER] = parts.get(TRANSFER, 0.0) + moved * 8 * self.link.energy_j * (1 - f)
         return parts
 
     def _busy(
         self, host: RowCosts, near: RowCosts, f: Array, transfer: Array, most: Array, basis: Array
     ) -> dict[str, Array]:
-        """Occupied seconds by resource: the host's, the near unit's as ``near …``, and the link."""
+        """Occupied seconds by resource: the host's, the near unit's as ``near …``, and the link.
+
+        Units that keep the host from reading (``exclusive``) occupy its ``dram`` where there is no link.
+        """
         alone = host.time_s - host.launch_s  # a host that says nothing is taken to occupy what bound it
         said = host.busy_s or {r: np.where(host.bound == i, alone, 0.0) for i, r in enumerate(self.host.reasons)}
-        held = {name: np.minimum(s * f, most) for name, s in said.items()}
+        apart = bool(np.isfinite(self.link.bytes_s) or self.link.latency_s)
+        held = {name: s * f for name, s in said.items()}
         for name, seconds in near.busy_s.items():
-            held[f"near {name}"] = np.minimum(np.where(f < 1, seconds, 0.0) * (1 - f), most)
-        if np.isfinite(self.link.bytes_s) or self.link.latency_s:
-            held["link"] = np.minimum(transfer * (1 - f), most)
-        return held
+            place = "dram" if self.rule.exclusive and not apart else f"near {name}"
+            held[place] = held.get(place, 0.0) + np.where(f < 1, seconds, 0.0) * (1 - f)
+        if apart:
+            held["link"] = held.get("link", 0.0) + transfer * (1 - f)
+        return {name: np.minimum(seconds, most) for name, seconds in held.items()}
 
 
 def split_model(

@@ -305,7 +305,8 @@ def test_faster_banks_never_make_anything_slower(name: str, what: str, b: int, q
     slow = load_device(name)
     if what not in slow.parameters:
         return
-    fast = changed(slow, **{what: slow.parameters[what].value * FASTER[what]})
+    least = slow.parameters["t_ccd_s"].value if what == "interval" else 0.0
+    fast = changed(slow, **{what: max(slow.parameters[what].value * FASTER[what], least)})
     trace = compiled("llama-3-8b")
     basis = trace.basis_at(b, q, c)
     before, after = (kind_models()["pim"](trace, d).rows(basis).time_s for d in (slow, fast))
