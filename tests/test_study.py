@@ -30,7 +30,7 @@ def undrawn(monkeypatch) -> list[Path]:
     """Reports are not drawn, only asked for."""
     asked: list[Path] = []
 
-    def write(documents, pdf, title=None, command=None) -> ReportFiles:
+    def write(documents, pdf, title=None, command=None, refused=None) -> ReportFiles:
         asked.append(pdf)
         return ReportFiles(pdf, pdf.with_suffix(".html"), 1, 1)
 
@@ -112,6 +112,25 @@ def test_the_files_of_a_study_hold_trace_command_and_estimates(undrawn, trace_fi
     assert steps == [
         f"capturing {trace_file}", "estimating on l4", "estimating on a10", "writing the report",
     ]  # fmt: skip
+
+
+def test_a_study_goes_on_without_a_device_that_cannot_compute_the_model(undrawn, trace_file, tmp_path):
+    done = run_study(str(trace_file), tmp_path, devices=["h100-sxm", "bitmod", "a10"])  # bitmod takes narrow weights
+    assert [d["device"]["name"] for d in done.documents] == ["h100-sxm", "a10"]
+    assert list(done.refused) == ["bitmod"]
+    assert done.refused["bitmod"].startswith("device bitmod: ")
+    assert json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))["refused"] == done.refused
+    assert not (tmp_path / "estimates" / "bitmod.json").exists()
+    with pytest.raises(InputError, match="device bitmod: "):
+        run_study(str(trace_file), tmp_path / "none", devices=["bitmod"])
+    assert not (tmp_path / "none").exists()
+
+
+def test_devices_left_out_are_on_a_page_of_the_report(trace_file, tmp_path):
+    run_study(str(trace_file), tmp_path, devices=["h100-sxm", "bitmod"])
+    page = (tmp_path / "report.html").read_text(encoding="utf-8")
+    assert "Devices left out" in page
+    assert "device bitmod: " in page
 
 
 def test_two_device_files_of_one_name_get_two_results(undrawn, trace_file, tmp_path):

@@ -18,7 +18,7 @@ from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.parallel import Parallel
 from tokenfab.workloads.trace import Trace
 
-FILES = {"report": "out/report.pdf", "html": "out/report.html", "pages": 12, "wall_s": 12.34}
+FILES = {"report": "out/report.pdf", "html": "out/report.html", "pages": 12, "wall_s": 12.34, "refused": {}}
 
 WIDE = [name for name in device_names() if not load_device(name).arrays]
 """Devices that take a 16-bit model."""
