@@ -36,7 +36,8 @@ from ..workloads.compiled import CompiledTrace
 from ..workloads.expr import Expr
 from ..workloads.expr_functions import Array
 from ..workloads.trace import Operator, Tensor
-from .cost import RowCosts, kind_models
+from .cost import RowCosts
+from .cost import prepare as model_of
 from .crossing import crossing_model
 from .parameters import flag, parameter
 from .parts import Certainty
@@ -120,8 +121,7 @@ class PimModel(Certainty):
 def prepare(compiled: CompiledTrace, device: Device) -> SplitModel:
     """Host and units together. Raises ``InputError`` for what the device or its host lacks."""
     host = host_of(device)
-    models = kind_models()
-    link, rule, ours = device.links.get("host"), rule_of(device), models[host.kind](compiled, host)
+    link, rule, ours = device.links.get("host"), rule_of(device), model_of(compiled, host)[1]
     if link:
         roles = [role for level in levels(device) if level.device == device.name for role in level.roles]
         ours = crossing_model(

@@ -31,7 +31,8 @@ from ..workloads.compiled import CompiledTrace
 from ..workloads.expr_functions import Array
 from ..workloads.formulas import attention_flops
 from . import roofline
-from .cost import OperatorModel, RowCosts, kind_models
+from .cost import OperatorModel, RowCosts
+from .cost import prepare as model_of
 from .far import cache_transfer, far_model, level_of, path_of, transfers_of
 from .flash import nand_of
 from .parameters import parameter
@@ -97,13 +98,9 @@ def prepare(compiled: CompiledTrace, device: Device) -> OperatorModel:
 
 
 def host_model(compiled: CompiledTrace, device: Device) -> OperatorModel:
-    """The model of ``device``'s host. Raises ``InputError`` where its kind has none."""
-    host = device.host
-    assert host is not None
-    model = kind_models().get(host.kind)
-    if model is None:
-        raise InputError(f"device {device.name}: no cost model for its host's kind {host.kind!r}")
-    return model(compiled, host)
+    """The model of ``device``'s host. Raises ``InputError`` for what the host lacks."""
+    assert device.host is not None
+    return model_of(compiled, device.host)[1]
 
 
 def drive_attention(compiled: CompiledTrace, device: Device) -> DriveAttention:
