@@ -21,7 +21,7 @@ import numpy as np
 
 from .eliminate import TooWideError
 from .priced import PricedBlock, Prices, first_shares, objective_prices
-from .problem import INPUT, ROUNDING, Array, Block, Choice, Problem, evaluate, flat, unflatten
+from .problem import INPUT, ROUNDING, Array, Block, Choice, Edge, Operator, Problem, evaluate, flat, unflatten
 
 
 @dataclass(frozen=True)
@@ -44,26 +44,21 @@ def sum_weights(problem: Problem) -> Prices:
 
 def own_costs(problem: Problem, block: Block, prices: Prices) -> list[Array]:
     """Cost of each operator's options by themselves; infinity where not allowed."""
-    return [
-        np.where(
-            op.allowed,
-            op.time_s @ prices.phase + np.einsum("f,kfr,r->k", problem.repeats, op.busy_s, prices.resource)
-            + prices.energy * op.energy_j + prices.cost * op.cost_usd, np.inf,
-        )
-        for op in block.operators
-    ]  # fmt: skip
+    return [_weighed(problem, op, op.time_s, prices) for op in block.operators]
 
 
 def between_costs(problem: Problem, block: Block, prices: Prices) -> list[Array]:
     """Cost of each edge for all pairs of options; infinity where not allowed."""
-    return [
-        np.where(
-            e.allowed,
-            e.delay_s @ prices.phase + np.einsum("f,klfr,r->kl", problem.repeats, e.busy_s, prices.resource)
-            + prices.energy * e.energy_j + prices.cost * e.cost_usd, np.inf,
-        )
-        for e in block.edges
-    ]  # fmt: skip
+    return [_weighed(problem, edge, edge.delay_s, prices) for edge in block.edges]
+
+
+def _weighed(problem: Problem, part: Operator | Edge, seconds: Array, prices: Prices) -> Array:
+    """Cost of each option of ``part``, or pair of them, that takes ``seconds`` (…, phases)."""
+    return np.where(
+        part.allowed,
+        seconds @ prices.phase + np.einsum("f,...fr,r->...", problem.repeats, part.busy_s, prices.resource)
+        + prices.energy * part.energy_j + prices.cost * part.cost_usd, np.inf,
+    )  # fmt: skip
 
 
 @dataclass
