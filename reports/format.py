@@ -7,7 +7,8 @@ table, on an axis and in a sentence.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 NONE = "–"
 """What stands where there is no number."""
@@ -85,6 +86,15 @@ def interval(low: float, high: float, unit: str) -> str:
 def bounds(low: float, high: float) -> str:
     """An interval of what has no unit: "5.1–5.4"; :data:`NONE` for an exact figure, whose ends are one."""
     return NONE if low == high else f"{low:.3g}–{high:.3g}"
+
+
+def claim_figures(row: Mapping[str, Any]) -> list[str]:
+    """Paper, model, its interval and model over paper of a claim of ``tokenfab reproduce``; :data:`NONE` for what it
+    lacks."""
+    published = NONE if row["paper"] is None else f"{row['paper']:.4g}"
+    if row["model"] is None:
+        return [published, NONE, NONE, NONE]
+    return [published, f"{row['model']:.3g}", bounds(*row["interval"]), f"{row['ratio']:.2f}"]
 
 
 def si_tick(value: float, unit: str) -> str:

@@ -14,7 +14,7 @@ from ..files import write_whole
 from . import html
 from . import pdf as paper
 from .blocks import Block, Canvas, Cell, Column, Listing, Paragraph, Part, Picture, Table
-from .format import bounds, plural
+from .format import claim_figures, plural
 from .style import GREY, INK, PALE, RULE, WARN, shorten
 
 Row = dict[str, Any]
@@ -77,11 +77,7 @@ def _table(rows: Sequence[Row]) -> Table:
     )  # fmt: skip
     cells = []
     for r in rows:
-        figures = ["–"] * 3
-        if r["model"] is not None:
-            figures = [f"{r['model']:.3g}", bounds(*r["interval"]), f"{r['ratio']:.2f}"]
-        published = "–" if r["paper"] is None else f"{r['paper']:.4g}"
-        text = [r["system"], r["claim"], r["source"], published, *figures]
+        text = [r["system"], r["claim"], r["source"], *claim_figures(r)]
         status = Cell(r["status"], "warn" if r["status"] == "off" else "normal")
         cells.append((*(Cell(t) for t in text), status))
     return Table(columns, tuple(cells), size=7)
@@ -103,8 +99,7 @@ def _draw(canvas: Canvas, rows: Sequence[Row]) -> None:
     axes.set_xlabel("model over paper (grey: within 10 % and 25 %)", size=7.5)
     canvas.text(canvas.width, canvas.height - 0.15, "model / paper", size=7.5, color=GREY, ha="right")
     for i, row in enumerate(rows):
-        paper_value = row["model"] / row["ratio"]
-        low, high = (min(max(x / paper_value, ends[0]), ends[1]) for x in row["interval"])
+        low, high = (min(max(x / row["paper"], ends[0]), ends[1]) for x in row["interval"])
         at = min(max(row["ratio"], ends[0]), ends[1])
         colour = COLOURS[row["status"]]
         axes.plot([low, high], [i, i], color=colour, lw=1.2, solid_capstyle="butt")
@@ -114,7 +109,7 @@ def _draw(canvas: Canvas, rows: Sequence[Row]) -> None:
         y = 0.4 + (canvas.height - 0.65) * (1 - (i + 0.5) / len(rows))
         text = shorten(f"{row['system']}: {row['claim']}", names - 0.15, 7.5)
         canvas.text(0, y, text, size=7.5, va="center")
-        shown = f"{_number(row['model'])} / {_number(paper_value)}"
+        shown = f"{_number(row['model'])} / {_number(row['paper'])}"
         canvas.text(canvas.width, y, shown, size=7.5, color=INK, ha="right", va="center")
 
 

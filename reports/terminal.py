@@ -277,11 +277,7 @@ def reproduction(rows: Sequence[Document]) -> None:
     columns = ("system", "claim", "paper", "model", "90 %", "model / paper", "status")
     shown, why = [], []
     for r in rows:
-        figures = ["–"] * 3
-        if r["model"] is not None:
-            figures = [f"{r['model']:.3g}", fmt.bounds(*r["interval"]), f"{r['ratio']:.2f}"]
-        paper = "–" if r["paper"] is None else f"{r['paper']:.4g}"
-        shown.append([r["system"], r["claim"], paper, *figures, r["status"]])
+        shown.append([r["system"], r["claim"], *fmt.claim_figures(r), r["status"]])
         if r["reason"]:
             why.append(f"{r['system']}, {r['claim']}: {r['reason']}")
     say(table(columns, shown, right=columns[2:6]))
