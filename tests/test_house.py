@@ -34,7 +34,7 @@ FLOORS = {
 # Modules whose room is not the folder they lie in. Importing workloads.trace or hw.spec runs the __init__.py
 # beside it, so those two files are held to the same floor.
 ROOMS = {
-    "": "ground", "errors": "ground", "files": "ground", "__main__": "cli", "cli_common": "cli", "cli_rtl": "cli",
+    "": "ground", "errors": "ground", "files": "ground", "settings": "ground", "__main__": "cli", "cli_common": "cli", "cli_rtl": "cli",
     "cli_bench": "cli", "cli_place": "cli",
     "workloads": "descriptions", "hw": "descriptions",
     "workloads.trace": "descriptions", "workloads.kinds": "descriptions",

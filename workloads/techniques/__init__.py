@@ -12,40 +12,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cache
 
-from ...errors import InputError, unknown_name
+from ...errors import unknown_name
+from ...settings import Parameter, read_settings, replaced
 from ..trace import Trace
 
-
-@dataclass(frozen=True)
-class Parameter:
-    """One setting: its default, what it means, and the values it accepts.
-
-    ``unless`` names a parameter that takes its place: where that one is given, this one may not be, and means nothing.
-    """
-
-    default: int | float | str
-    meaning: str
-    choices: tuple[int | float | str, ...] = ()
-    low: float = float("-inf")
-    high: float = float("inf")
-    unless: str = ""
-
-    def read(self, technique: str, key: str, text: str) -> int | float | str:
-        """``text`` as a value of this parameter's type. Raises ``InputError`` with what is accepted."""
-        where = f"technique {technique}: {key}"
-        shown = text if len(text) <= 40 else text[:39] + "…"
-        value: int | float | str = text
-        if not isinstance(self.default, str):
-            kind = type(self.default)
-            try:
-                value = kind(text)
-            except ValueError:
-                raise InputError(f"{where}: {shown!r} is not a{'n integer' if kind is int else ' number'}") from None
-            if not self.low <= value <= self.high:
-                raise InputError(f"{where}: {shown} is out of range; accepted: {self.low:g} to {self.high:g}")
-        if self.choices and value not in self.choices:
-            raise InputError(f"{where}: {shown!r}; accepted: {', '.join(map(str, self.choices))}")
-        return value
+__all__ = ["Parameter", "Technique", "apply_techniques", "techniques"]
 
 
 @dataclass(frozen=True)
@@ -77,23 +48,11 @@ def apply_techniques(trace: Trace, specs: Sequence[str]) -> Trace:
         if name not in known:
             raise unknown_name("technique", name, known)
         technique = known[name]
-        given: dict[str, int | float | str] = {}
-        for item in filter(None, settings.split(",")):
-            key, equals, text = item.partition("=")
-            if key not in technique.parameters:
-                raise unknown_name(f"parameter of technique {name}", key, technique.parameters)
-            if not equals:
-                raise InputError(
-                    f"technique {name}: {key} needs a value, as in {key}={technique.parameters[key].default}"
-                )
-            given[key] = technique.parameters[key].read(name, key, text)
-        replaced = {key for key, p in technique.parameters.items() if given.get(p.unless)}
-        for key in sorted(replaced & set(given)):
-            other = technique.parameters[key].unless
-            raise InputError(f"technique {name}: {key} is part of {other}={given[other]}; give one of the two")
+        given = read_settings("technique", name, technique.parameters, settings)
+        hidden = replaced(technique.parameters, given)
         values = {key: p.default for key, p in technique.parameters.items()} | given
         changed = technique.apply(trace, **values)
-        told = ",".join(f"{k}={v}" for k, v in values.items() if k not in replaced and v != "")
+        told = ",".join(f"{k}={v}" for k, v in values.items() if k not in hidden and v != "")
         label = name + (":" + told if told else "")
         if changed.blocks == trace.blocks:
             label += " (no effect)"

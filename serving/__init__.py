@@ -1,0 +1,1 @@
+"""Discrete-event simulation of request streams: schedulers, paged KV caches, clusters, power."""

@@ -1,0 +1,95 @@
+"""How many KV blocks a replica has, as real engines count them: what weights, activations and the engine leave."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from ..errors import InputError
+from ..hw.spec import Device
+from ..hw.tiers import fill, kv_demand, levels, weight_demand
+from ..workloads.parallel import stage_blocks
+from ..workloads.trace import Trace
+from .engine import EngineProfile
+
+PROBE = 4096
+"""Tokens over which the growth of a cache is read off."""
+
+
+@dataclass(frozen=True)
+class KvMemory:
+    """Room of one device of a replica, the fullest: bytes, and what they make in blocks and sequences.
+
+    ``token_bytes`` of cache per token and ``sequence_bytes`` of state per sequence (a scan's), on that device.
+    ``blocks`` is of the whole replica: every device holds its share of each block.
+    """
+
+    blocks: int
+    block: int
+    weights_bytes: float
+    activation_bytes: float
+    reserved_bytes: float
+    kv_bytes: float
+    token_bytes: float
+    sequence_bytes: float
+    seats: int
+
+    @property
+    def tokens(self) -> int:
+        """Tokens that all blocks hold."""
+        return self.blocks * self.block
+
+
+def kv_memory(share: Trace, device: Device, profile: EngineProfile, stages: int = 1) -> KvMemory:
+    """Blocks of a replica whose devices hold ``share`` of the model, divided into ``stages``.
+
+    On each level that holds cache: ``utilisation`` × capacity less weights, activations of an iteration of
+    ``budget`` tokens and the engine's own. Raises ``InputError`` where no block finds room.
+    """
+    found = []
+    for runs in stage_blocks(share, stages):
+        blocks = tuple(x.model_copy(update={"repeat": runs[x.name]}) for x in share.blocks if x.name in runs)
+        part = share.model_copy(update={"blocks": blocks, "order": tuple(runs.items())})
+        found.append(_stage(part, device, profile))
+    return min(found, key=lambda m: (m.blocks, m.seats))
+
+
+def _stage(part: Trace, device: Device, profile: EngineProfile) -> KvMemory:
+    places = levels(device)
+    weights, far_weights = weight_demand(part, tiered=any("far-weights" in p.roles for p in places))
+    activations = max(
+        sum(float(t.stored_bytes(1.0, float(profile.budget), 0.0)) for t in (*op.reads, *op.writes) if t.role == "activation")
+        for op, _ in part.operators()
+    )  # fmt: skip
+    held = fill(places, {"weights": weights, "far-weights": far_weights, "activations": activations})
+    short = sum(h.missing_bytes for h in held)
+    reserved, room, far_room = profile.reserved_bytes, 0.0, 0.0
+    for h in held:
+        left = profile.utilisation * h.level.capacity_bytes - sum(h.bytes.values())
+        if "kv" in h.level.roles:
+            room += max(left - reserved, 0.0)
+            reserved = max(reserved - max(left, 0.0), 0.0)
+        elif "far-kv" in h.level.roles:
+            far_room += max(left, 0.0)
+    empty = sum(kv_demand(part, 1.0, 0.0))
+    near, far = ((full - none) / PROBE for full, none in zip(kv_demand(part, 1.0, PROBE), kv_demand(part, 1.0, 0), strict=True))
+    if far and not any("far-kv" in p.roles for p in places):
+        near, far = near + far, 0.0
+    seats = profile.seats
+    if empty:
+        seats = min(seats, int(room / empty) if not near else seats)
+        room -= empty * seats if near else 0.0
+    blocks = [r / (b * profile.block) for r, b in ((room, near), (far_room, far)) if b]
+    count = math.floor(min(blocks)) if blocks else seats * math.ceil(PROBE * 256 / profile.block)
+    if short or count < 1 or seats < 1:
+        capacity = sum(p.capacity_bytes for p in places)
+        raise InputError(
+            f"{part.model} on {device.name}: no room for a KV block: weights take {(weights + far_weights) / 1e9:.2f} GB, "
+            f"activations of {profile.budget} tokens {activations / 1e9:.2f} GB, the engine {profile.reserved_bytes / 1e9:.2f} GB, "
+            f"of {profile.utilisation:.0%} of {capacity / 1e9:.2f} GB; accepted: more devices (--count), narrower weights "
+            "(--apply weight-only), a smaller budget"
+        )  # fmt: skip
+    return KvMemory(
+        count, profile.block, weights + far_weights, activations, profile.reserved_bytes, room + far_room, near + far,
+        empty, seats,
+    )  # fmt: skip

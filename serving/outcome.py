@@ -1,0 +1,87 @@
+"""What happened: per request and per run of iterations, in arrays."""
+
+from __future__ import annotations
+
+from array import array
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import numpy as np
+import numpy.typing as npt
+
+Array = npt.NDArray[np.float64]
+Index = npt.NDArray[np.int64]
+
+WAITING, FINISHED, REJECTED = 0, 1, 2
+
+
+class Outcome:
+    """Of N requests, seconds of the simulated clock; NaN where it did not come to that.
+
+    ``arrival_s``, ``scheduled_s`` (first admitted), ``first_s`` and ``last_s`` (tokens), ``finish_s`` (returned);
+    ``state`` one of :data:`WAITING`, :data:`FINISHED`, :data:`REJECTED`; ``written`` tokens; ``preemptions``;
+    ``replica`` where it ended; ``cached`` tokens of its prompt that were found in a cache; ``reasons`` of rejections.
+    """
+
+    def __init__(self, n: int) -> None:
+        missing = array("d", [float("nan")]) * n
+        self.arrival_s, self.scheduled_s, self.first_s, self.last_s, self.finish_s = (missing[:] for _ in range(5))
+        self.state = bytearray(n)
+        self.written, self.preemptions, self.cached = (array("q", bytes(8 * n)) for _ in range(3))
+        self.replica = array("q", [-1]) * n
+        self.reasons: dict[int, str] = {}
+
+
+class Column(NamedTuple):
+    """Columns of :class:`Runs`."""
+
+    start_s: Array
+    duration_s: Array
+    steps: Array
+    decoding: Array
+    mean: Array
+    tokens: Array
+    ends: Array
+    chunk_j: Array
+    held: Array
+    waiting: Array
+
+
+class Runs:
+    """Runs of like iterations of one replica, flat: a mixed iteration, or ``steps`` decode steps at once.
+
+    ``mean`` is the decoding sequences' cached tokens at the middle of the run, ``tokens`` those of a mixed iteration
+    (0: decode only), ``ends`` prompts that end in it, ``chunk_j`` joules of its chunks' context rows, ``held`` KV
+    blocks, ``waiting`` requests in the queue.
+    """
+
+    WIDTH = len(Column._fields)
+
+    def __init__(self) -> None:
+        self._flat = array("d")
+
+    def add(self, row: tuple[float, ...]) -> None:
+        self._flat.extend(row)
+
+    def columns(self) -> Column:
+        """All runs so far."""
+        flat = np.array(self._flat, dtype=float) if self._flat else np.zeros(0)
+        return Column(*flat.reshape(-1, self.WIDTH).T)
+
+    def __len__(self) -> int:
+        return len(self._flat) // self.WIDTH
+
+
+@dataclass
+class Gaps:
+    """Times between two tokens of a sequence, seconds, and how often each occurred."""
+
+    flat: array[float] = field(default_factory=lambda: array("d"))
+
+    def add(self, gap_s: float, count: float) -> None:
+        self.flat.extend((gap_s, count))
+
+    def columns(self) -> tuple[Array, Array]:
+        """(gaps, counts)."""
+        flat = np.array(self.flat, dtype=float).reshape(-1, 2)
+        return flat[:, 0], flat[:, 1]

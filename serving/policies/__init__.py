@@ -1,0 +1,130 @@
+"""Policies: who computes what, when and where. One module each, found by being here and defining ``POLICY``.
+
+On the command line a policy is ``name:key=value,key=value``, e.g. ``sarathi:chunk=512,order=shortest``. A policy of
+one's own is a subclass of :class:`Policy` in a module of this folder: nothing else lists them.
+"""
+
+from __future__ import annotations
+
+import importlib
+import pkgutil
+from functools import cache
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ...errors import InputError, unknown_name
+from ...settings import Parameter, Value, read_settings
+from ..blocks import BlockPool
+from ..memory import KvMemory, kv_memory
+from ..replica import Replica
+from ..scheduling import ORDERS, Schedule
+from ..sequence import Sequence
+from ..steps import StepModel
+
+if TYPE_CHECKING:
+    from ..cluster import Cluster
+    from ..simulation import Simulation
+
+ORDER = Parameter("fcfs", "who of the waiting comes first", choices=tuple(ORDERS))
+ROUTE = Parameter("least", "which replica a request goes to", choices=("least", "turns"))
+"""Requests here, or one after another."""
+
+
+class Policy:
+    """A schedule per replica, and what holds replicas together. ``settings`` are checked against ``parameters``.
+
+    Subclasses set the class attributes and override what they change; everything has a default but :meth:`schedule`.
+    """
+
+    name: ClassVar[str]
+    description: ClassVar[str]
+    source: ClassVar[str]
+    parameters: ClassVar[dict[str, Parameter]] = {}
+
+    def __init__(self, cluster: Cluster, **settings: Value) -> None:
+        self.cluster = cluster
+        self.settings: dict[str, Any] = {key: p.default for key, p in self.parameters.items()} | settings
+        self.simulation: Simulation
+        self.memory: dict[str, KvMemory] = {}
+        self._turn = 0
+
+    # -- what there is ---------------------------------------------------------------------------
+    def schedule(self, role: str = "") -> Schedule:
+        """A new schedule for a replica of ``role``."""
+        raise NotImplementedError
+
+    def build(self, simulation: Simulation) -> list[Replica]:
+        """The replicas, numbered from 0."""
+        self.simulation = simulation
+        c = self.cluster
+        steps = self.step_model()
+        return [self.replica(number, steps) for number in range(c.replicas)]
+
+    def step_model(self) -> StepModel:
+        """Times of iterations of a replica."""
+        c = self.cluster
+        return StepModel(c.trace, c.device, c.parallel, c.profile, c.longest)
+
+    def replica(self, number: int, steps: StepModel, role: str = "") -> Replica:
+        """A replica whose blocks are what its device's memory leaves."""
+        if role not in self.memory:
+            self.memory[role] = self.cluster.blocks or kv_memory(
+                steps.share, steps.device, steps.profile, steps.parallel.pp
+            )
+        memory, log = self.memory[role], self.simulation.log
+        shared = (log.prefix_tokens, log.prefix_parent) if self.cluster.prefix_caching and log.prefix_tokens.size else ()
+        pool = BlockPool(memory.blocks, memory.block, *shared)
+        return Replica(self.simulation, number, steps, pool, self.schedule(role), memory.seats, role)
+
+    # -- what happens --------------------------------------------------------------------------------
+    def begin(self, simulation: Simulation) -> None:
+        """Called once, before the first request: the place to start periodic work."""
+
+    def route(self, sequence: Sequence) -> Replica | None:
+        """The replica that ``sequence`` goes to; None while there is none."""
+        return self.choose([r for r in self.simulation.replicas if r.up], sequence)
+
+    def choose(self, replicas: list[Replica], sequence: Sequence) -> Replica | None:
+        """One of ``replicas`` by the setting ``route``: the one with the fewest requests, or in turns."""
+        if len(replicas) < 2:
+            return replicas[0] if replicas else None
+        if self.settings.get("route", "least") == "turns":
+            self._turn += 1
+            return replicas[self._turn % len(replicas)]
+        return min(replicas, key=_load)
+
+    def prefilled(self, replica: Replica, sequence: Sequence) -> bool:
+        """``sequence`` has its first token at ``replica``; True: it goes on elsewhere, which is this policy's doing."""
+        return False
+
+    def iterated(self, replica: Replica) -> None:
+        """An iteration of ``replica`` has ended."""
+
+    def result(self) -> dict[str, Any]:
+        """What this policy adds to a result document."""
+        return {}
+
+
+def _load(replica: Replica) -> int:
+    return replica.load
+
+
+@cache
+def policies() -> dict[str, type[Policy]]:
+    """All policies by name."""
+    found = {}
+    for module in pkgutil.iter_modules(__path__):
+        policy: type[Policy] = importlib.import_module(f"{__name__}.{module.name}").POLICY
+        found[policy.name] = policy
+    return dict(sorted(found.items()))
+
+
+def parse_policy(text: str) -> tuple[type[Policy], dict[str, Value]]:
+    """``name:key=value,…`` as a policy and its settings. Raises ``InputError`` for what is not known or accepted."""
+    name, _, settings = text.partition(":")
+    known = policies()
+    if name not in known:
+        raise unknown_name("policy", name, known)
+    return known[name], read_settings("policy", name, known[name].parameters, settings)
+
+
+__all__ = ["ORDER", "ROUTE", "InputError", "Parameter", "Policy", "Value", "parse_policy", "policies"]

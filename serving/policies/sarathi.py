@@ -1,0 +1,28 @@
+"""SARATHI: prompts in chunks of one size, decoding sequences riding along."""
+
+from __future__ import annotations
+
+from ...settings import Parameter
+from ..scheduling import Schedule
+from . import ORDER, ROUTE, Policy
+from .vllm import TokenBudget
+
+
+class Sarathi(Policy):
+    """A small budget that a chunk fills up beside the decoding sequences, in whole tiles of the GEMM kernels."""
+
+    name = "sarathi"
+    description = "chunked prefill: every iteration has one chunk's tokens, decoding sequences among them"
+    source = "Agrawal et al., arXiv:2308.16369, sections 4.1 to 4.3"
+    parameters = {
+        "chunk": Parameter(512, "tokens of an iteration", low=1, high=1e6),
+        "tile": Parameter(128, "chunks are cut to a multiple of it", low=1, high=4096),
+        "order": ORDER,
+        "route": ROUTE,
+    }
+
+    def schedule(self, role: str = "") -> Schedule:
+        return TokenBudget(self.settings["order"], int(self.settings["chunk"]), int(self.settings["tile"]))
+
+
+POLICY = Sarathi

@@ -1,0 +1,72 @@
+"""vLLM's schedule since version 1: one budget of tokens per iteration, decoding sequences first."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from ...settings import Parameter
+from ..replica import Replica
+from ..scheduling import Plan, Schedule
+from . import ORDER, ROUTE, Policy
+
+
+class TokenBudget(Schedule):
+    """Every running sequence gets its tokens first, then prompts in chunks until ``budget`` is spent.
+
+    Blocks are taken as caches grow; where there are none left, the sequence that was admitted last is preempted.
+    ``tile``: chunks that do not end a prompt are cut to a multiple of it.
+    """
+
+    def __init__(self, order: str = "fcfs", budget: int = 0, tile: int = 1) -> None:
+        self.order, self.budget, self.tile = order, budget, tile
+
+    def limit(self, replica: Replica) -> int:
+        return self.budget or replica.profile.budget
+
+    def plan(self, replica: Replica) -> Plan | None:
+        preempted = self._make_room(replica)
+        left = self.limit(replica) - len(replica.decoding)
+        plan = Plan()
+        for sequence in replica.prefilling:
+            left -= self._chunk(plan, sequence, left)
+        while left > 0 and not preempted and (sequence := replica.admit()) is not None:
+            left -= self._chunk(plan, sequence, left)
+        return plan if plan.chunks or replica.decoding else None
+
+    def _chunk(self, plan: Plan, sequence: Any, left: int) -> int:
+        tokens: int = min(sequence.prompt - sequence.done, left)
+        if tokens < sequence.prompt - sequence.done and tokens > self.tile:
+            tokens -= tokens % self.tile
+        if tokens > 0:
+            plan.chunks.append((sequence, tokens))
+        return max(tokens, 0)
+
+    @staticmethod
+    def _make_room(replica: Replica) -> bool:
+        """Preempt until the next token of everybody has room; whether anybody had to go."""
+        preempted = False
+        while replica.decoding and replica.grown(1) > replica.pool.free:
+            youngest = replica.youngest()
+            assert youngest is not None  # somebody decodes
+            replica.preempt(youngest)
+            preempted = True
+        return preempted
+
+
+class Vllm(Policy):
+    """See :class:`TokenBudget`."""
+
+    name = "vllm"
+    description = "token budget per iteration: decoding sequences first, prompts in chunks, preemption by recomputing"
+    source = "vLLM V1, vllm/v1/core/sched/scheduler.py; paging: Kwon et al., SOSP 2023"
+    parameters = {
+        "budget": Parameter(0, "most tokens of an iteration; 0 = the engine's", low=0, high=1e6),
+        "order": ORDER,
+        "route": ROUTE,
+    }
+
+    def schedule(self, role: str = "") -> Schedule:
+        return TokenBudget(self.settings["order"], int(self.settings["budget"]))
+
+
+POLICY = Vllm

@@ -1,0 +1,379 @@
+"""One replica of an engine: admits, runs iterations, jumps over decode steps while nothing can change.
+
+Between two iterations the schedule says what comes next (:class:`.scheduling.Plan`). A plan with chunks is one event;
+a plan of decode steps alone is one event for as many steps as pass until a sequence ends or blocks run out. A request
+that arrives meanwhile, where it could change the plan, ends the run at the next boundary of steps.
+
+What decode steps change is kept as sums, so that a run of k steps costs the same as one: a sequence's cached tokens
+are its ``base`` + the replica's counter of decode steps; blocks grow by how many sequences have each remainder.
+"""
+
+from __future__ import annotations
+
+from heapq import heapify, heappop, heappush
+from typing import TYPE_CHECKING
+
+from .blocks import BlockPool
+from .engine import EngineProfile
+from .outcome import Gaps, Runs
+from .scheduling import ORDERS, Plan, Schedule
+from .sequence import Sequence
+from .steps import StepModel
+
+if TYPE_CHECKING:
+    from .simulation import Simulation
+
+
+class Replica:
+    """One engine on its devices. ``speed`` divides iteration times (a power cap); ``up`` is False while it is down;
+    ``load`` counts the requests that are here, waiting or running."""
+
+    def __init__(
+        self, simulation: Simulation, number: int, steps: StepModel, pool: BlockPool, schedule: Schedule, seats: int,
+        role: str = "",
+    ) -> None:  # fmt: skip
+        self.simulation, self.number, self.steps, self.pool, self.schedule = simulation, number, steps, pool, schedule
+        self.profile: EngineProfile = steps.profile
+        self.seats, self.role = seats, role
+        self.speed = 1.0
+        self.up = True
+        self.waiting: list[tuple[tuple[float, ...], int, Sequence]] = []
+        self.prefilling: list[Sequence] = []
+        self.decoding: list[tuple[int, int, Sequence]] = []
+        self.counter = 0
+        self.runs, self.gaps = Runs(), Gaps()
+        self.energy_scale = 1.0
+        self._bases = 0
+        self._tallest: list[tuple[int, int, Sequence]] = []
+        self._remainders, self._growing = [0] * pool.size, 0
+        self.load = 0
+        self._cohorts: dict[float, int] = {}
+        self._stepped = -1.0
+        self._serial = 0
+        self._version = 0
+        self._plan: Plan | None = None
+        self._started = 0.0
+        self._steps = 0
+        self._duration = 0.0
+
+    # -- what schedules and policies ask -------------------------------------------------------
+    @property
+    def busy(self) -> bool:
+        """Whether an iteration is running."""
+        return self._plan is not None
+
+    def has_seat(self) -> bool:
+        """Whether one more sequence may be admitted."""
+        return len(self.prefilling) + len(self.decoding) < self.seats
+
+    def context(self, sequence: Sequence) -> int:
+        """Cached tokens of a decoding sequence."""
+        return sequence.base + self.counter
+
+    @property
+    def mean(self) -> float:
+        """Cached tokens per decoding sequence."""
+        return self._bases / len(self.decoding) + self.counter if self.decoding else 0.0
+
+    @property
+    def longer(self) -> float:
+        """Cached tokens by which the longest decoding sequence exceeds the mean."""
+        heap = self._tallest
+        while heap and heap[0][2].place != 2:
+            heappop(heap)
+        return -heap[0][0] - self._bases / len(self.decoding) if heap else 0.0
+
+    def grown(self, steps: int) -> int:
+        """Blocks that ``steps`` decode steps need."""
+        size = self.pool.size
+        whole, rest = divmod(steps, size)
+        start = self.counter % size
+        counts = self._remainders
+        grown = whole * self._growing
+        for i in range(start, start + rest):
+            grown += counts[i % size]
+        return grown
+
+    # -- arrivals --------------------------------------------------------------------------------
+    def submit(self, sequence: Sequence, *, front: bool = False) -> None:
+        """Queue ``sequence``; ``front``: before all others (a preempted one)."""
+        log, i = self.simulation.log, sequence.index
+        if not sequence.key:
+            sequence.key = ORDERS[self.schedule.order](
+                self.simulation.outcome.arrival_s[i], int(log.priority[i]), sequence.prompt, sequence.left
+            )
+        self._serial += 1
+        heappush(self.waiting, ((-1.0, *sequence.key) if front else (0.0, *sequence.key), self._serial, sequence))
+        self.simulation.outcome.replica[i] = self.number
+        self.load += not front
+        self.wake()
+
+    def wake(self) -> None:
+        """Something new: begin if idle, or end a run of decode steps at its next boundary where it matters."""
+        if not self.up:
+            return
+        if self._plan is None:
+            self._begin()
+        elif self._steps > 1 and self.schedule.interrupts(self):
+            self.truncate()
+
+    # -- admission, as schedules use it ------------------------------------------------------------
+    def peek(self) -> Sequence | None:
+        """The first of the waiting."""
+        return self.waiting[0][2] if self.waiting else None
+
+    def admit(self, reserve: int | None = None) -> Sequence | None:
+        """Admit the first of the waiting where a seat and blocks are free; None otherwise.
+
+        Blocks for its whole prompt are taken, or for ``reserve`` tokens. What is cached of its prefix is used; a prompt
+        is never cached whole, its last token has to be computed.
+        """
+        if not self.waiting or not self.has_seat():
+            return None
+        sequence = self.waiting[0][2]
+        pool = self.pool
+        hit = 0
+        if sequence.node >= 0 and not sequence.parked:
+            hit = min(pool.cached(sequence.node), (sequence.prompt - 1) // pool.size * pool.size)
+        tokens = max(sequence.prompt if reserve is None else reserve, 1)
+        need = -(-tokens // pool.size) - hit // pool.size
+        used = pool.refer(sequence.node, hit) if hit else []
+        if not pool.take(need):
+            pool.leave(used)
+            return None
+        heappop(self.waiting)
+        sequence.used, sequence.shared, sequence.blocks = used, hit // pool.size, need
+        sequence.place = 1
+        self._serial += 1
+        sequence.serial = self._serial
+        outcome, i = self.simulation.outcome, sequence.index
+        if not sequence.parked:
+            sequence.done = hit
+            outcome.cached[i] += hit
+        if outcome.scheduled_s[i] != outcome.scheduled_s[i]:  # not a number yet
+            outcome.scheduled_s[i] = self.simulation.now
+        self.prefilling.append(sequence)
+        return sequence
+
+    def preempt(self, sequence: Sequence) -> None:
+        """Throw ``sequence`` out; it is queued first and recomputes its cache."""
+        self.withdraw(sequence)
+        self.simulation.outcome.preemptions[sequence.index] += 1
+        sequence.done = 0
+        self.submit(sequence, front=True)
+
+    def youngest(self) -> Sequence | None:
+        """The sequence admitted last."""
+        everyone = [s for _, _, s in self.decoding] + self.prefilling
+        return max(everyone, key=lambda s: s.serial, default=None)
+
+    def withdraw(self, sequence: Sequence) -> None:
+        """Take ``sequence`` out of the batch, its blocks too. What it has written belongs to its prompt then."""
+        if sequence.place == 2:
+            context = self.context(sequence)
+            self._leave(sequence, heap=True)
+            sequence.prompt = context + 1
+            sequence.done = context
+        else:
+            self.prefilling.remove(sequence)
+        self._release(sequence)
+        sequence.place = 0
+
+    def join(self, sequence: Sequence) -> None:
+        """``sequence``, whose last token is out and everything before it cached (``done``), decodes from now on."""
+        sequence.place = 2
+        sequence.base = sequence.done - self.counter
+        sequence.joined = self.counter
+        sequence.finish_at = self.counter + sequence.left
+        self._serial += 1
+        heappush(self.decoding, (sequence.finish_at, self._serial, sequence))
+        self._bases += sequence.base
+        heappush(self._tallest, (-sequence.base, self._serial, sequence))
+        whole = -(-(sequence.done + sequence.left) // self.pool.size)
+        sequence.grows = sequence.blocks + sequence.shared < whole  # else all its blocks were taken at once
+        if sequence.grows:
+            self._remainders[-sequence.base % self.pool.size] += 1
+            self._growing += 1
+        stamp = sequence.stamp
+        self._cohorts[stamp] = self._cohorts.get(stamp, 0) + 1
+
+    # -- iterations ----------------------------------------------------------------------------------
+    def _begin(self) -> None:
+        plan = self.schedule.plan(self)
+        if plan is None or not (plan.chunks or (plan.decode and self.decoding)):
+            self._plan = None
+            return
+        self._plan = plan
+        self._started = self.simulation.now
+        n = len(self.decoding) if plan.decode else 0
+        if plan.chunks:
+            self._steps = 1
+            chunks = [(tokens, s.done) for s, tokens in plan.chunks]
+            ends = sum(tokens == s.prompt - s.done for s, tokens in plan.chunks)
+            seconds = self.steps.mixed_s(chunks, ends, n, self.mean, self.longer if n else 0.0)
+        else:
+            self._steps = self._horizon(plan)
+            seconds = self.steps.decode_s(n, self.mean, self.longer, self._steps)
+        self._duration = seconds / self.speed + plan.extra_s
+        self._version += 1
+        self.simulation.after(self._duration, self._ended, self._version)
+
+    def _horizon(self, plan: Plan) -> int:
+        """Decode steps that pass before a sequence ends or blocks run out."""
+        steps = min(self.decoding[0][0] - self.counter, plan.most, self.simulation.longest_jump)
+        free = self.pool.free
+        if self._growing * (steps // self.pool.size + 1) <= free:
+            return steps
+        low, high = 1, steps
+        while low < high:  # the most steps whose blocks are there
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.grown(middle) <= free else (low, middle - 1)
+        return low
+
+    def truncate(self) -> None:
+        """End a run of decode steps at the first boundary that is not in the past."""
+        plan = self._plan
+        if plan is None or plan.chunks or self._steps == 1:
+            return
+        passed = self.simulation.now - self._started
+        n, mean, longer = len(self.decoding), self.mean, self.longer
+
+        def until(steps: int) -> float:
+            return self.steps.decode_s(n, mean, longer, steps) / self.speed + plan.extra_s
+
+        steps = min(max(int(passed / self._duration * self._steps), 1), self._steps)
+        while steps > 1 and until(steps - 1) >= passed:
+            steps -= 1
+        while steps < self._steps and until(steps) < passed:
+            steps += 1
+        if steps == self._steps:
+            return
+        self._steps, self._duration = steps, until(steps)
+        self._version += 1
+        self.simulation.after(max(self._started + self._duration - self.simulation.now, 0.0), self._ended, self._version)
+
+    def _ended(self, version: int) -> None:
+        if version != self._version or self._plan is None:
+            return  # a run that was cut short, or a replica that went down
+        plan, self._plan = self._plan, None
+        now, n = self.simulation.now, len(self.decoding) if plan.decode else 0
+        self._record(plan, n)
+        if n:
+            self._advance(n, now)
+        for sequence, tokens in plan.chunks:
+            sequence.done += tokens
+            if sequence.done >= sequence.prompt and sequence.place == 1:
+                self._prompt_ends(sequence, now)
+        self.simulation.policy.iterated(self)
+        if self.up and self._plan is None:
+            self._begin()
+
+    def _record(self, plan: Plan, n: int) -> None:
+        tokens = ends = 0
+        joules = 0.0
+        if plan.chunks:
+            for s, q in plan.chunks:
+                tokens += q
+                ends += q == s.prompt - s.done
+                joules += self.steps.contexts.chunk(q, s.done)[1]
+            tokens += n
+        mean = self.mean + (self._steps - 1) / 2 if n else 0.0
+        self.runs.add((
+            self._started, self._duration, self._steps, n, mean, tokens, ends, joules, self.pool.held, len(self.waiting)
+        ))  # fmt: skip
+
+    def _advance(self, n: int, now: float) -> None:
+        """``_steps`` decode steps are done."""
+        steps, each = self._steps, self._duration / self._steps
+        first = self._started + each
+        for stamp, count in self._cohorts.items():
+            self.gaps.add(first - stamp, count)
+        if steps > 1:
+            self.gaps.add(each, n * (steps - 1))
+        self._cohorts, self._stepped = {now: n}, now
+        grown = self.grown(steps)
+        self.counter += steps
+        if not self.pool.take(grown):
+            raise AssertionError("a run of decode steps was planned without blocks")
+        heap, counter = self.decoding, self.counter
+        while heap and heap[0][0] <= counter:
+            sequence = heappop(heap)[2]
+            self._leave(sequence)
+            self._finish(sequence, now)
+
+    def _leave(self, sequence: Sequence, *, heap: bool = False) -> None:
+        """A decoding sequence leaves; its own blocks are known again."""
+        if heap:
+            self.decoding = [entry for entry in self.decoding if entry[2] is not sequence]
+            heapify(self.decoding)
+        context = self.context(sequence)
+        self._bases -= sequence.base
+        if sequence.grows:
+            self._remainders[-sequence.base % self.pool.size] -= 1
+            self._growing -= 1
+            sequence.blocks = -(-context // self.pool.size) - sequence.shared
+        sequence.left = sequence.finish_at - self.counter
+        sequence.place = 0
+        # Who has made a step since it joined got its last token with all others, else when it joined.
+        if self.counter > sequence.joined:
+            sequence.stamp = self._stepped
+        self._cohorts[sequence.stamp] -= 1
+        if not self._cohorts[sequence.stamp]:
+            del self._cohorts[sequence.stamp]
+
+    def _prompt_ends(self, sequence: Sequence, now: float) -> None:
+        """The iteration that ended the prompt wrote a token too."""
+        outcome, i = self.simulation.outcome, sequence.index
+        if outcome.first_s[i] != outcome.first_s[i]:  # not a number yet
+            outcome.first_s[i] = now
+        elif sequence.stamp >= 0:
+            self.gaps.add(now - sequence.stamp, 1)
+        sequence.stamp = now
+        sequence.left -= 1
+        self.prefilling.remove(sequence)
+        if sequence.node >= 0:
+            given = self.pool.publish(sequence.node, sequence.used, sequence.blocks)
+            sequence.blocks -= given
+            sequence.shared += given
+        if sequence.left == 0:
+            sequence.place = 0
+            self._finish(sequence, now)
+        elif not self.simulation.policy.prefilled(self, sequence):
+            self.join(sequence)
+
+    def _finish(self, sequence: Sequence, now: float) -> None:
+        self._release(sequence, kept=True)
+        self.simulation.finished(self, sequence, now)
+
+    def _release(self, sequence: Sequence, *, kept: bool = False) -> None:
+        """Give back blocks; ``kept``: what a later turn starts with stays as long as nobody wants the room."""
+        pool = self.pool
+        log = self.simulation.log
+        if kept and pool.prefixes and (node := int(log.extends[sequence.index])) >= 0:
+            sequence.blocks -= pool.publish(node, sequence.used, sequence.blocks)
+        pool.give(sequence.blocks)
+        if sequence.used:
+            pool.leave(sequence.used)
+        sequence.blocks, sequence.shared, sequence.used = 0, 0, []
+
+    # -- faults ------------------------------------------------------------------------------------------
+    def fail(self) -> list[Sequence]:
+        """Go down: caches are lost, every sequence that was here is returned, to start over elsewhere."""
+        self.up = False
+        self._version += 1
+        self._plan = None
+        lost = [s for _, _, s in sorted(self.waiting, key=lambda w: w[:2])]
+        for sequence in [s for _, _, s in self.decoding] + self.prefilling:
+            self.withdraw(sequence)
+            sequence.done = 0
+            lost.append(sequence)
+        self.waiting = []
+        self.load = 0
+        self.pool.clear()
+        return lost
+
+    def recover(self) -> None:
+        """Come back, empty."""
+        self.up = True
+        self.wake()
+

@@ -1,0 +1,55 @@
+"""Schedules of one replica: what its next iteration computes.
+
+A schedule is a subclass of :class:`Schedule` with one method, :meth:`Schedule.plan`, called between iterations.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from .sequence import Sequence
+
+if TYPE_CHECKING:
+    from .replica import Replica
+
+
+@dataclass
+class Plan:
+    """An iteration: ``chunks`` are (sequence, tokens of its prompt); ``decode`` whether decoding sequences get a token.
+
+    A plan without chunks is repeated for ``most`` steps at most, or until something can change it. ``extra_s`` is added
+    to the first iteration (cache blocks swapped in or out).
+    """
+
+    chunks: list[tuple[Sequence, int]] = field(default_factory=list)
+    decode: bool = True
+    most: int = 1 << 30
+    extra_s: float = 0.0
+
+
+ORDERS = {
+    "fcfs": lambda arrival, priority, prompt, output: (arrival,),
+    "priority": lambda arrival, priority, prompt, output: (priority, arrival),
+    "shortest": lambda arrival, priority, prompt, output: (prompt + output, arrival),
+    "shortest-prompt": lambda arrival, priority, prompt, output: (prompt, arrival),
+}
+"""Who of the waiting comes first: the least key."""
+
+
+class Schedule:
+    """Base of schedules. ``order`` is one of :data:`ORDERS`."""
+
+    order = "fcfs"
+
+    def plan(self, replica: Replica) -> Plan | None:
+        """The next iteration of ``replica``; None where there is nothing to do. May admit, preempt and reject."""
+        raise NotImplementedError
+
+    def interrupts(self, replica: Replica) -> bool:
+        """Whether a request that arrives now could change a running plan of decode steps."""
+        return replica.has_seat() and replica.pool.free > 0
+
+    def limit(self, replica: Replica) -> int:
+        """Most tokens of an iteration."""
+        return replica.profile.budget

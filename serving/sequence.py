@@ -1,0 +1,42 @@
+"""A request while an engine works on it."""
+
+from __future__ import annotations
+
+
+class Sequence:
+    """State of one request on its way; lengths in tokens.
+
+    ``prompt``: tokens to prefill (after a preemption: what was written too), ``done`` of them are in the cache.
+    ``left``: tokens still to write. While it decodes, ``base`` is its cached tokens less the replica's decode
+    counter, so that a step changes nothing here. ``blocks``: its own; ``used``: prefix nodes it refers to, which hold
+    ``shared`` blocks. ``joined``: the
+    counter when it began to decode. ``stamp``: when it got its last token before it joined or left a batch (negative: no
+    token yet). ``place``: 0 waiting or gone, 1 its prompt is computed, 2 it decodes. ``grows``: it takes
+    blocks as it goes. ``parked``: its cache waits elsewhere.
+    """
+
+    __slots__ = (
+        "base", "blocks", "done", "finish_at", "grows", "index", "joined", "key", "left", "node", "parked", "place", "prompt", "serial",
+        "shared", "stamp", "used",
+    )  # fmt: skip
+
+    def __init__(self, index: int, prompt: int, output: int, node: int = -1) -> None:
+        self.index, self.prompt, self.left, self.node = index, prompt, output, node
+        self.done = 0
+        self.base = 0
+        self.blocks = 0
+        self.shared = 0
+        self.used: list[int] = []
+        self.finish_at = 0
+        self.joined = 0
+        self.grows = False
+        self.stamp = -1.0
+        self.key: tuple[float, ...] = ()
+        self.place = -1
+        self.parked = False
+        self.serial = 0
+
+    @property
+    def todo(self) -> int:
+        """Tokens of the prompt that are not in the cache."""
+        return self.prompt - self.done

@@ -1,0 +1,165 @@
+"""A stream of requests on replicas: SimPy's clock, arrivals, faults, and the one place where requests end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence as Many
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import simpy
+
+from ..errors import InputError
+from ..workloads.request_log import RequestLog
+from .outcome import FINISHED, REJECTED, WAITING, Outcome
+from .replica import Replica
+from .sequence import Sequence
+
+if TYPE_CHECKING:
+    from .policies import Policy
+
+
+@dataclass(frozen=True)
+class Fault:
+    """Replica ``replica`` is down from ``start_s`` until ``end_s``; infinite: it does not come back."""
+
+    replica: int
+    start_s: float
+    end_s: float
+
+
+class Simulation:
+    """One run of ``log`` under ``policy``; build, then :meth:`run` once.
+
+    ``longest_jump``: most decode steps that one event stands for (1: every iteration is an event). ``longest``: tokens
+    that a model's context holds. ``until_s``: stop the clock there; requests may then be left waiting.
+    """
+
+    def __init__(
+        self, log: RequestLog, policy: Policy, *, longest: int | None = None, seed: int = 0, longest_jump: int = 1 << 30,
+        faults: Many[Fault] = (), until_s: float | None = None,
+    ) -> None:  # fmt: skip
+        self.log, self.policy, self.longest, self.seed = log, policy, longest, seed
+        self.longest_jump, self.faults, self.until_s = longest_jump, tuple(faults), until_s
+        self.env = simpy.Environment()
+        self.random = np.random.default_rng(seed)
+        self.outcome = Outcome(len(log))
+        self.ended = 0
+        self._prompt, self._output, self._node = log.prompt.tolist(), log.output.tolist(), log.prefix.tolist()
+        self._followers: dict[int, list[int]] = {}
+        after = np.flatnonzero(log.after >= 0)
+        for i in after.tolist():
+            self._followers.setdefault(int(log.after[i]), []).append(i)
+        self._first = np.flatnonzero(log.after < 0)
+        self._at = log.arrival_s[self._first].tolist()
+        self._next = 0
+        self.homeless: list[Sequence] = []
+        self.replicas: list[Replica] = policy.build(self)
+        for fault in self.faults:
+            if not 0 <= fault.replica < len(self.replicas):
+                raise InputError(f"fault of replica {fault.replica}: there are {len(self.replicas)}, from 0")
+
+    @property
+    def now(self) -> float:
+        """Seconds of the simulated clock."""
+        return self.env.now
+
+    @property
+    def busy(self) -> bool:
+        """Whether any request has not ended: what periodic work of policies goes on for."""
+        return self.ended < len(self.log)
+
+    def after(self, delay_s: float, call: Callable[[Any], None], value: Any = None) -> None:
+        """``call(value)`` in ``delay_s`` seconds."""
+        event = self.env.timeout(delay_s, value)
+        event.callbacks.append(lambda e: call(e.value))
+
+    def run(self) -> Outcome:
+        """Simulate until every request has ended."""
+        for fault in self.faults:
+            self.after(fault.start_s, self._down, fault)
+        self.policy.begin(self)
+        self._arrivals()
+        self.env.run(until=self.until_s)
+        if self.until_s is None:
+            for i in np.flatnonzero(np.frombuffer(self.outcome.state, dtype=np.int8) == WAITING).tolist():
+                self.reject(i, "no replica came back to serve it")
+        return self.outcome
+
+    # -- requests ------------------------------------------------------------------------------
+    def _arrivals(self, _: Any = None) -> None:
+        """Let in everybody whose time has come, and come back for the next."""
+        now, at, i = self.env.now, self._at, self._next
+        while i < len(at) and at[i] <= now:
+            self._arrive(int(self._first[i]))
+            i += 1
+        self._next = i
+        if i < len(at):
+            self.after(at[i] - now, self._arrivals)
+
+    def _arrive(self, i: int) -> None:
+        self.outcome.arrival_s[i] = self.env.now
+        prompt, output = self._prompt[i], self._output[i]
+        if self.longest is not None and prompt + output > self.longest:
+            self.reject(i, f"{prompt} + {output} tokens exceed the model's context of {self.longest}")
+            return
+        self.place(Sequence(i, prompt, output, self._node[i]))
+
+    def place(self, sequence: Sequence) -> None:
+        """Send ``sequence`` to a replica by the policy; to nobody while none is up."""
+        replica = self.policy.route(sequence)
+        if replica is None:
+            self.homeless.append(sequence)
+            return
+        pool = replica.pool
+        if -(-(sequence.prompt + sequence.left) // pool.size) > pool.total:
+            self.reject(
+                sequence.index,
+                f"{sequence.prompt} + {sequence.left} tokens exceed the KV cache of {pool.total} × {pool.size}",
+            )
+            return
+        replica.submit(sequence)
+
+    def finished(self, replica: Replica, sequence: Sequence, now: float) -> None:
+        """All tokens of ``sequence`` are written."""
+        outcome, i = self.outcome, sequence.index
+        outcome.last_s[i] = now
+        outcome.finish_s[i] = now
+        outcome.written[i] = self._output[i]
+        outcome.state[i] = FINISHED
+        outcome.replica[i] = replica.number
+        replica.load -= 1
+        self.ended += 1
+        self._release(i)
+
+    def reject(self, i: int, reason: str) -> None:
+        """Request ``i`` ends without an answer."""
+        if self.outcome.state[i] != WAITING:
+            raise AssertionError(f"request {i} ends twice")
+        self.outcome.state[i] = REJECTED
+        self.outcome.reasons[i] = reason
+        self.ended += 1
+        self._release(i)
+
+    def _release(self, i: int) -> None:
+        """The next turns of a session follow."""
+        if not self._followers:
+            return
+        for j in self._followers.pop(i, ()):
+            start = max(self.env.now + float(self.log.think_s[j]), float(self.log.arrival_s[j]))
+            self.after(start - self.env.now, self._arrive, j)
+
+    # -- faults ----------------------------------------------------------------------------------
+    def _down(self, fault: Fault) -> None:
+        replica = self.replicas[fault.replica]
+        lost = replica.fail()
+        if np.isfinite(fault.end_s):
+            self.after(fault.end_s - self.env.now, self._up, replica)
+        for sequence in lost:
+            self.place(sequence)
+
+    def _up(self, replica: Replica) -> None:
+        replica.recover()
+        waiting, self.homeless = self.homeless, []
+        for sequence in waiting:
+            self.place(sequence)
