@@ -22,16 +22,12 @@ from ..workloads.parallel import ONE_DEVICE, Parallel, stage_blocks, tensor_para
 from ..workloads.trace import Trace
 from .collective import collective_time
 from .cost import Costs, cost, rated_power
-from .die import price_of, takes_hosts_place
+from .hourly import hourly_usd
 from .spec import Device
 from .tiers import Held, fill, kv_demand, levels, weight_demand
 
-HOURS_OF_LIFE = 4 * 365 * 24
-"""Depreciation of a bought device: four years, as hyperscalers book servers (assumed)."""
 MOST_STEPS = 65536
 """Decode steps costed one by one."""
-USD_PER_KWH = 0.10
-"""Price of electricity (assumed: US industrial average, rounded)."""
 REASONS = ("compute", "dram", "l2", "dequantisation", "network", "launch")
 
 
@@ -147,29 +143,8 @@ class Estimate:
 
     @property
     def hourly_usd(self) -> tuple[float, str] | None:
-        """US dollars per hour of all devices, and what it is made of; ``None`` without any price.
-
-        A price to buy is written off over four years, and electricity is added; a price to rent is
-        used where no price to buy is known, so that devices with both compare alike; a device without either
-        costs what :func:`.die.price_of` makes of its parts. A host is bought too,
-        unless the device takes its place.
-        """
-        price, devices = self.device.price, self.parallel.devices
-        machines = [self.device]
-        if self.device.host is not None and not takes_hosts_place(self.device):
-            machines.append(self.device.host)
-        electricity = self.energy_j / self.latency_s / 1000 * USD_PER_KWH
-        listed = [m.price.purchase.value for m in machines if m.price.purchase is not None]
-        if len(listed) == len(machines):
-            bought = sum(listed) / HOURS_OF_LIFE * devices
-            return bought + electricity, "bought, written off in 4 years, electricity"
-        if price.hourly is not None:
-            return price.hourly.value * devices, "rented"
-        try:
-            made = sum(price_of(m).total for m in machines) / HOURS_OF_LIFE * devices
-        except InputError:
-            return None
-        return made + electricity, "price from cost of parts and assumed margin, written off in 4 years, electricity"
+        """US dollars per hour of all devices, and what it is made of (:mod:`.hourly`); ``None`` without any price."""
+        return hourly_usd(self.device, self.parallel.devices, self.energy_j / self.latency_s)
 
     @property
     def cost_usd_per_mtoken(self) -> float | None:

@@ -15,7 +15,8 @@ from ..workloads.trace import Trace
 from .cost import Costs, cost, kind_modules
 from .die import area_document, price_document
 from .energy import energy_document
-from .estimate import USD_PER_KWH, Estimate, Phase, Request, memory_fit
+from .estimate import Estimate, Phase, Request, memory_fit
+from .hourly import USD_PER_KWH
 from .event import EventLevel
 from .spec import Device
 from .timeline import event_document, points

@@ -28,7 +28,8 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..errors import InputError, unknown_name
-from ..hw.estimate import USD_PER_KWH, Request
+from ..hw.estimate import Request
+from ..hw.hourly import USD_PER_KWH
 from ..workloads.trace import Block as TraceBlock
 from ..workloads.trace import Operator as TraceOperator
 from ..workloads.trace import Tensor, Trace

@@ -30,7 +30,7 @@ from typing import Any
 from ..errors import InputError, unknown_name
 from ..hw.cost import prepare
 from ..hw.devices import load_device
-from ..hw.estimate import HOURS_OF_LIFE
+from ..hw.hourly import HOURS_OF_LIFE
 from ..hw.spec import Device, Link
 from ..hw.units import Key, measure
 from ..workloads.trace import Trace

@@ -29,7 +29,7 @@ class Fault:
 
 
 class Simulation:
-    """One run of ``log`` under ``policy``; build, then :meth:`run` once.
+    """One run of ``log`` under ``policy``; build, then :meth:`run` or :meth:`done` once.
 
     ``longest_jump``: most decode steps that one event stands for (1: every iteration is an event). ``longest``: tokens
     that a model's context holds. ``until_s``: stop the clock there; requests may then be left waiting.
@@ -74,6 +74,11 @@ class Simulation:
         event = self.env.timeout(delay_s, value)
         event.callbacks.append(lambda e: call(e.value))
 
+    def done(self) -> Simulation:
+        """Itself, after :meth:`run`."""
+        self.run()
+        return self
+
     def run(self) -> Outcome:
         """Simulate until every request has ended."""
         for fault in self.faults:
@@ -82,7 +87,7 @@ class Simulation:
         self._arrivals()
         self.env.run(until=self.until_s)
         if self.until_s is None:
-            for i in np.flatnonzero(np.frombuffer(self.outcome.state, dtype=np.int8) == WAITING).tolist():
+            for i in np.flatnonzero(np.frombuffer(bytes(self.outcome.state), dtype=np.uint8) == WAITING).tolist():
                 self.reject(i, "no replica came back to serve it")
         return self.outcome
 

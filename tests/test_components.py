@@ -29,7 +29,8 @@ from tokenfab.hw.die import (
     price_of,
 )
 from tokenfab.hw.energy import add_energy, arithmetic_floor, mac_energy, multiply_energy, scaling, sram_energy
-from tokenfab.hw.estimate import HOURS_OF_LIFE, USD_PER_KWH, Request, estimate
+from tokenfab.hw.estimate import Request, estimate
+from tokenfab.hw.hourly import HOURS_OF_LIFE, USD_PER_KWH
 from tokenfab.hw.result import estimate_document, lines
 from tokenfab.hw.units import Quantity
 from tokenfab.validation.power import read_phases

@@ -13,7 +13,8 @@ from hypothesis import strategies as st
 from tokenfab.errors import InputError
 from tokenfab.hw.cost import cost
 from tokenfab.hw.devices import find_architecture, load_device
-from tokenfab.hw.estimate import HOURS_OF_LIFE, USD_PER_KWH, Request, estimate
+from tokenfab.hw.estimate import Request, estimate
+from tokenfab.hw.hourly import HOURS_OF_LIFE, USD_PER_KWH
 from tokenfab.hw.result import estimate_document
 from tokenfab.hw.spec import Device, parse_device
 from tokenfab.workloads.capture import capture

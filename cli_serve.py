@@ -1,0 +1,63 @@
+"""The command ``serve``: a stream of requests on replicas of an engine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .cli_common import Json, Quiet, answer
+from .files import json_text, write_whole
+
+
+def serve(
+    run_: typer.Context,
+    model: Annotated[
+        str, typer.Option("--model", "-m", help="Preset, hf:PATH/config.json, trace file or preset file.")
+    ],
+    device: Annotated[str, typer.Option("--device", "-d", help="Device of the catalogue, or a device file.")],
+    requests: Annotated[
+        str, typer.Option(help="FILE.csv, FILE.jsonl, or poisson:rate=2,n=1000,prompt=512,output=128 and the like.")
+    ],
+    policy: Annotated[str, typer.Option(help="NAME or NAME:key=value,… (tokenfab serve --policies lists them).")] = "vllm",
+    count: Annotated[int | None, typer.Option(help="Devices; a multiple of tp × pp adds replicas.")] = None,
+    parallel: Annotated[str | None, typer.Option(help="Of one replica, as tp=4,pp=2; dp=N: replicas.")] = None,
+    engine: Annotated[str, typer.Option(help="Engine profile: overheads, memory, limits.")] = "ideal",
+    slo: Annotated[str | None, typer.Option(help="Limits of goodput, as ttft=0.5,tpot=0.05 (seconds).")] = None,
+    apply: Annotated[
+        list[str] | None, typer.Option("--apply", help="Technique, as name:key=value,key=value. Repeatable.")
+    ] = None,
+    seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad records of a request file out.")] = False,
+    save: Annotated[Path | None, typer.Option("-o", "--save", help="Write the result here.")] = None,
+    json_: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Serve a stream of requests: latencies, goodput, energy, cost.
+
+    Example: tokenfab serve --model llama-2-7b --device a100-80g-sxm --requests poisson:rate=2,n=1000,prompt=512,output=128
+    """
+    from .hw.devices import load_device
+    from .reports.serving import serving_summary
+    from .serving.cluster import Cluster
+    from .serving.engine import load_profile
+    from .serving.run import parse_slo
+    from .serving.run import serve as simulate
+    from .workloads.load import load_trace
+    from .workloads.parallel import Parallel, parse_parallel
+    from .workloads.requests import parse_requests
+    from .workloads.techniques import apply_techniques
+
+    limits = parse_slo(slo)
+    degrees = parse_parallel(parallel, count)
+    log = parse_requests(requests, seed=seed, skip_bad=skip_bad)
+    trace = apply_techniques(load_trace(model), apply or [])
+    cluster = Cluster(
+        trace, load_device(device), Parallel(degrees.tp, degrees.pp), degrees.dp, load_profile(engine),
+        trace.max_context or int((log.prompt + log.output).max()),
+    )  # fmt: skip
+    document = simulate(log, cluster, policy, slo=limits, seed=seed)[0] | {"command": run_.obj}
+    if save is not None:
+        write_whole(save, json_text(document))
+    answer(document, json_, quiet, lambda: serving_summary(document))

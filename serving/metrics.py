@@ -1,0 +1,194 @@
+"""What a run of a simulation amounts to: latencies, rates, goodput, energy, power, cost, KV occupancy."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..hw.hourly import hourly_usd
+from .outcome import FINISHED, REJECTED
+from .replica import Replica
+from .simulation import Simulation
+
+Array = npt.NDArray[np.float64]
+
+QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
+SLO_KEYS = ("ttft", "tpot", "e2e")
+POWER_POINTS = 200
+"""Points of power over time in a result."""
+
+
+@dataclass(frozen=True)
+class Latencies:
+    """Seconds of the N requests, NaN where they have none: to the first token, per following token, in all."""
+
+    ttft_s: Array
+    tpot_s: Array
+    e2e_s: Array
+    finished: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, simulation: Simulation) -> Latencies:
+        """``tpot`` = (last token − first token) / (tokens − 1), as engines report it."""
+        o = simulation.outcome
+        arrival, first, last, end = (np.array(x) for x in (o.arrival_s, o.first_s, o.last_s, o.finish_s))
+        written = np.array(o.written, dtype=float)
+        with np.errstate(invalid="ignore", divide="ignore"):
+            tpot = np.where(written > 1, (last - first) / (written - 1), np.nan)
+        return cls(first - arrival, tpot, end - arrival, np.frombuffer(bytes(o.state), dtype=np.uint8) == FINISHED)
+
+    def within(self, slo: Mapping[str, float]) -> npt.NDArray[np.bool_]:
+        """Which requests finished within every limit of ``slo`` (``ttft``, ``tpot``, ``e2e``; seconds)."""
+        ok = self.finished.copy()
+        for key, limit in slo.items():
+            values: Array = getattr(self, f"{key}_s")
+            ok &= ~(values > limit)  # a single token has no time per token, and breaks no limit
+        return ok
+
+
+def spread(values: Array, weights: Array | None = None) -> dict[str, float | None]:
+    """Mean and quantiles of what is a number; quantiles are of the sample (no interpolation where weighted)."""
+    here = np.isfinite(values)
+    values = values[here]
+    if not values.size:
+        return {"mean": None, **dict.fromkeys(QUANTILES)}
+    if weights is None:
+        return {"mean": float(values.mean()), **{k: float(np.quantile(values, q)) for k, q in QUANTILES.items()}}
+    weights = weights[here]
+    order = np.argsort(values, kind="stable")
+    total = np.cumsum(weights[order])
+    found = {k: float(values[order][np.searchsorted(total, q * total[-1])]) for k, q in QUANTILES.items()}
+    return {"mean": float((values * weights).sum() / total[-1]), **found}
+
+
+@dataclass(frozen=True)
+class Energy:
+    """Joules of a replica: dynamic, static while it works, idle; and its watts over time, at bins of ``bin_s``."""
+
+    dynamic_j: float
+    static_j: float
+    idle_j: float
+    busy_s: float
+    power_w: Array
+
+    @property
+    def total_j(self) -> float:
+        return self.dynamic_j + self.static_j + self.idle_j
+
+
+def energy_of(replica: Replica, end_s: float, bins: int = POWER_POINTS) -> Energy:
+    """What ``replica`` drew from 0 to ``end_s``."""
+    c, steps = replica.runs.columns(), replica.steps
+    n, tokens, ends = (x.astype(np.int64) for x in (c.decoding, c.tokens, c.ends))
+    mixed = tokens > 0
+    joules = np.zeros(n.size)
+    joules[~mixed] = steps.decode_j(n[~mixed], c.mean[~mixed]) * c.steps[~mixed]
+    joules[mixed] = steps.mixed_j(tokens[mixed], ends[mixed], n[mixed], c.mean[mixed], c.chunk_j[mixed])
+    joules *= replica.energy_scale
+    busy = float(c.duration_s.sum())
+    edges = np.linspace(0.0, max(end_s, 1e-12), bins + 1)
+    with np.errstate(invalid="ignore", divide="ignore"):
+        above = np.where(c.duration_s > 0, joules / c.duration_s, 0.0) + steps.static_w - steps.idle_w
+    # Joules beyond idling up to each edge: whole runs before it, and the part of the run it falls into.
+    before = np.concatenate([[0.0], np.cumsum(above * c.duration_s)])
+    i = np.searchsorted(c.start_s, edges, side="right") - 1
+    inside = np.zeros(edges.size)
+    if n.size:
+        inside = np.where(i >= 0, np.minimum(edges - c.start_s[i], c.duration_s[i]) * above[i], 0.0)
+    power = np.diff(before[np.maximum(i, 0)] + inside) / np.diff(edges) + steps.idle_w
+    return Energy(
+        float(joules.sum()), steps.static_w * busy, steps.idle_w * max(end_s - busy, 0.0), busy, power
+    )  # fmt: skip
+
+
+def metrics(simulation: Simulation, slo: Mapping[str, float] | None = None) -> dict[str, Any]:
+    """The figures of a finished run, as promised in the result document; seconds, joules, US dollars."""
+    o, log, replicas = simulation.outcome, simulation.log, simulation.replicas
+    lat = Latencies.of(simulation)
+    state = np.frombuffer(bytes(o.state), dtype=np.uint8)
+    finishes, arrivals = np.array(o.finish_s), np.array(o.arrival_s)
+    end = float(np.nanmax(finishes)) if lat.finished.any() else float(simulation.now)
+    span = end - float(np.nanmin(arrivals)) if np.isfinite(arrivals).any() else 0.0
+    tokens = int(np.array(o.written).sum())
+    flat = [r.gaps.columns() for r in replicas]
+    gaps, counts = (np.concatenate(x) if x else np.zeros(0) for x in zip(*flat, strict=True))
+    energies = [energy_of(r, end) for r in replicas]
+    total = sum(e.total_j for e in energies)
+    devices = sum(r.steps.devices for r in replicas)
+    hourly = [hourly_usd(r.steps.device, r.steps.devices, e.total_j / end if end else 0.0) for r, e in zip(replicas, energies, strict=True)]
+    usd = None if any(h is None for h in hourly) else sum(h[0] for h in hourly if h)
+    ok = lat.within(slo or {})
+    document: dict[str, Any] = {
+        "requests": {
+            "submitted": len(log), "finished": int(lat.finished.sum()), "rejected": int((state == REJECTED).sum()),
+        },
+        "ttft_s": spread(lat.ttft_s), "tpot_s": spread(lat.tpot_s), "itl_s": spread(gaps, counts),
+        "e2e_s": spread(lat.e2e_s),
+        "queue_s": spread(np.array(o.scheduled_s) - arrivals),
+        "throughput_tokens_per_s": tokens / span if span else 0.0,
+        "throughput_requests_per_s": int(lat.finished.sum()) / span if span else 0.0,
+        "goodput_requests_per_s": int(ok.sum()) / span if span else 0.0,
+        "slo": {"limits": dict(slo or {}), "attained": float(ok.mean()) if len(log) else 0.0},
+        "energy_j": {
+            "dynamic": sum(e.dynamic_j for e in energies), "static": sum(e.static_j for e in energies),
+            "idle": sum(e.idle_j for e in energies), "total": total,
+        },
+        "energy_per_token_j": total / tokens if tokens else None,
+        "power_w": {
+            "mean": total / end if end else 0.0, "peak": float(sum(e.power_w for e in energies).max()) if energies else 0.0,
+            "bin_s": end / POWER_POINTS, "series": [round(float(w), 3) for w in sum(e.power_w for e in energies)],
+        },
+        "usd_per_hour": usd, "cost_usd_per_mtoken": usd * end / 3600 / tokens * 1e6 if usd is not None and tokens else None,
+        "utilisation": {
+            "busy": float(np.mean([e.busy_s for e in energies])) / end if end else 0.0, "devices": devices,
+            "mean_batch": _mean_batch(replicas),
+        },
+        "kv_blocks": {
+            "total": sum(r.pool.total for r in replicas), "peak": sum(r.pool.peak for r in replicas),
+            "block_tokens": replicas[0].pool.size, "per_replica": replicas[0].pool.total,
+            "occupancy_mean": _occupancy(replicas, end), "cached_tokens": int(np.array(o.cached).sum()),
+        },
+        "preemptions": int(np.array(o.preemptions).sum()),
+        "iterations": int(sum(r.runs.columns().steps.sum() for r in replicas)),
+        "simulated_s": end,
+        "rejections": _reasons(o.reasons),
+        "classes": _classes(simulation, lat, ok, span),
+    }  # fmt: skip
+    return document
+
+
+def _mean_batch(replicas: list[Replica]) -> float:
+    """Decoding sequences of an iteration, on average over time."""
+    columns = [r.runs.columns() for r in replicas]
+    time = sum(float(c.duration_s.sum()) for c in columns)
+    return sum(float((c.duration_s * c.decoding).sum()) for c in columns) / time if time else 0.0
+
+
+def _occupancy(replicas: list[Replica], end_s: float) -> float:
+    """Share of the KV blocks that sequences hold, on average over time (of a run of steps, at its start)."""
+    held = sum(float((c.duration_s * c.held).sum()) for c in (r.runs.columns() for r in replicas))
+    total = sum(r.pool.total for r in replicas)
+    return held / (total * end_s) if end_s and total else 0.0
+
+
+def _reasons(reasons: Mapping[int, str]) -> list[dict[str, Any]]:
+    """Rejections, the first ten."""
+    return [{"request": i, "reason": reasons[i]} for i in sorted(reasons)[:10]]
+
+
+def _classes(simulation: Simulation, lat: Latencies, ok: npt.NDArray[np.bool_], span: float) -> list[dict[str, Any]]:
+    log = simulation.log
+    found = []
+    for k, name in enumerate(log.classes):
+        here = log.klass == k
+        if here.any():
+            found.append({
+                "class": name, "requests": int(here.sum()), "finished": int((lat.finished & here).sum()),
+                "ttft_s": spread(lat.ttft_s[here]), "tpot_s": spread(lat.tpot_s[here]), "e2e_s": spread(lat.e2e_s[here]),
+                "attained": float(ok[here].mean()), "goodput_requests_per_s": float((ok & here).sum()) / span if span else 0.0,
+            })  # fmt: skip
+    return found

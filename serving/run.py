@@ -1,0 +1,77 @@
+"""``serve``: a request log on a cluster under a policy, as a result document."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from .. import __version__
+from ..errors import InputError
+from ..workloads.request_log import RequestLog
+from .cluster import Cluster
+from .metrics import SLO_KEYS, metrics
+from .policies import Policy, parse_policy
+from .simulation import Fault, Simulation
+
+SCHEMA, VERSION = "tokenfab.serve", 1
+
+
+def simulate(
+    log: RequestLog, cluster: Cluster, policy: str, *, seed: int = 0, faults: Sequence[Fault] = (),
+    longest_jump: int = 1 << 30, until_s: float | None = None,
+) -> Simulation:  # fmt: skip
+    """A finished simulation. Raises ``InputError`` for what the policy, the devices or the log do not allow."""
+    kind, settings = parse_policy(policy)
+    return Simulation(
+        log, kind(cluster, **settings), longest=cluster.longest, seed=seed, faults=faults, longest_jump=longest_jump,
+        until_s=until_s,
+    ).done()  # fmt: skip
+
+
+def serve(
+    log: RequestLog, cluster: Cluster, policy: str, *, slo: Mapping[str, float] | None = None, seed: int = 0,
+    faults: Sequence[Fault] = (),
+) -> tuple[dict[str, Any], Simulation]:  # fmt: skip
+    """Simulate, and describe what happened: the document of ``tokenfab serve``, and the simulation behind it."""
+    start = time.perf_counter()
+    simulation = simulate(log, cluster, policy, seed=seed, faults=faults)
+    document = {
+        "schema": SCHEMA, "version": VERSION, "tokenfab": __version__, "model": cluster.trace.model,
+        "applied": list(cluster.trace.applied), "device": cluster.device.name, "parallel": str(cluster.parallel),
+        "replicas": cluster.replicas, "policy": described(simulation.policy), "engine": cluster.profile.name,
+        "workload": {"source": log.source, "requests": len(log), "left_out": list(log.left_out)},
+        **metrics(simulation, slo), **simulation.policy.result(),
+        "memory": {role or "replica": _memory(m) for role, m in simulation.policy.memory.items()},
+        "seed": seed,
+    }  # fmt: skip
+    document["wall_s"] = time.perf_counter() - start
+    return document, simulation
+
+
+def described(policy: Policy) -> dict[str, Any]:
+    """A policy and its settings."""
+    return {"name": policy.name, "source": policy.source, **{k: v for k, v in policy.settings.items()}}
+
+
+def parse_slo(text: str | None) -> dict[str, float]:
+    """``ttft=0.5,tpot=0.05`` in seconds. Raises ``InputError``."""
+    found: dict[str, float] = {}
+    for item in filter(None, (text or "").split(",")):
+        key, _, value = item.partition("=")
+        try:
+            limit = float(value)
+        except ValueError:
+            limit = -1.0
+        if key not in SLO_KEYS or not 0 < limit < 1e9 or key in found:
+            raise InputError(f"--slo: {item!r}; accepted: {', '.join(SLO_KEYS)} once each, as ttft=0.5 (seconds)")
+        found[key] = limit
+    return found
+
+
+def _memory(memory: Any) -> dict[str, float]:
+    return {
+        "blocks": memory.blocks, "block_tokens": memory.block, "weights_bytes": memory.weights_bytes,
+        "activation_bytes": memory.activation_bytes, "reserved_bytes": memory.reserved_bytes,
+        "kv_bytes": memory.kv_bytes, "kv_bytes_per_token": memory.token_bytes, "seats": memory.seats,
+    }  # fmt: skip
