@@ -19,6 +19,7 @@ from .cli_bench import bench
 from .cli_common import Json, Quiet, answer
 from .cli_place import place as place_command
 from .cli_rtl import rtl
+from .cli_serve import serve as serve_command
 from .errors import InputError, unknown_name
 from .files import check_writable, json_text, write_whole
 from .reports import terminal
@@ -416,6 +417,7 @@ def calibrate(
 
 
 app.command("place")(place_command)
+app.command("serve")(serve_command)
 
 
 # -- published systems -----------------------------------------------------------------------------

@@ -20,7 +20,9 @@ def serve(
     requests: Annotated[
         str, typer.Option(help="FILE.csv, FILE.jsonl, or poisson:rate=2,n=1000,prompt=512,output=128 and the like.")
     ],
-    policy: Annotated[str, typer.Option(help="NAME or NAME:key=value,… (tokenfab serve --policies lists them).")] = "vllm",
+    policy: Annotated[
+        str, typer.Option(help="NAME or NAME:key=value,… (tokenfab serve --policies lists them).")
+    ] = "vllm",
     count: Annotated[int | None, typer.Option(help="Devices; a multiple of tp × pp adds replicas.")] = None,
     parallel: Annotated[str | None, typer.Option(help="Of one replica, as tp=4,pp=2; dp=N: replicas.")] = None,
     engine: Annotated[str, typer.Option(help="Engine profile: overheads, memory, limits.")] = "ideal",
@@ -36,7 +38,7 @@ def serve(
 ) -> None:
     """Serve a stream of requests: latencies, goodput, energy, cost.
 
-    Example: tokenfab serve --model llama-2-7b --device a100-80g-sxm --requests poisson:rate=2,n=1000,prompt=512,output=128
+    Example: tokenfab serve --model llama-2-7b -d a100-80g-sxm --requests poisson:rate=2,n=500,prompt=512,output=128
     """
     from .hw.devices import load_device
     from .reports.serving import serving_summary

@@ -13,7 +13,7 @@ USD_PER_KWH = 0.10
 
 
 def hourly_usd(device: Device, devices: int, watts: float) -> tuple[float, str] | None:
-    """US dollars per hour of ``devices`` that draw ``watts`` together, and what it is made of; ``None`` without a price.
+    """US dollars per hour of ``devices`` that draw ``watts`` together, and what they are made of; None without a price.
 
     A price to buy is written off over four years, and electricity is added; a price to rent is used where no price to
     buy is known, so that devices with both compare alike; a device without either costs what :func:`.die.price_of`

@@ -16,8 +16,8 @@ from .cost import Costs, cost, kind_modules
 from .die import area_document, price_document
 from .energy import energy_document
 from .estimate import Estimate, Phase, Request, memory_fit
-from .hourly import USD_PER_KWH
 from .event import EventLevel
+from .hourly import USD_PER_KWH
 from .spec import Device
 from .timeline import event_document, points
 

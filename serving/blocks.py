@@ -48,7 +48,7 @@ class BlockPool:
         return self.total - self.held
 
     def take(self, blocks: int) -> bool:
-        """Hold ``blocks`` more, evicting kept ones where needed; False (and nothing changes) where there are too few."""
+        """Hold ``blocks`` more, evicting kept ones where needed; False, and no change, where there are too few."""
         if self.held + blocks > self.total:
             return False
         self.held += blocks
@@ -73,7 +73,8 @@ class BlockPool:
 
     def _span(self, node: int) -> int:
         parent = self._parent[node]
-        return self._tokens[node] // self.size - (self._tokens[parent] // self.size if parent >= 0 else 0)
+        start = self._tokens[parent] // self.size if parent >= 0 else 0
+        return int(self._tokens[node] // self.size - start)
 
     def cached(self, node: int) -> int:
         """Tokens of ``node``'s prefix that are here, from its start on."""

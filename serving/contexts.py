@@ -157,7 +157,9 @@ class ContextTable:
         n = np.broadcast_to(nodes[:, None, None], (nodes.size, *around.shape))
         c = np.broadcast_to(np.maximum(around, 0.0), n.shape)
         part = rows.at(n.ravel(), 1.0, c.ravel())
-        return Part(part.time_s.reshape(n.shape).mean(axis=2).ravel(), part.energy_j.reshape(n.shape).mean(axis=2).ravel())
+        return Part(
+            part.time_s.reshape(n.shape).mean(axis=2).ravel(), part.energy_j.reshape(n.shape).mean(axis=2).ravel()
+        )
 
     def _level(self, longer: float) -> tuple[int, float]:
         """Index into :data:`LONGER`, and the weight of the next."""

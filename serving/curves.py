@@ -12,7 +12,6 @@ once. Within a linear piece step(x) = f(x); at a bend it differs by an eighth of
 from __future__ import annotations
 
 from bisect import bisect_right
-from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -34,13 +33,13 @@ class Curve:
 
     __slots__ = ("_areas", "_at", "_last", "_slopes", "_values")
 
-    def __init__(self, at: Sequence[float], values: Sequence[float]) -> None:
+    def __init__(self, at: npt.ArrayLike, values: npt.ArrayLike) -> None:
         x, y = np.asarray(at, dtype=float), np.asarray(values, dtype=float)
         width = np.diff(x)
-        self._at = x.tolist()
-        self._values = y.tolist()
-        self._slopes = (0.5 * np.diff(y) / width).tolist()
-        self._areas = np.concatenate([[0.0], np.cumsum(width * (y[1:] + y[:-1]) / 2)]).tolist()
+        self._at: list[float] = x.tolist()
+        self._values: list[float] = y.tolist()
+        self._slopes: list[float] = (0.5 * np.diff(y) / width).tolist()
+        self._areas: list[float] = np.concatenate([[0.0], np.cumsum(width * (y[1:] + y[:-1]) / 2)]).tolist()
         self._last = len(self._at) - 2
 
     def integral(self, x: float) -> float:

@@ -1,9 +1,26 @@
-"""What a serving engine is, beside its schedule: memory it takes, blocks, limits, and its host's time per iteration."""
+"""What a serving engine is, beside its schedule: memory it takes, blocks, limits, and its host's time per iteration.
+
+Profiles are data, ``engines/NAME.toml``, found by being there; each number says where it is from.
+"""
 
 from __future__ import annotations
 
+import tomllib
 from bisect import bisect_left
 from dataclasses import dataclass, field
+from importlib import resources
+from pathlib import Path
+from typing import Any
+
+from ..errors import InputError, unknown_name
+
+RANGES: dict[str, tuple[float, float]] = {
+    "utilisation": (0.01, 1.0), "reserved_bytes": (0.0, 1e13), "block": (1, 1024), "budget": (1, 10**7),
+    "seats": (1, 10**6), "host_s": (0.0, 10.0), "host_sequence_s": (0.0, 1.0), "asynchronous": (0, 1),
+    "step_s": (0.0, 10.0), "sequence_s": (0.0, 1.0), "token_s": (0.0, 1.0),
+}  # fmt: skip
+"""Keys of a profile, and what they may be."""
+WHOLE = ("block", "budget", "seats", "asynchronous")
 
 
 @dataclass(frozen=True)
@@ -14,8 +31,9 @@ class EngineProfile:
     activations (library contexts, captured graphs). ``block``: tokens per KV block. ``budget``: most tokens of an
     iteration (``max_num_batched_tokens``), ``seats``: most sequences (``max_num_seqs``). ``host_s`` and
     ``host_sequence_s``: the host prepares the next iteration, fixed and per sequence; hidden behind the device where
-    ``asynchronous``. ``step_s``, ``sequence_s``, ``token_s``: what each iteration, sequence that gets a token and token
-    of it add that nothing hides. ``graphs``: token counts that are captured, ascending; fewer tokens are padded.
+    ``asynchronous`` is 1. ``step_s``, ``sequence_s``, ``token_s``: what each iteration, each sequence that gets a token
+    and each token of it add that nothing hides. ``graphs``: token counts that are captured, ascending; iterations of
+    fewer tokens are padded to the next.
     """
 
     name: str = "ideal"
@@ -26,11 +44,12 @@ class EngineProfile:
     seats: int = 256
     host_s: float = 0.0
     host_sequence_s: float = 0.0
-    asynchronous: bool = False
+    asynchronous: int = 0
     step_s: float = 0.0
     sequence_s: float = 0.0
     token_s: float = 0.0
     graphs: tuple[int, ...] = ()
+    description: str = ""
     sources: dict[str, str] = field(default_factory=dict)
 
     def padded(self, tokens: int) -> int:
@@ -44,3 +63,61 @@ class EngineProfile:
         host = (self.host_s + self.host_sequence_s * sequences) * count
         extra = (self.step_s + self.sequence_s * sequences + self.token_s * tokens) * count
         return (max(device_s, host) if self.asynchronous else device_s + host) + extra
+
+
+def profile_names() -> list[str]:
+    """Engines of the package, sorted."""
+    folder = resources.files(__package__) / "engines"
+    return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
+
+
+def load_profile(name_or_path: str) -> EngineProfile:
+    """A profile of the package by name, or any profile file by path (``.toml``). Raises ``InputError``."""
+    if name_or_path.endswith(".toml"):
+        try:
+            text = Path(name_or_path).read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise InputError(f"{name_or_path}: cannot be read: {error}") from None
+    elif name_or_path in profile_names():
+        text = (resources.files(__package__) / "engines" / f"{name_or_path}.toml").read_text(encoding="utf-8")
+    else:
+        raise unknown_name("engine", name_or_path, profile_names())
+    try:
+        return _profile(tomllib.loads(text), name_or_path)
+    except tomllib.TOMLDecodeError as error:
+        raise InputError(f"{name_or_path}: not TOML: {error}") from None
+
+
+def _profile(raw: dict[str, Any], where: str) -> EngineProfile:
+    """``raw`` checked: every number a table of ``value`` and ``source``."""
+    given: dict[str, Any] = {}
+    sources: dict[str, str] = {}
+    for key, entry in raw.items():
+        if key in ("name", "description"):
+            if not isinstance(entry, str) or not entry:
+                raise InputError(f"{where}: {key}: expected a text")
+            given[key] = entry
+            continue
+        if key not in RANGES and key != "graphs":
+            raise InputError(f"{where}: unknown key {key}; accepted: name, description, graphs, {', '.join(RANGES)}")
+        if not isinstance(entry, dict) or set(entry) != {"value", "source"} or not isinstance(entry["source"], str):
+            raise InputError(f'{where}: {key}: expected {{ value = …, source = "…" }}')
+        given[key], sources[key] = _number(key, entry["value"], where), entry["source"]
+    if "name" not in given:
+        raise InputError(f"{where}: name is missing")
+    return EngineProfile(**given, sources=sources)
+
+
+def _number(key: str, value: Any, where: str) -> Any:
+    if key == "graphs":
+        whole = isinstance(value, list) and all(isinstance(v, int) and not isinstance(v, bool) and v > 0 for v in value)
+        if not whole or value != sorted(set(value)):
+            raise InputError(f"{where}: graphs: expected ascending token counts")
+        return tuple(value)
+    low, high = RANGES[key]
+    kind = int if key in WHOLE else float
+    if isinstance(value, bool) or not isinstance(value, int | float) or not low <= value <= high:
+        raise InputError(f"{where}: {key}: {value!r}; accepted: {low:g} to {high:g}")
+    if kind is int and value != int(value):
+        raise InputError(f"{where}: {key}: {value!r} is not a whole number")
+    return kind(value)

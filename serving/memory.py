@@ -9,7 +9,7 @@ from ..errors import InputError
 from ..hw.spec import Device
 from ..hw.tiers import fill, kv_demand, levels, weight_demand
 from ..workloads.parallel import stage_blocks
-from ..workloads.trace import Trace
+from ..workloads.trace import Tensor, Trace
 from .engine import EngineProfile
 
 PROBE = 4096
@@ -58,9 +58,9 @@ def _stage(part: Trace, device: Device, profile: EngineProfile) -> KvMemory:
     places = levels(device)
     weights, far_weights = weight_demand(part, tiered=any("far-weights" in p.roles for p in places))
     activations = max(
-        sum(float(t.stored_bytes(1.0, float(profile.budget), 0.0)) for t in (*op.reads, *op.writes) if t.role == "activation")
+        sum(_bytes(t, profile.budget) for t in (*op.reads, *op.writes) if t.role == "activation")
         for op, _ in part.operators()
-    )  # fmt: skip
+    )
     held = fill(places, {"weights": weights, "far-weights": far_weights, "activations": activations})
     short = sum(h.missing_bytes for h in held)
     reserved, room, far_room = profile.reserved_bytes, 0.0, 0.0
@@ -72,7 +72,9 @@ def _stage(part: Trace, device: Device, profile: EngineProfile) -> KvMemory:
         elif "far-kv" in h.level.roles:
             far_room += max(left, 0.0)
     empty = sum(kv_demand(part, 1.0, 0.0))
-    near, far = ((full - none) / PROBE for full, none in zip(kv_demand(part, 1.0, PROBE), kv_demand(part, 1.0, 0), strict=True))
+    near, far = (
+        (full - none) / PROBE for full, none in zip(kv_demand(part, 1.0, PROBE), kv_demand(part, 1.0, 0), strict=True)
+    )
     if far and not any("far-kv" in p.roles for p in places):
         near, far = near + far, 0.0
     seats = profile.seats
@@ -84,12 +86,18 @@ def _stage(part: Trace, device: Device, profile: EngineProfile) -> KvMemory:
     if short or count < 1 or seats < 1:
         capacity = sum(p.capacity_bytes for p in places)
         raise InputError(
-            f"{part.model} on {device.name}: no room for a KV block: weights take {(weights + far_weights) / 1e9:.2f} GB, "
-            f"activations of {profile.budget} tokens {activations / 1e9:.2f} GB, the engine {profile.reserved_bytes / 1e9:.2f} GB, "
-            f"of {profile.utilisation:.0%} of {capacity / 1e9:.2f} GB; accepted: more devices (--count), narrower weights "
-            "(--apply weight-only), a smaller budget"
+            f"{part.model} on {device.name} has no room for a KV block: weights "
+            f"take {(weights + far_weights) / 1e9:.2f} GB, "
+            f"activations of {profile.budget} tokens {activations / 1e9:.2f} GB, the engine "
+            f"{profile.reserved_bytes / 1e9:.2f} GB, of {profile.utilisation:.0%} of {capacity / 1e9:.2f} GB; accepted: "
+            "more devices (--count), narrower weights (--apply weight-only), a smaller budget"
         )  # fmt: skip
     return KvMemory(
         count, profile.block, weights + far_weights, activations, profile.reserved_bytes, room + far_room, near + far,
         empty, seats,
     )  # fmt: skip
+
+
+def _bytes(tensor: Tensor, tokens: int) -> float:
+    """Bytes of an activation of ``tokens`` new tokens."""
+    return float(tensor.stored_bytes(1.0, float(tokens), 0.0))

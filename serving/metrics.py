@@ -118,8 +118,12 @@ def metrics(simulation: Simulation, slo: Mapping[str, float] | None = None) -> d
     gaps, counts = (np.concatenate(x) if x else np.zeros(0) for x in zip(*flat, strict=True))
     energies = [energy_of(r, end) for r in replicas]
     total = sum(e.total_j for e in energies)
+    power = np.sum([e.power_w for e in energies], axis=0)
     devices = sum(r.steps.devices for r in replicas)
-    hourly = [hourly_usd(r.steps.device, r.steps.devices, e.total_j / end if end else 0.0) for r, e in zip(replicas, energies, strict=True)]
+    hourly = [
+        hourly_usd(r.steps.device, r.steps.devices, e.total_j / end if end else 0.0)
+        for r, e in zip(replicas, energies, strict=True)
+    ]
     usd = None if any(h is None for h in hourly) else sum(h[0] for h in hourly if h)
     ok = lat.within(slo or {})
     document: dict[str, Any] = {
@@ -139,10 +143,11 @@ def metrics(simulation: Simulation, slo: Mapping[str, float] | None = None) -> d
         },
         "energy_per_token_j": total / tokens if tokens else None,
         "power_w": {
-            "mean": total / end if end else 0.0, "peak": float(sum(e.power_w for e in energies).max()) if energies else 0.0,
-            "bin_s": end / POWER_POINTS, "series": [round(float(w), 3) for w in sum(e.power_w for e in energies)],
+            "mean": total / end if end else 0.0, "peak": float(power.max()), "bin_s": end / POWER_POINTS,
+            "series": [round(float(w), 3) for w in power],
         },
-        "usd_per_hour": usd, "cost_usd_per_mtoken": usd * end / 3600 / tokens * 1e6 if usd is not None and tokens else None,
+        "usd_per_hour": usd,
+        "cost_usd_per_mtoken": usd * end / 3600 / tokens * 1e6 if usd is not None and tokens else None,
         "utilisation": {
             "busy": float(np.mean([e.busy_s for e in energies])) / end if end else 0.0, "devices": devices,
             "mean_batch": _mean_batch(replicas),
@@ -188,7 +193,8 @@ def _classes(simulation: Simulation, lat: Latencies, ok: npt.NDArray[np.bool_], 
         if here.any():
             found.append({
                 "class": name, "requests": int(here.sum()), "finished": int((lat.finished & here).sum()),
-                "ttft_s": spread(lat.ttft_s[here]), "tpot_s": spread(lat.tpot_s[here]), "e2e_s": spread(lat.e2e_s[here]),
-                "attained": float(ok[here].mean()), "goodput_requests_per_s": float((ok & here).sum()) / span if span else 0.0,
+                "ttft_s": spread(lat.ttft_s[here]), "tpot_s": spread(lat.tpot_s[here]),
+                "e2e_s": spread(lat.e2e_s[here]), "attained": float(ok[here].mean()),
+                "goodput_requests_per_s": float((ok & here).sum()) / span if span else 0.0,
             })  # fmt: skip
     return found

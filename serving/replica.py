@@ -250,7 +250,9 @@ class Replica:
             return
         self._steps, self._duration = steps, until(steps)
         self._version += 1
-        self.simulation.after(max(self._started + self._duration - self.simulation.now, 0.0), self._ended, self._version)
+        self.simulation.after(
+            max(self._started + self._duration - self.simulation.now, 0.0), self._ended, self._version
+        )
 
     def _ended(self, version: int) -> None:
         if version != self._version or self._plan is None:
@@ -376,4 +378,3 @@ class Replica:
         """Come back, empty."""
         self.up = True
         self.wake()
-

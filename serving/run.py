@@ -51,7 +51,7 @@ def serve(
 
 def described(policy: Policy) -> dict[str, Any]:
     """A policy and its settings."""
-    return {"name": policy.name, "source": policy.source, **{k: v for k, v in policy.settings.items()}}
+    return {"name": policy.name, "source": policy.source, **policy.settings}
 
 
 def parse_slo(text: str | None) -> dict[str, float]:

@@ -5,6 +5,7 @@ A schedule is a subclass of :class:`Schedule` with one method, :meth:`Schedule.p
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -28,7 +29,9 @@ class Plan:
     extra_s: float = 0.0
 
 
-ORDERS = {
+Key = Callable[[float, int, int, int], tuple[float, ...]]
+
+ORDERS: dict[str, Key] = {
     "fcfs": lambda arrival, priority, prompt, output: (arrival,),
     "priority": lambda arrival, priority, prompt, output: (priority, arrival),
     "shortest": lambda arrival, priority, prompt, output: (prompt + output, arrival),

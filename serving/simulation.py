@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence as Many
+from collections.abc import Callable
+from collections.abc import Sequence as Many
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -36,8 +37,8 @@ class Simulation:
     """
 
     def __init__(
-        self, log: RequestLog, policy: Policy, *, longest: int | None = None, seed: int = 0, longest_jump: int = 1 << 30,
-        faults: Many[Fault] = (), until_s: float | None = None,
+        self, log: RequestLog, policy: Policy, *, longest: int | None = None, seed: int = 0,
+        longest_jump: int = 1 << 30, faults: Many[Fault] = (), until_s: float | None = None,
     ) -> None:  # fmt: skip
         self.log, self.policy, self.longest, self.seed = log, policy, longest, seed
         self.longest_jump, self.faults, self.until_s = longest_jump, tuple(faults), until_s

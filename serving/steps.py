@@ -34,6 +34,8 @@ from ..workloads.trace import Trace
 from .contexts import Array, ContextTable, Mask, Part, Rows
 from .engine import EngineProfile
 
+Whole = npt.NDArray[np.int64]
+
 BLOCK = 512
 """Token counts evaluated at a time."""
 PROBES = ((6, 1, 0), (1, 6, 0), (2, 3, 0), (3, 2, 0), (6, 1, 100), (2, 3, 100))
@@ -102,9 +104,7 @@ class StepModel:
         The first step has ``mean`` cached tokens per sequence, ``mean + longer`` at most.
         """
         fixed = self._decode_tokens.time(self.profile.padded(n)) + self.hop_s(n)
-        return self.profile.iterations_s(
-            fixed * steps + self.contexts.decode_s(n, mean, longer, steps), n, n, steps
-        )
+        return self.profile.iterations_s(fixed * steps + self.contexts.decode_s(n, mean, longer, steps), n, n, steps)
 
     def mixed_s(self, chunks: Sequence[tuple[int, int]], ends: int, n: int, mean: float, longer: float) -> float:
         """Seconds of one iteration of ``chunks`` (tokens, cached tokens), ``ends`` of which end their prompt, and
@@ -121,18 +121,18 @@ class StepModel:
         return self.profile.iterations_s(seconds, tokens, ends + n, 1)
 
     # -- energies, after the run, in arrays --------------------------------------------------
-    def decode_j(self, n: npt.NDArray[np.int64], mean: Array) -> Array:
+    def decode_j(self, n: Whole, mean: Array) -> Array:
         """Dynamic joules of one decode iteration of ``n`` sequences at ``mean`` cached tokens; (N,) each."""
         return (self._decode_tokens.energies(n) + self._contexts_j(n, mean)) * self.parallel.tp
 
     def mixed_j(
-        self, tokens: npt.NDArray[np.int64], ends: npt.NDArray[np.int64], n: npt.NDArray[np.int64], mean: Array, chunks: Array
+        self, tokens: Whole, ends: Whole, n: Whole, mean: Array, chunks: Array
     ) -> Array:  # fmt: skip
         """Dynamic joules of mixed iterations; (N,) each, ``chunks`` the sum of :meth:`.ContextTable.chunk`'s."""
         own = self._mixed_tokens.energies(tokens) + self._sequences.energies(ends + n)
         return (own + self._contexts_j(n, mean) + chunks) * self.parallel.tp
 
-    def _contexts_j(self, n: npt.NDArray[np.int64], mean: Array) -> Array:
+    def _contexts_j(self, n: Whole, mean: Array) -> Array:
         out = np.zeros(n.size)
         for batch in np.unique(n[n > 0]):
             here = n == batch
@@ -159,7 +159,7 @@ class _Integers:
         n -= 1
         return self._block(n // BLOCK)[0][n % BLOCK]
 
-    def energies(self, n: npt.NDArray[np.int64]) -> Array:
+    def energies(self, n: Whole) -> Array:
         """Joules at each of ``n``; 0 where it is 0."""
         out = np.zeros(n.size)
         index = n - 1

@@ -18,8 +18,8 @@ from tokenfab.hw.cost import cost
 from tokenfab.hw.devices import load_device
 from tokenfab.hw.die import area_of, price_of
 from tokenfab.hw.estimate import Request, estimate
-from tokenfab.hw.hourly import HOURS_OF_LIFE, USD_PER_KWH
 from tokenfab.hw.gemm import CUBLAS_AMPERE, CUBLAS_HOPPER, CUTLASS_FP8, gemm_kernels, gemm_time
+from tokenfab.hw.hourly import HOURS_OF_LIFE, USD_PER_KWH
 from tokenfab.hw.lut import card_view, larger_tiles, lookup_of, prepare
 from tokenfab.workloads.compiled import compile_trace
 from tokenfab.workloads.load import load_trace

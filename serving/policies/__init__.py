@@ -71,7 +71,9 @@ class Policy:
                 steps.share, steps.device, steps.profile, steps.parallel.pp
             )
         memory, log = self.memory[role], self.simulation.log
-        shared = (log.prefix_tokens, log.prefix_parent) if self.cluster.prefix_caching and log.prefix_tokens.size else ()
+        shared = (
+            (log.prefix_tokens, log.prefix_parent) if self.cluster.prefix_caching and log.prefix_tokens.size else ()
+        )
         pool = BlockPool(memory.blocks, memory.block, *shared)
         return Replica(self.simulation, number, steps, pool, self.schedule(role), memory.seats, role)
 

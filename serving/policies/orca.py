@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from ...settings import Parameter
 from ..replica import Replica
 from ..scheduling import Plan, Schedule
@@ -40,7 +42,7 @@ class Orca(Policy):
     name = "orca"
     description = "continuous batching: requests join and leave between iterations, caches reserved whole"
     source = "Yu et al., Orca, OSDI 2022, sections 3 and 4.2"
-    parameters = {
+    parameters: ClassVar[dict[str, Parameter]] = {
         "most": Parameter(0, "sequences at a time; 0 = the engine's", low=0, high=1e6),
         "reserve": Parameter("known", "room for the true length, or the model's longest", choices=("known", "longest")),
         "order": ORDER,

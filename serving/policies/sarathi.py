@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import ClassVar
+
 from ...settings import Parameter
 from ..scheduling import Schedule
 from . import ORDER, ROUTE, Policy
@@ -14,7 +16,7 @@ class Sarathi(Policy):
     name = "sarathi"
     description = "chunked prefill: every iteration has one chunk's tokens, decoding sequences among them"
     source = "Agrawal et al., arXiv:2308.16369, sections 4.1 to 4.3"
-    parameters = {
+    parameters: ClassVar[dict[str, Parameter]] = {
         "chunk": Parameter(512, "tokens of an iteration", low=1, high=1e6),
         "tile": Parameter(128, "chunks are cut to a multiple of it", low=1, high=4096),
         "order": ORDER,

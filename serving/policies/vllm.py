@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import ClassVar
 
 from ...settings import Parameter
 from ..replica import Replica
 from ..scheduling import Plan, Schedule
+from ..sequence import Sequence
 from . import ORDER, ROUTE, Policy
 
 
@@ -29,12 +30,12 @@ class TokenBudget(Schedule):
         plan = Plan()
         for sequence in replica.prefilling:
             left -= self._chunk(plan, sequence, left)
-        while left > 0 and not preempted and (sequence := replica.admit()) is not None:
-            left -= self._chunk(plan, sequence, left)
+        while left > 0 and not preempted and (admitted := replica.admit()) is not None:
+            left -= self._chunk(plan, admitted, left)
         return plan if plan.chunks or replica.decoding else None
 
-    def _chunk(self, plan: Plan, sequence: Any, left: int) -> int:
-        tokens: int = min(sequence.prompt - sequence.done, left)
+    def _chunk(self, plan: Plan, sequence: Sequence, left: int) -> int:
+        tokens = min(sequence.prompt - sequence.done, left)
         if tokens < sequence.prompt - sequence.done and tokens > self.tile:
             tokens -= tokens % self.tile
         if tokens > 0:
@@ -59,7 +60,7 @@ class Vllm(Policy):
     name = "vllm"
     description = "token budget per iteration: decoding sequences first, prompts in chunks, preemption by recomputing"
     source = "vLLM V1, vllm/v1/core/sched/scheduler.py; paging: Kwon et al., SOSP 2023"
-    parameters = {
+    parameters: ClassVar[dict[str, Parameter]] = {
         "budget": Parameter(0, "most tokens of an iteration; 0 = the engine's", low=0, high=1e6),
         "order": ORDER,
         "route": ROUTE,

@@ -1,0 +1,59 @@
+"""A run of ``tokenfab serve`` as text on a terminal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from .terminal import say, si, table
+
+Document = dict[str, Any]
+ROWS = {"ttft_s": "time to first token", "tpot_s": "time per output token", "itl_s": "between two tokens",
+        "e2e_s": "end to end", "queue_s": "in the queue"}  # fmt: skip
+
+
+def serving_summary(document: Document) -> None:
+    """Latencies, rates, memory, energy and cost of a run."""
+    r, kv, energy = document["requests"], document["kv_blocks"], document["energy_j"]
+    used = document["utilisation"]
+    say(
+        f"{document['model']} on {document['replicas']} × {document['device']} ({document['parallel']}), "
+        f"policy {document['policy']['name']}, engine {document['engine']}",
+        f"{document['workload']['source']}: {r['submitted']} requests, {r['finished']} finished, "
+        f"{r['rejected']} rejected"
+        + (f", {len(document['workload']['left_out'])} records left out" if document["workload"]["left_out"] else ""),
+        "",
+        table(
+            ["", "mean", "p50", "p90", "p99"],
+            [[name, *(_time(document[key][q]) for q in ("mean", "p50", "p90", "p99"))] for key, name in ROWS.items()],
+            right=("mean", "p50", "p90", "p99"),
+        ),
+        "",
+        f"{document['throughput_tokens_per_s']:.5g} tokens/s, {document['throughput_requests_per_s']:.4g} requests/s, "
+        f"goodput {document['goodput_requests_per_s']:.4g} requests/s ({document['slo']['attained']:.1%} within "
+        f"{_limits(document['slo']['limits'])})",
+        f"KV cache: {kv['peak']} of {kv['total']} blocks of {kv['block_tokens']} tokens at the peak, "
+        f"{kv['occupancy_mean']:.1%} on average; {document['preemptions']} preemptions, "
+        f"{kv['cached_tokens']} prompt tokens found in the cache",
+        f"energy {si(energy['total'], 'J')} ({si(energy['dynamic'], 'J')} dynamic, {si(energy['static'], 'J')} static, "
+        f"{si(energy['idle'], 'J')} idle), {_per_token(document)}, "
+        f"power {si(document['power_w']['mean'], 'W')} on average, {si(document['power_w']['peak'], 'W')} at the peak",
+        f"{si(document['simulated_s'], 's')} simulated, {document['iterations']} iterations, busy "
+        f"{used['busy']:.1%} of the time, {used['mean_batch']:.1f} sequences decoding; "
+        f"seed {document['seed']}",
+    )  # fmt: skip
+    for rejection in document["rejections"]:
+        say(f"rejected: request {rejection['request']}: {rejection['reason']}")
+
+
+def _time(seconds: float | None) -> str:
+    return "–" if seconds is None else si(seconds, "s")
+
+
+def _limits(slo: dict[str, float]) -> str:
+    return ", ".join(f"{k} {si(v, 's')}" for k, v in slo.items()) or "no limit"
+
+
+def _per_token(document: Document) -> str:
+    cost, joules = document["cost_usd_per_mtoken"], document["energy_per_token_j"]
+    parts = [] if joules is None else [f"{si(joules, 'J')} per token"]
+    return ", ".join(parts + ([] if cost is None else [f"${cost:.3g} per million tokens"])) or "no token"
