@@ -85,13 +85,12 @@ def _stage(part: Trace, device: Device, profile: EngineProfile) -> KvMemory:
     count = math.floor(min(blocks)) if blocks else seats * math.ceil(PROBE * 256 / profile.block)
     if short or count < 1 or seats < 1:
         capacity = sum(p.capacity_bytes for p in places)
+        taken = f"weights {_gb(weights + far_weights)}, activations of {profile.budget} tokens {_gb(activations)}"
         raise InputError(
-            f"{part.model} on {device.name} has no room for a KV block: weights "
-            f"take {(weights + far_weights) / 1e9:.2f} GB, "
-            f"activations of {profile.budget} tokens {activations / 1e9:.2f} GB, the engine "
-            f"{profile.reserved_bytes / 1e9:.2f} GB, of {profile.utilisation:.0%} of {capacity / 1e9:.2f} GB; accepted: "
-            "more devices (--count), narrower weights (--apply weight-only), a smaller budget"
-        )  # fmt: skip
+            f"{part.model} on {device.name} has no room for a KV block: {taken}, the engine {_gb(profile.reserved_bytes)}, "
+            f"of {profile.utilisation:.0%} of {_gb(capacity)}; accepted: more devices (--count), narrower weights "
+            "(--apply weight-only), a smaller budget"
+        )
     return KvMemory(
         count, profile.block, weights + far_weights, activations, profile.reserved_bytes, room + far_room, near + far,
         empty, seats,
@@ -101,3 +100,7 @@ def _stage(part: Trace, device: Device, profile: EngineProfile) -> KvMemory:
 def _bytes(tensor: Tensor, tokens: int) -> float:
     """Bytes of an activation of ``tokens`` new tokens."""
     return float(tensor.stored_bytes(1.0, float(tokens), 0.0))
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:.2f} GB"
