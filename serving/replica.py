@@ -138,7 +138,8 @@ class Replica:
         tokens = max(sequence.prompt if reserve is None else reserve, 1)
         need = -(-tokens // pool.size) - hit // pool.size
         used = pool.refer(sequence.node, hit) if hit else []
-        if not pool.take(need):
+        # The next token of those that decode comes first.
+        if pool.free < need + self.grown(1) or not pool.take(need):
             pool.leave(used)
             return None
         heappop(self.waiting)
