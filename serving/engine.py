@@ -17,7 +17,7 @@ from ..errors import InputError, unknown_name
 RANGES: dict[str, tuple[float, float]] = {
     "utilisation": (0.01, 1.0), "reserved_bytes": (0.0, 1e13), "block": (1, 1024), "budget": (1, 10**7),
     "seats": (1, 10**6), "host_s": (0.0, 10.0), "host_sequence_s": (0.0, 1.0), "asynchronous": (0, 1),
-    "step_s": (0.0, 10.0), "sequence_s": (0.0, 1.0), "token_s": (0.0, 1.0),
+    "step_s": (0.0, 10.0), "sequence_s": (0.0, 1.0), "prompt_s": (0.0, 10.0), "prompt_token_s": (0.0, 1.0),
 }  # fmt: skip
 """Keys of a profile, and what they may be."""
 WHOLE = ("block", "budget", "seats", "asynchronous")
@@ -31,8 +31,8 @@ class EngineProfile:
     activations (library contexts, captured graphs). ``block``: tokens per KV block. ``budget``: most tokens of an
     iteration (``max_num_batched_tokens``), ``seats``: most sequences (``max_num_seqs``). ``host_s`` and
     ``host_sequence_s``: the host prepares the next iteration, fixed and per sequence; hidden behind the device where
-    ``asynchronous`` is 1. ``step_s``, ``sequence_s``, ``token_s``: what each iteration, each sequence that gets a token
-    and each token of it add that nothing hides. ``graphs``: token counts that are captured, ascending; iterations of
+    ``asynchronous`` is 1. What nothing hides: ``step_s`` of each iteration, ``sequence_s`` of each sequence that gets a
+    token, ``prompt_s`` of each iteration that computes prompts, ``prompt_token_s`` of each of their tokens. ``graphs``: token counts that are captured, ascending; iterations of
     fewer tokens are padded to the next.
     """
 
@@ -47,7 +47,8 @@ class EngineProfile:
     asynchronous: int = 0
     step_s: float = 0.0
     sequence_s: float = 0.0
-    token_s: float = 0.0
+    prompt_s: float = 0.0
+    prompt_token_s: float = 0.0
     graphs: tuple[int, ...] = ()
     description: str = ""
     sources: dict[str, str] = field(default_factory=dict)
@@ -58,10 +59,12 @@ class EngineProfile:
             return tokens
         return self.graphs[bisect_left(self.graphs, tokens)]
 
-    def iterations_s(self, device_s: float, tokens: int, sequences: int, count: int) -> float:
+    def iterations_s(self, device_s: float, prompt_tokens: int, sequences: int, count: int) -> float:
         """Seconds of ``count`` like iterations that occupy the device for ``device_s`` together."""
         host = (self.host_s + self.host_sequence_s * sequences) * count
-        extra = (self.step_s + self.sequence_s * sequences + self.token_s * tokens) * count
+        extra = (self.step_s + self.sequence_s * sequences) * count
+        if prompt_tokens:
+            extra += (self.prompt_s + self.prompt_token_s * prompt_tokens) * count
         return (max(device_s, host) if self.asynchronous else device_s + host) + extra
 
 

@@ -26,7 +26,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..hw.collective import collective_time
-from ..hw.cost import prepare, rated_power
+from ..hw.cost import cost, prepare, rated_power
 from ..hw.spec import Device
 from ..workloads.compiled import CompiledTrace, compile_trace
 from ..workloads.parallel import ONE_DEVICE, Parallel, tensor_parallel
@@ -46,6 +46,7 @@ class StepModel:
     """Seconds and joules of iterations of one replica: ``parallel.tp`` × ``parallel.pp`` devices.
 
     ``longest``: the longest context that will be asked for. Energies are those of all devices of the replica.
+    ``slower``: factors on the devices' times of decode and of mixed iterations.
     Raises ``InputError`` for devices and models that the cost model refuses.
     """
 
@@ -62,8 +63,9 @@ class StepModel:
         self.trace, self.device, self.parallel = trace, device, parallel
         self.share = tensor_parallel(trace, parallel.tp)
         self.profile = profile or EngineProfile()
+        self.slower = (1.0, 1.0)
         self.longest = int(longest or trace.max_context or 32768)
-        compiled = compile_trace(self.share)
+        self._compiled = compiled = compile_trace(self.share)
         _, self.model = prepare(compiled, device)
         token, sequence, context = sorts(compiled)
         decoding, tokens, sequences = (Rows(compiled, self.model, m) for m in (token | sequence, token, sequence))
@@ -104,7 +106,8 @@ class StepModel:
         The first step has ``mean`` cached tokens per sequence, ``mean + longer`` at most.
         """
         fixed = self._decode_tokens.time(self.profile.padded(n)) + self.hop_s(n)
-        return self.profile.iterations_s(fixed * steps + self.contexts.decode_s(n, mean, longer, steps), n, n, steps)
+        device_s = fixed * steps + self.contexts.decode_s(n, mean, longer, steps)
+        return self.profile.iterations_s(device_s * self.slower[0], 0, n, steps)
 
     def mixed_s(self, chunks: Sequence[tuple[int, int]], ends: int, n: int, mean: float, longer: float) -> float:
         """Seconds of one iteration of ``chunks`` (tokens, cached tokens), ``ends`` of which end their prompt, and
@@ -118,7 +121,16 @@ class StepModel:
         if n:
             seconds += self.contexts.decode_s(n, mean, longer)
         seconds -= (len(chunks) - (n == 0)) * self.contexts.launch_s
-        return self.profile.iterations_s(seconds, tokens, ends + n, 1)
+        return self.profile.iterations_s(seconds * self.slower[1], tokens - n, ends + n, 1)
+
+    def interval(self, n: float, mean: float, query: float) -> tuple[tuple[float, float], tuple[float, float]]:
+        """Low and high ends over the time, of a decode step of ``n`` sequences at ``mean`` cached tokens and of a
+        prompt of ``query`` tokens: 90 % intervals of the device's cost model."""
+        found = []
+        for b, q, c in ((max(n, 1.0), 1.0, mean), (1.0, max(query, 1.0), 0.0)):
+            costs = cost(self._compiled, self.device, b, q, c)
+            found.append((float(costs.low_s[0] / costs.latency_s[0]), float(costs.high_s[0] / costs.latency_s[0])))
+        return found[0], found[1]
 
     # -- energies, after the run, in arrays --------------------------------------------------
     def decode_j(self, n: Whole, mean: Array) -> Array:

@@ -55,14 +55,12 @@ class Policy:
     def build(self, simulation: Simulation) -> list[Replica]:
         """The replicas, numbered from 0."""
         self.simulation = simulation
-        c = self.cluster
         steps = self.step_model()
-        return [self.replica(number, steps) for number in range(c.replicas)]
+        return [self.replica(number, steps) for number in range(self.cluster.replicas)]
 
     def step_model(self) -> StepModel:
         """Times of iterations of a replica."""
-        c = self.cluster
-        return StepModel(c.trace, c.device, c.parallel, c.profile, c.longest)
+        return self.cluster.steps()
 
     def replica(self, number: int, steps: StepModel, role: str = "") -> Replica:
         """A replica whose blocks are what its device's memory leaves."""
