@@ -30,7 +30,7 @@ from ..hw.gemm import gemm_kernels, gemm_kernels_8bit
 from ..hw.moe import moe_kernels
 from ..hw.spec import Interval
 from ..workloads.expr_functions import Array
-from . import attention, collectives, gemm, layers, llmcompass, moe, pim, requests, roofline
+from . import attention, collectives, engines, gemm, layers, llmcompass, moe, pim, requests, roofline, runs
 from .intervals import EXPERTS, Errors, attention_errors, gemm_errors, regimes, unmeasured
 from .kernels import FOLDERS, MissingTableError, devices_in, read_kernels, table_path
 from .part import Part
@@ -68,6 +68,10 @@ BARS = {
     ("prompt", "h100-sxm", "kernel", "run"): 0.12,
     ("token", "a100-80g-sxm", "kernel", "run"): 0.12,
     ("token", "h100-sxm", "kernel", "run"): 0.12,
+    ("engine", "a100-80g-sxm", "kernel", "run"): 0.10,
+    ("engine", "h100-sxm", "kernel", "run"): 0.10,
+    **{("serving-ttft", device, "kernel", "run"): 0.10 for device in runs.CARDS},
+    **{(f"serving-{name}", device, "kernel", "run"): 0.05 for name in ("tpot", "e2e") for device in runs.CARDS},
     ("llmcompass-matmul", "a100-80g-sxm", "kernel", "library"): 0.07,
     **{(pim.SUITE, device, "kernel", "calibrated"): 0.03 for device in pim.DEVICES},
 }
@@ -320,10 +324,12 @@ SUITES: dict[str, Callable[[Path, str], Iterator[Comparison]]] = {
     "all-reduce": _collectives,
     "layers": _layers,
     "requests": _parts(requests.compare, "Splitwise, requests of Llama-2-70B"),
+    "engine": _parts(engines.compare, "Splitwise, batches of Llama-2-70B to their last token"),
+    "serving": _parts(runs.compare, "LLMServingSim, runs of vLLM 0.19, 300 requests each"),
     "llmcompass": _parts(llmcompass.compare, "LLMCompass, operators called one by one, all rows"),
     pim.SUITE: _parts(pim.compare, "AttAcc's simulator, cycle-level runs of HBM3 with PIM commands"),
 }
-OWN_DEVICES = {pim.SUITE: pim.DEVICES}
+OWN_DEVICES = {pim.SUITE: pim.DEVICES, "serving": tuple(runs.CARDS)}
 """Suites whose tables are not of the cards under ``aiconfigurator/``, and the devices they are of."""
 
 
