@@ -157,6 +157,8 @@ def metrics(simulation: Simulation, slo: Mapping[str, float] | None = None) -> d
             "block_tokens": replicas[0].pool.size, "per_replica": replicas[0].pool.total,
             "occupancy_mean": _occupancy(replicas, end), "cached_tokens": int(np.array(o.cached).sum()),
         },
+        "series": _series(replicas, end),
+        "cdf": {"ttft_s": _cdf(lat.ttft_s), "tpot_s": _cdf(lat.tpot_s), "e2e_s": _cdf(lat.e2e_s)},
         "preemptions": int(np.array(o.preemptions).sum()),
         "iterations": int(sum(r.runs.columns().steps.sum() for r in replicas)),
         "simulated_s": end,
@@ -178,6 +180,34 @@ def _occupancy(replicas: list[Replica], end_s: float) -> float:
     held = sum(float((c.duration_s * c.held).sum()) for c in (r.runs.columns() for r in replicas))
     total = sum(r.pool.total for r in replicas)
     return held / (total * end_s) if end_s and total else 0.0
+
+
+def _series(replicas: list[Replica], end_s: float) -> dict[str, Any]:
+    """Over time, at :data:`POWER_POINTS` bins: sequences decoding, requests waiting, KV blocks held, of all replicas.
+
+    Time means; a run of steps counts with what held at its start.
+    """
+    edges = np.linspace(0.0, max(end_s, 1e-12), POWER_POINTS + 1)
+    found: dict[str, Any] = {"bin_s": end_s / POWER_POINTS}
+    for name in ("decoding", "waiting", "held"):
+        total = np.zeros(POWER_POINTS)
+        for replica in replicas:
+            c = replica.runs.columns()
+            values: Array = getattr(c, name)
+            area = np.concatenate([[0.0], np.cumsum(values * c.duration_s)])
+            i = np.searchsorted(c.start_s, edges, side="right") - 1
+            inside = np.zeros(edges.size)
+            if values.size:
+                inside = np.where(i >= 0, np.minimum(edges - c.start_s[i], c.duration_s[i]) * values[i], 0.0)
+            total += np.diff(area[np.maximum(i, 0)] + inside) / np.diff(edges)
+        found[name] = [round(float(x), 4) for x in total]
+    return found
+
+
+def _cdf(values: Array) -> list[float]:
+    """Quantiles at 0, 1, … 100 %."""
+    values = values[np.isfinite(values)]
+    return [float(x) for x in np.quantile(values, np.linspace(0, 1, 101))] if values.size else []
 
 
 def _reasons(reasons: Mapping[int, str]) -> list[dict[str, Any]]:
