@@ -89,20 +89,29 @@ def energy_of(replica: Replica, end_s: float, bins: int = POWER_POINTS) -> Energ
     joules[~mixed] = steps.decode_j(n[~mixed], c.mean[~mixed]) * c.steps[~mixed]
     joules[mixed] = steps.mixed_j(tokens[mixed], ends[mixed], n[mixed], c.mean[mixed], c.chunk_j[mixed])
     joules *= replica.energy_scale
-    busy = float(c.duration_s.sum())
+    # As many batches pass through a pipeline as it has stages: each stands for one stage's devices.
+    pipeline, static_w, idle_w = replica.pipeline, steps.static_w, steps.idle_w
+    busy = float(c.duration_s.sum()) if pipeline is None else pipeline.work_s / pipeline.stages
     edges = np.linspace(0.0, max(end_s, 1e-12), bins + 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        above = np.where(c.duration_s > 0, joules / c.duration_s, 0.0) + steps.static_w - steps.idle_w
+        above = np.where(c.duration_s > 0, joules / c.duration_s, 0.0)
+        if c.duration_s.size:
+            above += (static_w - idle_w) * min(busy / float(c.duration_s.sum()), 1.0)
     # Joules beyond idling up to each edge: whole runs before it, and the part of the run it falls into.
     before = np.concatenate([[0.0], np.cumsum(above * c.duration_s)])
     i = np.searchsorted(c.start_s, edges, side="right") - 1
     inside = np.zeros(edges.size)
     if n.size:
         inside = np.where(i >= 0, np.minimum(edges - c.start_s[i], c.duration_s[i]) * above[i], 0.0)
-    power = np.diff(before[np.maximum(i, 0)] + inside) / np.diff(edges) + steps.idle_w
+    power = np.diff(before[np.maximum(i, 0)] + inside) / np.diff(edges) + idle_w
     return Energy(
-        float(joules.sum()), steps.static_w * busy, steps.idle_w * max(end_s - busy, 0.0), busy, power
+        float(joules.sum()), static_w * busy, idle_w * max(end_s - busy, 0.0), busy, power
     )  # fmt: skip
+
+
+def devices_of(replica: Replica) -> int:
+    """Devices that ``replica`` stands for: its own, or its part of a pipeline's."""
+    return replica.steps.devices // (1 if replica.pipeline is None else replica.pipeline.stages)
 
 
 def metrics(simulation: Simulation, slo: Mapping[str, float] | None = None) -> dict[str, Any]:
@@ -119,9 +128,9 @@ def metrics(simulation: Simulation, slo: Mapping[str, float] | None = None) -> d
     energies = [energy_of(r, end) for r in replicas]
     total = sum(e.total_j for e in energies)
     power = np.sum([e.power_w for e in energies], axis=0)
-    devices = sum(r.steps.devices for r in replicas)
+    devices = sum(devices_of(r) for r in replicas)
     hourly = [
-        hourly_usd(r.steps.device, r.steps.devices, e.total_j / end if end else 0.0)
+        hourly_usd(r.steps.device, devices_of(r), e.total_j / end if end else 0.0)
         for r, e in zip(replicas, energies, strict=True)
     ]
     usd = None if any(h is None for h in hourly) else sum(h[0] for h in hourly if h)

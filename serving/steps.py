@@ -81,14 +81,13 @@ class StepModel:
 
     @property
     def static_w(self) -> float:
-        """Watts of a working replica beyond the dynamic energies: one stage of a pipeline works at a time."""
-        idle = rated_power(self.device)[1]
-        return self.parallel.tp * self.model.static_power_w + (self.devices - self.parallel.tp) * idle
+        """Watts of the working devices of one stage beyond the dynamic energies."""
+        return self.parallel.tp * self.model.static_power_w
 
     @property
     def idle_w(self) -> float:
-        """Watts of a replica that has nothing to do."""
-        return self.devices * rated_power(self.device)[1]
+        """Watts of the devices of one stage that have nothing to do."""
+        return self.parallel.tp * rated_power(self.device)[1]
 
     def hop_s(self, tokens: int) -> float:
         """Seconds in which the activations of ``tokens`` tokens pass through the pipeline's stages."""
