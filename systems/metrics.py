@@ -188,8 +188,8 @@ def known_metrics() -> dict[str, tuple[str, Metric]]:
 
 @cache
 def known_figures() -> dict[str, tuple[str, Figure]]:
-    """What modules of ``hw/``, ``validation/`` and ``workloads/`` compute (``FIGURES``), each with what it is."""
-    return _defined("FIGURES", ("hw", "validation", "workloads"))
+    """What modules of ``hw/``, ``serving/``, ``validation/`` and ``workloads/`` compute (``FIGURES``), each with what it is."""
+    return _defined("FIGURES", ("hw", "serving", "validation", "workloads"))
 
 
 def _defined(table: str, rooms: Sequence[str]) -> dict[str, tuple[str, Any]]:
