@@ -17,9 +17,9 @@ A claim about a part of a machine, not about a request, names a ``figure`` in pl
 that a module of ``hw/`` or ``validation/`` computes (:func:`.metrics.known_figures`), with its ``arguments``.
 
 Lists make grids: ``prompt = [128, 512]`` with ``model = ["a", "b"]`` is four runs, the last key in the order
-model, device, apply, batch, prompt, output, count, parallel, requests, policy varying fastest. ``apply`` is a list of techniques;
-a list of lists is a grid. A claim over several runs says which ``mean`` of them it is. What a system cannot be
-asked here is a claim with ``not_modelled = "why"``.
+model, device, apply, batch, prompt, output, count, parallel, requests, policy, … varying fastest. ``apply`` is a
+list of techniques; a list of lists is a grid. A claim over several runs says which ``mean`` of them it is. What a
+system cannot be asked here is a claim with ``not_modelled = "why"``.
 """
 
 from __future__ import annotations
