@@ -145,9 +145,11 @@ def read_conversations(
             trouble.bad(number, str(error))
     if not sessions.rows:
         raise trouble.nothing()
-    arrival_s, prompt, output, prefix, extends, after, think = zip(*sessions.rows, strict=True)
+    prefix: Any
+    extends: Any
     tokens: Any = sessions.tokens
     parents: Any = sessions.parents
+    arrival_s, prompt, output, prefix, extends, after, think = zip(*sessions.rows, strict=True)
     if sessions.by_ids:
         prefix, extends, tokens, parents = sessions.tree.nodes()
     counted = f" ({chars_per_token:g} characters taken for a token)" if chars_per_token else ""
