@@ -18,7 +18,8 @@ from .files import NO_ARRIVALS, read_file
 from .generators import GENERATORS, MOST_REQUESTS, MOST_SEED, SEED, SHAPE, Setting, Settings, at_rate, read_settings
 from .lengths import distribution
 
-SETTINGS = re.compile(r"(.+?)[@:](\w+=[^,]*(?:,\w+=[^,]*)*,?)", re.DOTALL)
+SETTINGS = re.compile(r"[@:](?=\w+=)")
+"""Where settings may begin."""
 REPLAY: Settings = {
     "rate": Setting(0.0, "requests (of conversations: sessions) per second, poisson, in place of the file's arrivals; "
                          "inf: all at once", above=True),
@@ -53,9 +54,9 @@ def parse_requests(text: str, seed: int = 0, skip_bad: bool = False) -> RequestL
 
 
 def _from_file(text: str, seed: int, skip_bad: bool) -> RequestLog:
-    path, settings = text, ""
-    if not _exists(text) and (match := SETTINGS.fullmatch(text)):
-        path, settings = match[1], match[2]
+    # The longest beginning that is a file: names of files may hold these signs too.
+    cuts = [(text, ""), *((text[: m.start()], text[m.end() :]) for m in reversed(list(SETTINGS.finditer(text))))]
+    path, settings = next((cut for cut in cuts if _exists(cut[0])), cuts[-1])
     if not _exists(path):
         name = re.split("[:@]", path)[0]
         if re.fullmatch(r"[\w-]*", name):
@@ -81,7 +82,7 @@ def _from_file(text: str, seed: int, skip_bad: bool) -> RequestLog:
 
 def _exists(path: str) -> bool:
     try:
-        return Path(path).exists()
+        return bool(path) and Path(path).exists()
     except (OSError, ValueError):  # too long a name, a null character
         return False
 
