@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import math
@@ -47,7 +48,7 @@ def assert_same(a: RequestLog, b: RequestLog) -> None:
     [("conv", 19366, 3501.721937, 1154.7, 211.1), ("code", 8819, 3435.948056, 2047.8, 27.9)],
 )
 def test_the_azure_traces_have_their_published_figures(truth, name, requests, span, prompt, output):
-    """Counts and spans: NOTES.md beside the files; means: Splitwise (ISCA 2024), to the digits given there."""
+    """Counts and spans: NOTES.md beside the files; means: Lamina (arXiv 2405.01814), Table 4, to its digits."""
     log = read_requests(truth / "azure" / f"AzureLLMInferenceTrace_{name}.csv")
     assert len(log) == requests
     assert log.arrival_s[0] == 0
@@ -292,6 +293,32 @@ def test_those_who_wait_for_a_record_that_was_left_out_are_refused(tmp_path):
     assert log.after.tolist() == [-1, 0]
     path = written(tmp_path, f"{HEADER},after\n0,1,1,-1\n1,0,1,-1\n2,1,1,1\n")
     assert refusal(path, skip_bad=True).startswith("record 2 waits for record 1")
+
+
+SAMPLES = (
+    f"{HEADER},class,after\n0,5,6,a,-1\n1,7,8,b,0\n",
+    '# tokenfab requests: {"prefix_tokens": [4], "prefix_parent": [-1]}\narrival_s,prompt,output,prefix\n0,5,6,0\n',
+    "TIMESTAMP,ContextTokens,GeneratedTokens\r\n2023-11-16 18:15:46.6805900,374,44\r\n",
+    '{"arrival_time_ns": 5, "input_tok_ids": [1, 2], "output_toks": 3}\n{"arrival_time_ns": 6, "input_tok_ids": [1]}\n',
+    '[{"timestamp": 0, "input_length": 600, "output_length": 9, "hash_ids": [0, 1]}]',
+    '{"arrival_s": 1, "messages": [{"role": "user", "tokens": 3}, {"role": "assistant", "token_ids": [1, 2]}]}',
+    '{"turns": [{"prompt": 3, "output": 4, "think_s": 1}], "arrival_time": 9}',
+)
+
+
+@given(
+    st.sampled_from(SAMPLES),
+    st.lists(st.tuples(st.integers(0, 150), st.binary(max_size=4)), max_size=4),
+    st.booleans(),
+    st.booleans(),
+)
+def test_whatever_a_file_holds_it_is_read_or_refused(tmp_path_factory, sample, edits, packed, skip_bad):
+    data = bytearray(gzip.compress(sample.encode()) if packed else sample.encode())
+    for at, piece in edits:
+        data[at : at + max(len(piece) - 1, 0)] = piece
+    path = written(tmp_path_factory.getbasetemp(), bytes(data), "fuzzed")
+    with contextlib.suppress(InputError):
+        read_requests(path, skip_bad=skip_bad).check()
 
 
 # -- forms -----------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import doctest
 import hashlib
 import math
@@ -14,8 +15,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenfab.errors import InputError
-from tokenfab.workloads.request_log import PER_REQUEST, RequestLog
 from tokenfab.workloads import requests
+from tokenfab.workloads.request_log import PER_REQUEST, RequestLog
 from tokenfab.workloads.requests import GENERATORS, fit_lognormal, parse_requests, read_requests, write_csv
 from tokenfab.workloads.requests.draws import Draws, exp, ln
 from tokenfab.workloads.requests.generators import COUNT, arrivals
@@ -330,6 +331,7 @@ def test_sessions_without_room_are_refused():
         ("sessions:rate=1,turns=0", "turns: found '0'"),
         ("sessions:rate=1,think=-1", "think: found '-1', expected a number of seconds"),
         ("sessions:rate=1,n=10000000,turns=9", "sessions: 90000000 turns; expected at most 10000000"),
+        ("sessions:rate=1,turns=10001", "sessions: a session of 10001 turns; expected at most 10000"),
         ("none.csv", "none.csv: no such file of requests"),
         ("none.csv@rate=2", "none.csv: no such file of requests"),
         ("a" * 5000, "unknown request generator 'aaa"),
@@ -339,6 +341,33 @@ def test_texts_that_are_wrong_are_refused_in_one_line(text, message):
     with pytest.raises(InputError) as caught:
         parse_requests(text)
     assert str(caught.value).startswith(message)
+
+
+KEYS = sorted({key for one in GENERATORS.values() for key in one.settings} - {"n"})
+VALUES = (
+    *("", "0", "1", "2.5", "7", "-1", "1e-300", "1e9", "1e300", "inf", "nan", "1-3", "0.5-2", "9" * 400),
+    *(
+        "lognormal(9;2)",
+        "lognormal(1e7;100)",
+        "gamma(50;100)",
+        "exponential(1e7)",
+        "x",
+        "@",
+        "fit@",
+        "@.",
+        "=",
+        ":",
+        "ü",
+    ),
+)
+
+
+@given(st.sampled_from([*GENERATORS, "other", "."]), st.sampled_from(":@"),
+       st.lists(st.tuples(st.sampled_from(KEYS), st.sampled_from(VALUES)), max_size=5))  # fmt: skip
+def test_whatever_a_text_says_it_is_a_log_or_refused(name, sign, given_settings):
+    text = f"{name}{sign}n=3," + ",".join(f"{key}={value}" for key, value in given_settings)
+    with contextlib.suppress(InputError):
+        parse_requests(text).check()
 
 
 @pytest.mark.parametrize(
