@@ -3,10 +3,10 @@
     python -m tokenfab.workloads.shipped       (``make traces``)
 
 writes ``traces/NAME.json`` for every preset and vision model. A shipped trace is taken only while what it was made
-from is unchanged: the model's configuration (its digest is in the trace) and the sources that capture it (:data:`SOURCES`;
-their digest is in ``traces/_sources.json``). Anything else is captured, so an edit of the capture is seen at once, and
-only the start is slow until the traces are written again. ``tests/test_workloads_shipped.py`` holds every shipped trace
-equal to a fresh capture.
+from is unchanged: the model's configuration (its digest is in the trace) and the sources that capture it
+(:data:`SOURCES`; their digest is in ``traces/sources.toml``). Anything else is captured, so an edit of the capture is
+seen at once, and only the start is slow until the traces are written again. ``tests/test_workloads_shipped.py`` holds
+every shipped trace equal to a fresh capture.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ from .trace import Trace
 SOURCES = (
     "models/config.py", "models/decoder.py", "models/ops.py", "models/vit.py", "models/vit_config.py",
     "workloads/calls.py", "workloads/capture.py", "workloads/eager_attention.py", "workloads/expr.py",
-    "workloads/expr_functions.py", "workloads/formulas.py", "workloads/interpolation.py", "workloads/kinds.py",
-    "workloads/layers.py", "workloads/operators.py", "workloads/pointwise.py", "workloads/raw.py",
+    "workloads/expr_functions.py", "workloads/expr_text.py", "workloads/formulas.py", "workloads/interpolation.py",
+    "workloads/kinds.py", "workloads/layers.py", "workloads/operators.py", "workloads/pointwise.py", "workloads/raw.py",
     "workloads/recorder.py", "workloads/trace.py", "workloads/vision.py",
 )  # fmt: skip
-"""Every module of ours that a capture runs, but for errors and files, which say nothing about a trace."""
-_DIGEST = "_sources.json"
+"""Every module of ours that a capture can import, but for errors and files, which say nothing about a trace."""
+_DIGEST = "sources.toml"
 
 
 def shipped_trace(config: ModelConfig | VitConfig) -> Trace | None:
@@ -45,7 +45,7 @@ def shipped_trace(config: ModelConfig | VitConfig) -> Trace | None:
     name = f"{config.name}.json"
     if name not in {file.name for file in folder.iterdir()}:  # the name may come from a user's file: never a path
         return None
-    if json.loads((folder / _DIGEST).read_text(encoding="utf-8")) != {"sources_sha256": sources_digest()}:
+    if (folder / _DIGEST).read_text(encoding="utf-8") != _digest_text():
         return None
     with resources.as_file(folder / name) as path:
         trace = Trace.load(path)
@@ -54,7 +54,7 @@ def shipped_trace(config: ModelConfig | VitConfig) -> Trace | None:
 
 @cache
 def sources_digest() -> str:
-    """SHA-256 of :data:`SOURCES`, whatever a checkout made of their line ends; empty where sources are not installed."""
+    """SHA-256 of :data:`SOURCES`, whatever a checkout made of their line ends; empty where they are not installed."""
     root, digest = resources.files(__package__.partition(".")[0]), hashlib.sha256()
     for source in SOURCES:
         try:
@@ -63,6 +63,10 @@ def sources_digest() -> str:
             return ""
         digest.update(f"{source} {len(text)}\n".encode() + text)
     return digest.hexdigest()
+
+
+def _digest_text() -> str:
+    return f'sources_sha256 = "{sources_digest()}"\n'
 
 
 def as_shipped(trace: Trace) -> Trace:
@@ -89,7 +93,7 @@ def main() -> int:
         write_whole(folder / f"{trace.model}.json", file_text(as_shipped(trace)))
     for file in set(folder.glob("*.json")) - {folder / f"{t.model}.json" for t in captured}:
         file.unlink()  # of a preset that is no more
-    write_whole(folder / _DIGEST, json.dumps({"sources_sha256": sources_digest()}) + "\n")
+    write_whole(folder / _DIGEST, _digest_text())
     print(f"{len(captured)} traces written to {folder}")
     return 0
 
