@@ -192,7 +192,7 @@ def trace(
     from .workloads.techniques import apply_techniques
     from .workloads.trace import check_point
 
-    captured = apply_techniques(load_trace(model), apply or [])
+    captured = apply_techniques(load_trace(model, fresh=True), apply or [])
     at = {"batch": batch, "query": query, "context": context}
     check_point(captured, **at)
     flops, moved = (float(captured.total(q)(batch, query, context)) for q in ("flops", "bytes"))
