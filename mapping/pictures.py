@@ -1,8 +1,8 @@
 """What pictures of a placement need beside its numbers: which weights lie twice, what each link carries, what runs when.
 
 A replay of 80 layers has thousands of spans. A document keeps of each phase what each lane (engine or port) works by
-operator kind, exactly and in :data:`BINS` equal stretches of the pass, and every span of a few layers only, with their
-number and how many layers are placed like them. Its size does not grow with the model.
+operator kind, in the whole pass and layer by layer (at most :data:`STRETCHES`, else a few layers together), and every
+span of a few layers only, with their number and how many layers are placed like them: its size is bounded.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from .problem import Array, Choice
 from .replay import Replay, Span
 from .spreads import Spread
 
-BINS = 120
-"""Stretches of a pass; at the width of a page each is about two millimetres."""
+STRETCHES = 100
+"""Most stretches of a pass: each is of whole layers, so that no beat of layers against stretches is seen."""
 WINDOW = 2
 """Layers of which all spans are kept."""
 FEW = 150
@@ -116,18 +116,19 @@ def schedule(built: Built, layers: Sequence[Choice], played: Replay) -> list[dic
         if not (spans and seconds and repeats):
             continue
         spans.sort(key=lambda x: (resources[x[0].resource], x[0].start_s))
+        edges = _edges([(number, s.start_s) for s, (number, _, _) in spans], len(problem.order), seconds)
         busy: dict[str, dict[str, float]] = {}
         whole: dict[str, dict[str, Array]] = {}
         for s, (_, _, kind) in spans:
             lane, bins = busy.setdefault(s.resource, {}), whole.setdefault(s.resource, {})
             lane[kind] = lane.get(kind, 0.0) + s.end_s - s.start_s
-            _spread_over(bins.setdefault(kind, np.zeros(BINS)), s.start_s / seconds, s.end_s / seconds)
+            _spread_over(bins.setdefault(kind, np.zeros(len(edges) - 1)), edges, s.start_s, s.end_s)
         chosen = range(len(problem.order)) if len(spans) <= FEW else range(first, first + count)
         inside = [s for s, (number, _, _) in spans if number in chosen]
         start, end = min((s.start_s for s in inside), default=0.0), max((s.end_s for s in inside), default=0.0)
         out.append({
             "phase": phase, "seconds": seconds, "repeats": float(repeats), "layers": len(problem.order),
-            "busy_s": busy,
+            "busy_s": busy, "edges_s": edges.tolist(),
             "whole": {lane: {k: [round(float(x), 4) for x in v] for k, v in bins.items()}
                       for lane, bins in whole.items()},
             "window": {"first": chosen.start, "layers": len(chosen), "alike": alike if len(spans) > FEW else None,
@@ -157,13 +158,19 @@ def _window(built: Built, layers: Sequence[Choice]) -> tuple[int, int, int]:
     return min(start + max(0, length - count) // 2, len(placed) - count), count, alike
 
 
-def _spread_over(bins: Array, start: float, end: float) -> None:
-    """Add to each bin the share of it that lies between ``start`` and ``end``, both shares of the whole."""
-    low, high = start * len(bins), min(end, 1.0) * len(bins)
-    i, j = int(low), min(int(high), len(bins) - 1)
-    if i >= j:
-        bins[min(i, j)] += high - low
-        return
-    bins[i] += i + 1 - low
-    bins[i + 1 : j] += 1.0
-    bins[j] += high - j
+def _edges(starts: Sequence[tuple[int, float]], layers: int, seconds: float) -> Array:
+    """Where stretches of whole layers begin, and the end of the pass: rising seconds from 0."""
+    each = -(-layers // STRETCHES)
+    first: dict[int, float] = {}
+    for number, start in starts:
+        first[number // each] = min(first.get(number // each, start), start)
+    inner = np.array([first[i] for i in sorted(first)])
+    return np.unique(np.concatenate([[0.0], inner[(inner > 0) & (inner < seconds)], [seconds]]))
+
+
+def _spread_over(shares: Array, edges: Array, start: float, end: float) -> None:
+    """Add to each stretch the share of it that lies between ``start`` and ``end``."""
+    i, j = int(np.searchsorted(edges, start, "right")) - 1, int(np.searchsorted(edges, end, "left"))
+    i, j = max(0, i), min(j, len(shares))
+    low, high = edges[i:j], edges[i + 1 : j + 1]
+    shares[i:j] += np.maximum(0.0, np.minimum(end, high) - np.maximum(start, low)) / (high - low)

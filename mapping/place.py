@@ -194,6 +194,7 @@ def document(
     problem = built.problem
     out: dict[str, Any] = {
         "schema": "tokenfab.placement", "version": 1, "tokenfab": __version__, "model": built.trace.model,
+        "applied": list(built.trace.applied),
         "devices": [e.name for e in built.node.engines],
         "request": {"batch": built.request.batch, "prompt": built.request.prompt, "output": built.request.output},
         "objective": objective, "limits": dict(problem.objective.limits), "status": solution.status,
