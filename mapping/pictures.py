@@ -1,4 +1,4 @@
-"""What pictures of a placement need beside its numbers: which weights lie twice, what each link carries, what runs when.
+"""What pictures of a placement need: which weights lie twice, what each link carries, what runs when.
 
 A replay of 80 layers has thousands of spans. A document keeps of each phase what each lane (engine or port) works by
 operator kind, in the whole pass and layer by layer (at most :data:`STRETCHES`, else a few layers together), and every

@@ -59,7 +59,7 @@ def parse(document: object, where: str = "result") -> Document:
 
 
 def parse_placement(document: dict[str, Any], where: str = "result") -> Placement | Nowhere:
-    """A placement ``document`` (its schema says so) checked and typed. Raises ``InputError`` that starts with ``where``."""
+    """A placement ``document`` checked and typed. Raises ``InputError`` that starts with ``where``."""
     _check_version(document, where)
     found = document.get("status") not in ("infeasible", "unknown")
     return _typed(Placement, document, where) if found else _typed(Nowhere, document, where)

@@ -22,6 +22,8 @@ ROW, HIGHEST = 0.21, 0.34
 TALL = 6.3
 """Inches of a page for a picture alone."""
 HEAD, FOOT, KEY = 0.42, 0.28, 0.26
+SEEN = 0.002
+"""Share of a lane's height that can be seen."""
 LANES = 24
 """Lanes drawn of a pass; of links, those that work longest."""
 TITLES = {"prefill": "Prefill", "decode": "One decode step", "handover": "Handover of caches"}
@@ -140,13 +142,16 @@ def _stretches(axes: Axes, row: int, lane: dict[str, list[float]], edges: list[f
     for kind, shares in lane.items():
         name = KIND_GROUPS.get(kind, "others")
         by[name] = by.get(name, 0.0) + np.array(shares)
-    foot = np.zeros(len(edges) - 1)
-    for name, colour in KINDS.items():
-        if name in by:
-            top = np.minimum(foot + by[name], 1.0)
+    tops = np.minimum(np.cumsum([by[name] for name in KINDS if name in by], axis=0), 1.0)
+    # stretches that look like the one before are drawn with it
+    new = np.append(True, np.abs(np.diff(tops, axis=1)).max(axis=0) > SEEN)
+    at, tops = np.append(np.array(edges[:-1])[new], edges[-1]), tops[:, new]
+    foot = np.zeros(tops.shape[1])
+    for name, top in zip((name for name in KINDS if name in by), tops, strict=True):
+        if (top - foot).max() > SEEN:
             low, high = (row + 0.42 - 0.84 * np.append(v, v[-1]) for v in (foot, top))
-            axes.fill_between(edges, low, high, step="post", color=colour, lw=0)
-            foot = top
+            axes.fill_between(at, low, high, step="post", color=KINDS[name], lw=0)
+        foot = top
 
 
 def _zoomed(axes: Axes, rows: list[str], schedule: Schedule, inches: float, size: float) -> None:

@@ -54,9 +54,10 @@ def build(
     for section in every:
         parts += _section(section, title)
         title = None
-    parts += placed.parts(placements)
+    parts += placed.parts(placements, refused=refused or ())
     if refused:
-        parts.append(Part("Devices left out", "", (Listing(tuple(refused.items()), columns=1, size=7.5),)))
+        listing = Listing(tuple(refused.items()), columns=1, size=7.5)
+        parts.append(Part("Devices left out", "", (listing,), joins=True))
     return parts + _background(documents, every, command)
 
 

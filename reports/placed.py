@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import partial
 
 from . import gantt, holdings, topology
@@ -33,10 +33,15 @@ CONVENTIONS = (
 )  # fmt: skip
 
 
-def parts(documents: Sequence[Placement | Nowhere], title: str | None = None) -> list[Part]:
-    """Parts of every placement, in order; what the words mean after the last."""
+def parts(
+    documents: Sequence[Placement | Nowhere], title: str | None = None, refused: Collection[str] = ()
+) -> list[Part]:
+    """Parts of every placement, in order; what the words mean after the last. ``refused``: devices of which the report
+    says elsewhere why they were left out."""
     made: list[Part] = []
-    for document in documents:
+    for whole in documents:
+        left = {name: why for name, why in whole.left_out.items() if name not in refused}
+        document = whole.model_copy(update={"left_out": left})
         made += _placed(document, title) if isinstance(document, Placement) else [_nowhere(document, title)]
         title = None
     if made:
@@ -65,7 +70,7 @@ def verdict(document: Placement) -> str:
         return f"No single device holds the model with its caches; placed on {listed(used)} it runs."
     gain = single / document.value - 1 if document.value else 0.0
     if len(used) == 1:
-        return f"Mixing does not beat the best single device: all of it on {used[0]} is best."
+        return f"Mixing does not beat the best single device: all of it is on {used[0]}."
     if gain <= 1e-4:
         return f"Mixing does not beat the best single device ({_amount(document, single)}): nothing is gained."
     return f"The best single device is {percent(gain)} worse ({_amount(document, single)})."
@@ -306,8 +311,12 @@ def _links(document: Placement) -> Table:
     return Table(columns, tuple(rows), note=note, size=7.5)
 
 
-def _left(document: Head) -> Listing:
-    return Listing(tuple(document.left_out.items()), columns=1, size=7.5)
+def _left(document: Head, title: str = "") -> Listing:
+    """Devices of the study that are not in the node, those with one reason together."""
+    why: dict[str, list[str]] = {}
+    for name, reason in document.left_out.items():
+        why.setdefault(reason, []).append(name)
+    return Listing(tuple((", ".join(names), text) for text, names in why.items()), columns=1, size=7.5, title=title)
 
 
 # -- nothing fits ----------------------------------------------------------------------------------
@@ -328,5 +337,5 @@ def _nowhere(document: Nowhere, title: str | None) -> Part:
         cells = tuple((Cell(n), Cell(si(x[0], unit[n]), "warn"), Cell(si(x[1], unit[n]))) for n, x in over)
         blocks.append(Table(columns, cells))
     if document.left_out:
-        blocks.append(Listing(tuple(document.left_out.items()), columns=1, size=7.5, title="Devices not placed on"))
+        blocks.append(_left(document, "Devices not placed on"))
     return Part(title or f"{document.model} on mixed hardware", "", tuple(blocks))

@@ -13,6 +13,7 @@ from .schema import Amount, Data, Name, Positive, Request, Seconds, Text, Whole
 
 Share = Annotated[float, Field(ge=0, le=1.001)]
 Lanes = dict[Name, dict[Name, Amount]]
+Pair = Annotated[list[Amount], Field(min_length=2, max_length=2)]
 Number = Annotated[float, Field(ge=-1e30, le=1e30)]
 
 
@@ -152,13 +153,13 @@ class Head(Data):
     devices: list[Name] = Field(min_length=1, max_length=64)
     request: Request
     objective: Text
-    limits: dict[Name, Number] = {}
-    notes: list[Text] = []
+    limits: dict[Name, Number] = Field(default_factory=dict)
+    notes: list[Text] = Field(default_factory=list)
     baselines: dict[Name, Number | None]
     solve_s: Amount
     command: Text | None = None
-    left_out: dict[Name, Text] = {}
-    applied: list[Text] = []
+    left_out: dict[Name, Text] = Field(default_factory=dict)
+    applied: list[Text] = Field(default_factory=list)
 
 
 class Nowhere(Head):
@@ -166,7 +167,7 @@ class Nowhere(Head):
 
     status: Literal["infeasible", "unknown"]
     reason: Text
-    exceeded: dict[Name, Annotated[list[Amount], Field(min_length=2, max_length=2)]] = {}
+    exceeded: dict[Name, Pair] = Field(default_factory=dict)
 
 
 class Placement(Head):
@@ -186,7 +187,8 @@ class Placement(Head):
 
     @model_validator(mode="after")
     def _names(self) -> Placement:
-        named = {n for x in (*self.transfers, *self.links) for n in (x.source, x.target)}
+        ends = [(t.source, t.target) for t in self.transfers] + [(x.source, x.target) for x in self.links]
+        named = {name for pair in ends for name in pair}
         if unknown := named - set(self.devices):
             raise ValueError(f"unknown device {min(unknown)[:60]!r}; devices: {', '.join(self.devices)}")
         for name in ("latency", "throughput", "energy", "cost"):

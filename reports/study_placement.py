@@ -18,8 +18,8 @@ from .schema_placement import Placement
 SECONDS = 5.0
 """CPU seconds for the solver."""
 LEFT = (
-    "estimated, not placed on: the node has the fastest device, the cheapest, the one that needs least energy, then the "
-    f"next fastest, {FINE} in all"
+    "estimated, not placed on: the node has the fastest device, the cheapest, the one that needs least energy, then "
+    f"the next fastest, {FINE} in all"
 )
 
 

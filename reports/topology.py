@@ -61,10 +61,8 @@ def topology(canvas: Canvas, placement: Placement) -> None:
     most = max((a.bytes for a in every), default=0.0) or 1.0
     for a in reversed(every):
         start, end, _ = _ends(boxes, a)
-        style = {"color": RULE, "linewidth": 0.7, "linestyle": (0, (3, 3))}
-        if a.bytes:
-            style = {"color": KINDS["transfer"], "linewidth": 0.7 + (WIDEST - 0.7) * math.sqrt(a.bytes / most)}
-        _line(canvas, start, end, bool(a.bytes), style)
+        wide = 0.7 + (WIDEST - 0.7) * math.sqrt(a.bytes / most)
+        _line(canvas, start, end, wide if a.bytes else 0.0)
     taken = [b.bounds for b in boxes]
     for a in every[:LABELS]:
         if a.bytes:
@@ -178,13 +176,14 @@ def _sign(x: float) -> float:
     return 1.0 if x >= 0 else -1.0
 
 
-def _line(canvas: Canvas, start: Point, end: Point, head: bool, style: dict[str, object]) -> None:
+def _line(canvas: Canvas, start: Point, end: Point, wide: float) -> None:
+    """An arrow ``wide`` points wide; a dashed line where nothing moves."""
     w, h = canvas.figure.get_size_inches()
-    at = [((canvas.left + x) / w, (canvas.bottom + y) / h) for x, y in (start, end)]
-    size = 7 + 1.2 * float(style["linewidth"])  # type: ignore[arg-type]
+    a, b = (((canvas.left + x) / w, (canvas.bottom + y) / h) for x, y in (start, end))
     patch = FancyArrowPatch(
-        *at, arrowstyle="-|>" if head else "-", mutation_scale=size, shrinkA=0, shrinkB=0, zorder=1, **style
-    )
+        a, b, arrowstyle="-|>" if wide else "-", mutation_scale=7 + 1.2 * wide, shrinkA=0, shrinkB=0, zorder=1,
+        color=KINDS["transfer"] if wide else RULE, linewidth=wide or 0.7, linestyle="-" if wide else "--",
+    )  # fmt: skip
     patch.set_transform(canvas.figure.transFigure)
     canvas.figure.add_artist(patch)
 
