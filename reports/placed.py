@@ -67,7 +67,9 @@ def verdict(document: Placement) -> str:
     single = document.baselines.get("best_single")
     used = [d for d in document.devices if document.busy_s.get(d)]
     if single is None:
-        return f"No single device holds the model with its caches; placed on {listed(used)} it runs."
+        rest = [d for d in document.devices if d not in used]
+        unused = f"; {listed(rest)} {'is' if len(rest) == 1 else 'are'} not used" if rest else ""
+        return f"No single device holds the model with its caches: {listed(used)} share it{unused}."
     gain = single / document.value - 1 if document.value else 0.0
     if len(used) == 1:
         return f"Mixing does not beat the best single device: all of it is on {used[0]}."

@@ -159,7 +159,7 @@ def _ends(boxes: list[_Box], a: Arrow) -> tuple[Point, Point, Point]:
     dx, dy = q.x - p.x, q.y - p.y
     far = math.hypot(dx, dy) or 1.0
     ux, uy = dx / far, dy / far
-    aside = 0.14 if abs(ux) > 0.3 else 0.35
+    aside = 0.14 + 0.25 * abs(uy)  # labels are level: steep arrows need more room between them
     ox, oy = uy * aside, -ux * aside
 
     def edge(b: _Box, sign: float) -> Point:
@@ -193,9 +193,9 @@ def _label(canvas: Canvas, boxes: list[_Box], a: Arrow, taken: list[tuple[float,
     (x0, y0), (x1, y1), (ux, uy) = _ends(boxes, a)
     text = f"{si(a.bytes, 'B')}, {percent(a.busy)} busy"
     wide, high = width(text, 7.5) + 0.08, 0.15
-    for aside in (0.0, 0.1, 0.18, -0.1):
+    for aside in (0.25, 0.45, 0.0, -0.1):
         for t in (0.5, 0.38, 0.62, 0.28, 0.72, 0.2, 0.8):
-            out = aside * (1.0 if abs(ux) > 0.3 else 1.5)
+            out = aside * abs(uy)  # away from the arrow that comes back
             x, y = x0 + (x1 - x0) * t + uy * out, y0 + (y1 - y0) * t - ux * out
             box = (x - wide / 2, y - high / 2, x + wide / 2, y + high / 2)
             inside = box[0] >= 0 and box[1] >= 0 and box[2] <= canvas.width and box[3] <= canvas.height

@@ -308,8 +308,9 @@ def test_the_verdict_says_when_mixing_gains_nothing():
         update={"baselines": {"best_single": alone.value * 1.25}, "busy_s": {"h100-sxm": 1, "t4": 1}}
     )
     assert placed.verdict(worse).startswith("The best single device is 25 % worse")
-    none = alone.model_copy(update={"baselines": {"best_single": None}})
-    assert "No single device holds" in placed.verdict(none)
+    none = worse.model_copy(update={"baselines": {"best_single": None}, "devices": ["h100-sxm", "t4", "l4"]})
+    share = "No single device holds the model with its caches: h100-sxm and t4 share it; l4 is not used."
+    assert placed.verdict(none) == share
     assert "proven best" in placed.headline(alone.model_copy(update={"gap": 0.0}))
     assert "no placement is more than 0.40 % better" in placed.headline(alone.model_copy(update={"gap": 0.004}))
     loose = alone.model_copy(update={"gap": 6.1, "bound": -1.0, "status": "feasible"})
