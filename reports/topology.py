@@ -193,8 +193,9 @@ def _label(canvas: Canvas, boxes: list[_Box], a: Arrow, taken: list[tuple[float,
     (x0, y0), (x1, y1), (ux, uy) = _ends(boxes, a)
     text = f"{si(a.bytes, 'B')}, {percent(a.busy)} busy"
     wide, high = width(text, 7.5) + 0.08, 0.15
+    middle = 0.5 if len(boxes) <= 3 or abs(uy) < 0.1 else 0.3  # of a ring, arrows cross in the middle
     for aside in (0.25, 0.45, 0.0, -0.1):
-        for t in (0.5, 0.38, 0.62, 0.28, 0.72, 0.2, 0.8):
+        for t in (middle, 0.38, 0.62, 0.28, 0.72, 0.2, 0.8, 0.5):
             out = aside * abs(uy)  # away from the arrow that comes back
             x, y = x0 + (x1 - x0) * t + uy * out, y0 + (y1 - y0) * t - ux * out
             box = (x - wide / 2, y - high / 2, x + wide / 2, y + high / 2)
