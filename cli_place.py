@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
 from .cli_common import Json, Quiet, answer
-from .files import json_text, write_whole
+from .files import check_writable, json_text, write_whole
 
 
 def place(
@@ -36,6 +36,7 @@ def place(
     gap: Annotated[float, typer.Option(help="Relative gap to the bound at which to stop.")] = 0.005,
     solver: Annotated[str | None, typer.Option(help="highs or cbc. Default: highs where it is.")] = None,
     save: Annotated[Path | None, typer.Option("-o", "--save", help="Write the result here.")] = None,
+    timeline: Annotated[Path | None, typer.Option(help="Write the replay for Perfetto's viewer here.")] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -47,19 +48,25 @@ def place(
     from .mapping.node import read_node
     from .mapping.place import parse_pins
     from .mapping.place import place as best
+    from .mapping.timeline import perfetto_placement
     from .reports.placement import placement_summary
     from .workloads.load import load_trace
     from .workloads.techniques import apply_techniques
 
+    if timeline is not None:
+        check_writable(timeline)
+    events: list[dict[str, Any]] = []
     listed, networks = read_node(node) if node is not None else ([], [])
     document = best(
         apply_techniques(load_trace(model), apply or []), [*listed, *(device or [])], Request(batch, prompt, output),
         networks=networks, objective=objective, limits=limit or [], pins=parse_pins(pin or []),
         together=[group.split(",") for group in together or []], split=split, move=move, time_limit=seconds, gap=gap,
-        solver=solver,
+        solver=solver, watch=lambda built, played: events.append(perfetto_placement(built, played)),
     ) | {"command": run_.obj}  # fmt: skip
     if save is not None:
         write_whole(save, json_text(document))
+    if timeline is not None and events:
+        write_whole(timeline, json_text(events[0]))
     answer(document, json_, quiet, lambda: placement_summary(document))
     if document["status"] in ("infeasible", "unknown"):
         raise typer.Exit(1)

@@ -196,7 +196,7 @@ class Master:
         outcome = solve_model(lp, time_limit=30.0, solver=self.solver)
         if outcome.status != "optimal":
             return None
-        dual = {name: float(c.pi or 0.0) for name, c in lp.constraints.items()}
+        dual = {c.name: float(c.pi or 0.0) for c in lp.constraints()}
         w = {} if self.elastic else dict(problem.objective.weights)
         units = np.maximum(problem.capacity, 1.0)
         pool = np.array([max(0.0, -dual[f"capacity_{m}"]) / units[m] for m in range(len(problem.pools))])

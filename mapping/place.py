@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -19,8 +19,9 @@ from .dynamic import chain, lagrange
 from .elastic import Binding, binding
 from .eliminate import TooWideError
 from .ilp import solve_flat
-from .node import Network, build_node
+from .node import Network, build_node, tier
 from .patterns import solve_patterns
+from .pictures import copies, links, schedule
 from .problem import Choice, Evaluation, Objective, Problem, all_allowed, evaluate, flat, unflatten
 from .replay import Replay, replay, replay_stream
 from .solver import available
@@ -175,20 +176,25 @@ def place(
     objective: str = "latency",
     limits: Sequence[str] = (), pins: Mapping[str, str] | None = None, together: Sequence[Sequence[str]] = (),
     split: bool = True, move: bool = True, time_limit: float = 10.0, gap: float = 0.005, solver: str | None = None,
+    watch: Callable[[Built, Replay], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Place ``trace`` on ``devices`` and say all about it; see :func:`document`."""
+    """Place ``trace`` on ``devices`` and say all about it; see :func:`document`. ``watch`` is given the whole replay,
+    of which the document keeps a part."""
     node = build_node(devices, networks, trace)
     goal = Objective(parse_objective(objective), parse_limits(limits))
     built = build(trace, node, request, goal, split=split, move=move, pins=pins, together=together)
     solution = solve(built.problem, time_limit=time_limit, gap=gap, solver=solver)
-    return document(built, solution, objective)
+    return document(built, solution, objective, watch)
 
 
-def document(built: Built, solution: Solution, objective: str) -> dict[str, Any]:
-    """The promised keys, and what pictures need: ``patterns``, ``memory``, ``traffic``, ``replay`` with its spans."""
+def document(
+    built: Built, solution: Solution, objective: str, watch: Callable[[Built, Replay], None] | None = None
+) -> dict[str, Any]:
+    """The promised keys, and what pictures need: ``patterns``, ``memory``, ``links``, ``replay`` with its schedule."""
     problem = built.problem
     out: dict[str, Any] = {
         "schema": "tokenfab.placement", "version": 1, "tokenfab": __version__, "model": built.trace.model,
+        "applied": list(built.trace.applied),
         "devices": [e.name for e in built.node.engines],
         "request": {"batch": built.request.batch, "prompt": built.request.prompt, "output": built.request.output},
         "objective": objective, "limits": dict(problem.objective.limits), "status": solution.status,
@@ -197,18 +203,23 @@ def document(built: Built, solution: Solution, objective: str) -> dict[str, Any]
         "notes": list(built.node.notes),
     }  # fmt: skip
     if solution.layers is None:
-        out |= {"value": None, "gap": None, "assignment": {}, "transfers": [], "reason": _reason(solution)}
+        exceeded = solution.binding.exceeded if solution.binding else {}
+        out |= {"value": None, "gap": None, "assignment": {}, "transfers": [], "reason": _reason(solution),
+                "exceeded": {name: list(pair) for name, pair in exceeded.items()}}  # fmt: skip
         return out
     layers = solution.layers
     evaluation = evaluate(problem, layers)
     played = replay(problem, layers)
+    if watch is not None:
+        watch(built, played)
     out["metrics"] = evaluation.metrics
     out["assignment"] = _assignment(built, layers)
     out["patterns"] = _patterns(built, layers)
     out["transfers"] = traffic(built, layers)
+    out["links"] = links(built, out["transfers"])
     out["memory"] = memory(built, layers)
     out["busy_s"] = dict(zip(problem.resources, map(float, evaluation.totals.busy_s), strict=True))
-    out["replay"] = _replayed(problem, layers, evaluation, played)
+    out["replay"] = _replayed(problem, layers, evaluation, played) | {"schedule": schedule(built, layers, played)}
     return out
 
 
@@ -292,16 +303,18 @@ def traffic(built: Built, layers: Sequence[Choice]) -> list[dict[str, Any]]:
 
 
 def memory(built: Built, layers: Sequence[Choice]) -> list[dict[str, Any]]:
-    """Who holds what: bytes of weights, caches and reserve in each memory."""
+    """Who holds what: bytes of weights (of which ``replicated_bytes`` lie in another memory too), caches and reserve in
+    each memory, and the level of the device file that it is."""
     problem = built.problem
     weights, caches = np.zeros(len(problem.pools)), np.zeros(len(problem.pools))
     for b, choice in zip(problem.order, layers, strict=True):
         for j, k in enumerate(choice):
             weights += built.weights[b][j][k]
             caches += built.caches[b][j][k]
+    twice = copies(built, layers)
     return [
-        {"device": pool, "weights_bytes": float(w), "kv_bytes": float(c), "reserve_bytes": built.reserve,
-         "capacity_bytes": float(built.node.capacity[m])}
+        {"device": pool, "tier": tier(built.node, m), "weights_bytes": float(w), "replicated_bytes": float(twice[m]),
+         "kv_bytes": float(c), "reserve_bytes": built.reserve, "capacity_bytes": float(built.node.capacity[m])}
         for m, (pool, w, c) in enumerate(zip(problem.pools, weights, caches, strict=True))
     ]  # fmt: skip
 
@@ -316,8 +329,4 @@ def _replayed(problem: Problem, layers: Sequence[Choice], evaluation: Evaluation
         "predicted_s": predicted, "replayed_s": played.latency_s, "ratio": played.latency_s / predicted,
         "phases": dict(zip(problem.phases, played.path_s, strict=True)),
         "stream": stream,
-        "spans": [
-            {"resource": s.resource, "what": s.what, "phase": s.phase, "start_s": s.start_s, "end_s": s.end_s}
-            for s in played.spans
-        ],
     }  # fmt: skip
