@@ -100,9 +100,9 @@ class Replica:
         """Queue ``sequence``; ``front``: before all others (a preempted one)."""
         log, i = self.simulation.log, sequence.index
         if not sequence.key:
-            sequence.key = ORDERS[self.schedule.order](
-                self.simulation.outcome.arrival_s[i], int(log.priority[i]), sequence.prompt, sequence.left
-            )
+            order = ORDERS[self.schedule.order]
+            arrival, priority = self.simulation.outcome.arrival_s[i], int(log.priority[i])
+            sequence.key = (*order(arrival, priority, sequence.prompt, sequence.left), i)  # of equals, the log's first
         self._serial += 1
         heappush(self.waiting, ((-1.0, *sequence.key) if front else (0.0, *sequence.key), self._serial, sequence))
         self.simulation.outcome.replica[i] = self.number

@@ -123,7 +123,6 @@ class _Request:
     node: int
     key: tuple[float, ...]
     front: int = 1
-    turn: int = 0
     joined: int = 0
     cached: int = 0
     table: list[int] = field(default_factory=list)
@@ -218,10 +217,9 @@ class NaiveEngine:
 
     # -- who runs
     def place(self, request: _Request, front: int = 1) -> None:
-        self.turn += 1
-        request.front, request.turn = front, self.turn
+        request.front = front
         self.waiting.append(request)
-        self.waiting.sort(key=lambda r: (r.front, r.key, r.turn))
+        self.waiting.sort(key=lambda r: (r.front, r.key, r.index))
 
     def preempt(self, request: _Request, front: int = 0) -> None:
         self.running.remove(request)

@@ -64,8 +64,8 @@ def test_the_simulator_does_what_an_engine_does_token_by_token(first):
         assert not (said := difference(naive, found)), f"seed {seed}: {said}"
         preempted += naive.preemptions.sum()
         cached += naive.cached.sum()
-    assert preempted > 100  # the cases are of the kind that matters
-    assert cached > 100
+    assert preempted > 20  # the cases are of the kind that matters
+    assert cached > 20
 
 
 @pytest.mark.parametrize("first", range(0, 200, 50))
