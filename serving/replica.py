@@ -54,6 +54,7 @@ class Replica:
         self._stepped = -1.0
         self._serial = 0
         self._version = 0
+        self._between = False
         self._plan: Plan | None = None
         self._started = 0.0
         self._steps = 0
@@ -82,7 +83,7 @@ class Replica:
     def longer(self) -> float:
         """Cached tokens by which the longest decoding sequence exceeds the mean."""
         heap = self._tallest
-        while heap and heap[0][2].place != 2:
+        while heap and heap[0][2].entry is not heap[0]:  # it left, or came back with another length
             heappop(heap)
         return -heap[0][0] - self._bases / len(self.decoding) if heap else 0.0
 
@@ -102,9 +103,9 @@ class Replica:
         """Queue ``sequence``; ``front``: before all others (a preempted one)."""
         log, i = self.simulation.log, sequence.index
         if not sequence.key:
-            sequence.key = ORDERS[self.schedule.order](
-                self.simulation.outcome.arrival_s[i], int(log.priority[i]), sequence.prompt, sequence.left
-            )
+            order = ORDERS[self.schedule.order]
+            arrival, priority = self.simulation.outcome.arrival_s[i], int(log.priority[i])
+            sequence.key = (*order(arrival, priority, sequence.prompt, sequence.left), i)  # of equals, the log's first
         self._serial += 1
         heappush(self.waiting, ((-1.0, *sequence.key) if front else (0.0, *sequence.key), self._serial, sequence))
         self.simulation.outcome.replica[i] = self.number
@@ -112,10 +113,15 @@ class Replica:
         self.wake()
 
     def wake(self) -> None:
-        """Something new: begin if idle, or end a run of decode steps at its next boundary where it matters."""
-        if not self.up:
+        """Something new: begin if idle, or end a run of decode steps at its next boundary where it matters.
+
+        Between two iterations the next one is planned anyway.
+        """
+        if not self.up or self._between:
             return
-        if self._plan is None:
+        if self.simulation.together is not None:
+            self.simulation.together[self] = None
+        elif self._plan is None:
             self._begin()
         elif self._steps > 1 and self.schedule.interrupts(self):
             self.truncate()
@@ -136,15 +142,15 @@ class Replica:
         sequence = self.waiting[0][2]
         pool = self.pool
         hit = 0
-        if sequence.node >= 0 and not sequence.parked:
+        if sequence.node >= 0 and pool.prefixes and not sequence.parked:
             hit = min(pool.cached(sequence.node), (sequence.prompt - 1) // pool.size * pool.size)
         tokens = max(sequence.prompt if reserve is None else reserve, 1)
         need = -(-tokens // pool.size) - hit // pool.size
-        used = pool.refer(sequence.node, hit) if hit else []
-        # The next token of those that decode comes first.
-        if pool.free < need + self.grown(1) or not pool.take(need):
-            pool.leave(used)
+        # The next token of those that decode comes first. Who is not admitted leaves no trace.
+        if pool.free < need + self.grown(1) + (pool.unused(sequence.node, hit) if hit else 0):
             return None
+        used = pool.refer(sequence.node, hit) if hit else {}
+        pool.take(need)
         heappop(self.waiting)
         sequence.used, sequence.shared, sequence.blocks = used, hit // pool.size, need
         sequence.place = 1
@@ -174,10 +180,8 @@ class Replica:
     def withdraw(self, sequence: Sequence) -> None:
         """Take ``sequence`` out of the batch, its blocks too. What it has written belongs to its prompt then."""
         if sequence.place == 2:
-            context = self.context(sequence)
             self._leave(sequence, heap=True)
-            sequence.prompt = context + 1
-            sequence.done = context
+            sequence.prompt = sequence.done + 1
         else:
             self.prefilling.remove(sequence)
         self._release(sequence)
@@ -192,7 +196,8 @@ class Replica:
         self._serial += 1
         heappush(self.decoding, (sequence.finish_at, self._serial, sequence))
         self._bases += sequence.base
-        heappush(self._tallest, (-sequence.base, self._serial, sequence))
+        sequence.entry = entry = (-sequence.base, self._serial, sequence)
+        heappush(self._tallest, entry)
         whole = -(-(sequence.done + sequence.left) // self.pool.size)
         sequence.grows = sequence.blocks + sequence.shared < whole  # else all its blocks were taken at once
         if sequence.grows:
@@ -203,7 +208,9 @@ class Replica:
 
     # -- iterations ----------------------------------------------------------------------------------
     def _begin(self) -> None:
+        self._between = True
         plan = self.schedule.plan(self)
+        self._between = False
         if plan is None or not (plan.chunks or (plan.decode and self.decoding)):
             self._plan = None
             return
@@ -244,28 +251,37 @@ class Replica:
         if plan is None or plan.chunks or self._steps == 1:
             return
         passed = self.simulation.now - self._started
-        n, mean, longer = len(self.decoding), self.mean, self.longer
-
-        def until(steps: int) -> float:
-            return self.steps.decode_s(n, mean, longer, steps) / self.speed + plan.extra_s
-
-        steps = min(max(int(passed / self._duration * self._steps), 1), self._steps)
-        while steps > 1 and until(steps - 1) >= passed:
-            steps -= 1
-        while steps < self._steps and until(steps) < passed:
+        steps = self._passed(passed)
+        if steps < self._steps and (not steps or self._until(steps) < passed):
             steps += 1
         if steps == self._steps:
             return
-        self._steps, self._duration = steps, until(steps)
+        self._steps, self._duration = steps, self._until(steps)
         self._version += 1
         self.simulation.after(
             max(self._started + self._duration - self.simulation.now, 0.0), self._ended, self._version
         )
 
+    def _until(self, steps: int) -> float:
+        """Seconds from the start of the run of decode steps to the end of the first ``steps``."""
+        assert self._plan is not None
+        seconds = self.steps.decode_s(len(self.decoding), self.mean, self.longer, steps)
+        return seconds / self.speed + self._plan.extra_s
+
+    def _passed(self, seconds: float) -> int:
+        """Steps of the run of decode steps that are over after ``seconds``, the last one never."""
+        steps = min(int(seconds / self._duration * self._steps), self._steps - 1)
+        while steps and self._until(steps) > seconds:
+            steps -= 1
+        while steps < self._steps - 1 and self._until(steps + 1) <= seconds:
+            steps += 1
+        return steps
+
     def _ended(self, version: int) -> None:
         if version != self._version or self._plan is None:
             return  # a run that was cut short, or a replica that went down
         plan, self._plan = self._plan, None
+        self._between = True
         now, n = self.simulation.now, len(self.decoding) if plan.decode else 0
         self._record(plan, n)
         if n:
@@ -275,6 +291,7 @@ class Replica:
             if sequence.done >= sequence.prompt and sequence.place == 1:
                 self._prompt_ends(sequence, now)
         self.simulation.policy.iterated(self)
+        self._between = False
         if self.up and self._plan is None:
             self._begin()
 
@@ -316,14 +333,14 @@ class Replica:
         if heap:
             self.decoding = [entry for entry in self.decoding if entry[2] is not sequence]
             heapify(self.decoding)
-        context = self.context(sequence)
+        sequence.done = context = self.context(sequence)
         self._bases -= sequence.base
         if sequence.grows:
             self._remainders[-sequence.base % self.pool.size] -= 1
             self._growing -= 1
             sequence.blocks = -(-context // self.pool.size) - sequence.shared
         sequence.left = sequence.finish_at - self.counter
-        sequence.place = 0
+        sequence.place, sequence.entry = 0, None
         # Who has made a step since it joined got its last token with all others, else when it joined.
         if self.counter > sequence.joined:
             sequence.stamp = self._stepped
@@ -342,7 +359,7 @@ class Replica:
         sequence.left -= 1
         self.prefilling.remove(sequence)
         if sequence.node >= 0:
-            given = self.pool.publish(sequence.node, sequence.used, sequence.blocks)
+            given = self.pool.publish(sequence.node, sequence.used, sequence.done)
             sequence.blocks -= given
             sequence.shared += given
         if sequence.left == 0:
@@ -360,20 +377,26 @@ class Replica:
         pool = self.pool
         log = self.simulation.log
         if kept and pool.prefixes and (node := int(log.extends[sequence.index])) >= 0:
-            sequence.blocks -= pool.publish(node, sequence.used, sequence.blocks)
+            sequence.blocks -= pool.publish(node, sequence.used, sequence.done)
         pool.give(sequence.blocks)
         if sequence.used:
             pool.leave(sequence.used)
-        sequence.blocks, sequence.shared, sequence.used = 0, 0, []
+        sequence.blocks, sequence.shared, sequence.used = 0, 0, {}
 
     # -- faults ------------------------------------------------------------------------------------------
     def fail(self) -> list[Sequence]:
-        """Go down: caches are lost, every sequence that was here is returned, to start over elsewhere."""
+        """Go down: caches are lost and the iteration that runs; every sequence that was here is returned, to start
+        over elsewhere with the tokens that it has."""
+        plan = self._plan
+        if plan is not None and not plan.chunks and (steps := self._passed(self.simulation.now - self._started)):
+            self._steps, self._duration = steps, self._until(steps)
+            self._record(plan, len(self.decoding))
+            self._advance(len(self.decoding), self._started + self._duration)
         self.up = False
         self._version += 1
         self._plan = None
         lost = [s for _, _, s in sorted(self.waiting, key=lambda w: w[:2])]
-        for sequence in [s for _, _, s in self.decoding] + self.prefilling:
+        for sequence in sorted([s for _, _, s in self.decoding] + self.prefilling, key=lambda s: s.serial):
             self.withdraw(sequence)
             sequence.done = 0
             lost.append(sequence)

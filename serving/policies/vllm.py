@@ -27,7 +27,7 @@ class TokenBudget(Schedule):
     def plan(self, replica: Replica) -> Plan | None:
         preempted = self._make_room(replica)
         left = self.limit(replica) - len(replica.decoding)
-        plan = Plan()
+        plan = Plan(most=1 if preempted else 1 << 30)  # the next iteration may admit again
         for sequence in replica.prefilling:
             left -= self._chunk(plan, sequence, left)
         while left > 0 and not preempted and (admitted := replica.admit()) is not None:
