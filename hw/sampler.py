@@ -4,9 +4,10 @@
 
 The logits of every sequence, ``vocabulary`` numbers of 16 bits, are widened to 32 bits and the largest is found:
 2 + 4 bytes, then 4. They stream as other element-wise operands do (:mod:`.elementwise`), from L2 while it holds the
-widened ones, which are read again. :data:`START_S` is that of the ten or so small kernels and copies around it. Against vLLM 0.19 on two cards, 1 to
-256 sequences of 128256 tokens: ``python -m tokenfab.validation.vllm_kernels``. No trace has this: it belongs to an
-engine's step, once per step. Left out: temperature, top-k and top-p, which sort; penalties; log probabilities.
+widened ones, which are read again. :data:`START_S` is that of the ten or so small kernels and copies around it.
+Against vLLM 0.19 on two cards, 1 to 256 sequences of 128256 tokens: ``python -m tokenfab.validation.vllm_kernels``.
+No trace has this: it belongs to an engine's step, once per step. Left out: temperature, top-k and top-p, which sort;
+penalties; log probabilities.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from .card import Card
 from .elementwise import Array, ElementwiseConstants, stream_time
 
 START_S = 25.5e-6
-"""Of a step, however few sequences. Fitted on the even rows of both cards, whose one sequence takes 25.2 and 24.6 µs."""
+"""Of a step, however few sequences. Fitted on the even rows of both cards."""
 WIDE = 4
 """Bytes of a widened logit."""
 BYTES_PER_LOGIT = 2 + WIDE + WIDE

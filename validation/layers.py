@@ -15,7 +15,7 @@ import argparse
 import csv
 import gzip
 import os
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np

@@ -3,15 +3,15 @@
     python -m tokenfab.validation.vllm_kernels --truth DIR [-o FOLDER]
 
 fits a few constants of each card on the even rows of its tables (:mod:`.vllm_tables`), prints what each bought on the
-odd rows, and with ``-o`` writes the device files with them and their intervals. The tables have the shapes of one model,
-so that few constants can be told apart: everything else stays what the file's architecture says.
+odd rows, and with ``-o`` writes the device files with them and their intervals. The tables have the shapes of one
+model, so that few constants can be told apart: everything else stays what the file's architecture says.
 
     GEMM           dram_share, depth_clocks, sustained; the clock (``compute.boost``) where products run faster than
                    :data:`PEAK` of the rate that the datasheet quotes
     attention      matrix_share, tile, launch, next_launch, dram_share; prefill, decoding and mixed calls weigh alike
     element-wise   launch, cache_share, cache_speedup; that rows pass in waves is not seen here, and goes
 
-``before`` is the device file without what this module wrote: its datasheet, its libraries, its architecture's constants.
+``before`` is the device file without what this module wrote: datasheet, libraries, its architecture's constants.
 """
 
 from __future__ import annotations
@@ -40,7 +40,7 @@ from ..hw.gpu import REASONS, reason_of_limit
 from ..hw.sampler import sampler_time
 from ..hw.spec import Device, parse_device
 from .device_text import Entry, with_numbers, written
-from .intervals import Errors, pooled, regimes
+from .intervals import Errors, joined_errors, regimes
 from .vllm_tables import (
     ELEMENTWISE,
     FOLDERS,
@@ -66,8 +66,16 @@ EACH = 600
 """Attention calls of each class that the fit looks at, evenly spaced."""
 LEAST = 20
 """Even rows without which a regime gets no interval."""
+SET = {
+    "row_s": "assumed: that rows pass in waves does not show in",
+    "row_bytes_per_clock": "assumed: that rows pass in waves does not show in",
+    "stream_share": "assumed: as the DRAM share of attention, from",
+    "row_share": "assumed: as the DRAM share of attention, from",
+    "rotate_share": "assumed: as the DRAM share of attention, from",
+}
+"""Element-wise constants that are not fitted where L2 is modelled, and why they are what they are."""
 NO_WAVES = {"row_s": 1e-12, "row_bytes_per_clock": 1e4}
-"""Element-wise constants with which waves of rows take no time."""
+"""Those with which waves of rows take no time."""
 
 
 @dataclass(frozen=True)
@@ -116,9 +124,7 @@ def _plain(name: str) -> tuple[str, str]:
 
 def model_of(device: Device) -> Model:
     """The constants of a device file."""
-    return Model(
-        card_of(device), gemm_kernels(device)[0], attention_kernels(device)[0], elementwise_constants(device)
-    )
+    return Model(card_of(device), gemm_kernels(device)[0], attention_kernels(device)[0], elementwise_constants(device))
 
 
 # -- what the models say of the tables --------------------------------------------------------------
@@ -277,12 +283,11 @@ def intervals(truth: Path, name: str, model: Model) -> dict[str, tuple[float, fl
     """By name of the device file's interval: 5 % and 95 % of measured over predicted time of the even rows, how many
     they are, and the share of the odd ones that these two hold."""
     even, odd = (errors(truth, name, model, odd=half) for half in (False, True))
-    calls = ("prefill", "decode", "mixed")
-    families = {"matmul": ("linear",), "attention": calls, "vector": ("elementwise",)}
+    # An estimate has no mixed calls, and the table eighty for each of the others.
+    families = {"matmul": ("linear",), "attention": ("prefill", "decode"), "vector": ("elementwise",)}
     found = {}
     for family, suites in families.items():
-        # Classes of calls weigh alike: the table has eighty mixed ones for each of another class.
-        parts, others = pooled([even[s] for s in suites]), pooled([odd[s] for s in suites])
+        parts, others = joined_errors([even[s] for s in suites]), joined_errors([odd[s] for s in suites])
         for regime, (low, high) in parts.quantiles().items():
             count = int(sum((even[s].regime == regime).sum() for s in suites))
             if count >= LEAST:
@@ -317,7 +322,8 @@ def device_text(truth: Path, name: str, model: Model) -> str:
         for field in vars(now):
             if getattr(was, field) != getattr(now, field):
                 key = f"kernels.{family}.{field.removesuffix('_s')}"
-                numbers[key] = {"value": written(getattr(now, field), key)[0], "source": source(family)}
+                why = f"{SET[field]} kernels of {table}; {MARK}" if field in SET else source(family)
+                numbers[key] = {"value": written(getattr(now, field), key)[0], "source": why}
     for regime, (low, high, count, held) in intervals(truth, name, model).items():
         share = "" if held is None else f", which hold {100 * held:.1f} % of the odd ones"
         why = f"derived: 5 % and 95 % of measured over predicted time of {count} even rows, {table}{share}; {MARK}"

@@ -2,7 +2,8 @@
 
 ``TRUTH/llmservingsim/profiler/perf/<card>/meta-llama/Llama-3.1-8B/bf16/tp1/`` (see the NOTES.md there), microseconds:
 
-    dense.csv         one sequence of 1 to 2048 new tokens: linear layers, norms, rotary embedding, activation, embedding
+    dense.csv         one sequence of 1 to 2048 new tokens: linear layers, norms, rotary embedding, activation,
+                      embedding
     per_sequence.csv  1 to 256 sequences of one token: the head's product and the greedy sampler
     attention.csv     one chunk of a prompt, decoding sequences of one length, or both in one call, cache write included
     skew.csv          the same with decoding sequences of two lengths
