@@ -44,10 +44,12 @@ class _Data(BaseModel):
 
 
 class Compute(_Data):
-    """``units``: how many SMs, CUs or cores; ``clock``: hertz, the clock the rates are quoted at."""
+    """``units``: how many SMs, CUs or cores; ``clock``: hertz, the clock the rates are quoted at; ``boost``: hertz,
+    the clock that kernels were seen to run at, where that is a higher one."""
 
     units: Quantity
     clock: Quantity
+    boost: Quantity | None = None
 
 
 ROLES: Final = ("weights", "kv", "activations", "far-weights", "far-kv")
@@ -339,6 +341,9 @@ def parse_device(
         fields["host"] = _host(fields["host"], file, host)
         digest.update(fields["host"].digest.encode())
     device: Device = _checked(Device, {**fields, "digest": digest.hexdigest()}, file, "")
+    boost, clock = device.compute.boost, device.compute.clock
+    if boost is not None and boost.value < clock.value:
+        raise InputError(f"{file}: compute.boost {boost.text} is below the clock; accepted: {clock.text} or more")
     return device
 
 

@@ -8,12 +8,12 @@ from ..workloads.expr_functions import Array
 
 
 class Part(NamedTuple):
-    """Arrays of (N,): measured and predicted seconds, and the 90 % interval of measured over predicted time."""
+    """Arrays of (N,): measured and predicted seconds, and the 90 % interval of measured over predicted time, if any."""
 
     suite: str
     mode: str
     measured: Array
     predicted: Array
-    low: Array
-    high: Array
+    low: Array | None
+    high: Array | None
     dropped: int
