@@ -31,6 +31,9 @@ Left out: sliding windows, splits of long keys in mixed calls (FlashAttention 2 
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+from math import ceil
+
 import numpy as np
 
 from .attention import (
@@ -162,3 +165,73 @@ def _mixed(
     memory = np.maximum((kv_bytes * reads + qo_bytes) / dram, loads)
     written = write_time(tokens, hk * head, card, constants, bits)
     return AttentionParts(constants.launch_s, written, compute, memory, np.zeros(()))
+
+
+class MixedCall:
+    """:func:`mixed_parts` without the cache write, of plain numbers: what a simulator asks once per iteration.
+
+    One layer's kernel; ``heads`` … ``bits`` as there. Tests hold it equal to the arrays' formula.
+    """
+
+    def __init__(
+        self, heads: int, kv_heads: int, head_dim: int, value_dim: int, card: Card, constants: AttentionConstants,
+        kernel: Kernel, bits: float,
+    ) -> None:  # fmt: skip
+        self._group, self._heads, self._kv_heads = heads / kv_heads, heads, kv_heads
+        self._head, self._width = head_dim + value_dim, bits / 8
+        self._qo_row = heads * (head_dim * bits / 8 + 2 * value_dim)
+        self._wide = np.asarray(float(max(head_dim, value_dim)))
+        self._card, self._constants, self._kernel, self._bits = card, constants, kernel, bits
+        self._tilings: dict[int, tuple[float, float, float, float, float]] = {}
+
+    def _tiling(self, longest: int) -> tuple[float, float, float, float, float]:
+        """Rows and keys of a tile, heads that share it, seconds of a step and of a tile's ends."""
+        if longest not in self._tilings:
+            group = np.asarray(self._group)
+            rows, keys, pack = tiling(self._kernel, np.asarray(float(longest)), group, self._wide, self._bits)
+            step, tile = tile_times(rows, keys, self._head, self._width, self._card, self._constants)
+            share = self._group if bool(pack) else 1.0
+            self._tilings[longest] = float(rows), float(keys), share, float(step), float(tile)
+        return self._tilings[longest]
+
+    def seconds(self, chunks: Iterable[tuple[int, int]], n: int, kv: float, kv_max: float) -> float:
+        """Of ``chunks`` (new tokens, cached tokens), one of which has more than one token, and ``n`` decoding
+        sequences that see ``kv`` keys on average and ``kv_max`` at most; the launch included."""
+        chunks = list(chunks)
+        rows, keys, share, step, tile = self._tiling(max(q for q, _ in chunks))
+        decode_steps = kv / keys + 0.5 if kv_max > kv else ceil(kv / keys)
+        decode_length = decode_steps * step + tile
+        longest_steps = ceil(kv_max / keys) if n else 0
+        total, squares, per_unit, most, held, tokens = n * decode_length, n * decode_length**2, n, 1.0, n * kv, n
+        for q, c in chunks:
+            seen, tiles = q + c, max(ceil(q * share / rows), 1)
+            last = ceil(seen / keys)
+            span = rows / share  # queries of a tile
+            full = tiles - 1
+            series = full * c + span * full * tiles / 2
+            steps = max(series / keys + full * 0.5 * (1 - min(span / keys, 1.0)) + last, tiles)
+            length = steps / tiles * step + tile
+            rise = (last - max(2 * steps / tiles - last, 0.0)) * step
+            total += tiles * length
+            squares += tiles * (length**2 + (rise**2 / 12 if tiles > 1 else 0.0))
+            per_unit, most, longest_steps = per_unit + tiles, max(most, tiles), max(longest_steps, last)
+            held, tokens = held + seen, tokens + q
+        card, sms = self._card, self._card.sms
+        residual = squares / (2 * total)
+        longest = longest_steps * step + tile
+        units = self._heads / share
+        empty = 0.0 if self._kernel.persistent else most * (len(chunks) + n) - per_unit
+        work = units * (total + empty * EMPTY_S) / sms
+        waves = ceil(units * per_unit / sms - 1e-9)
+        compute = max(longest, min(waves * longest, work + max(longest - residual, 0.0)))
+        kv_bytes = held * self._kv_heads * self._head * self._width
+        qo_bytes = tokens * self._qo_row
+        reads = 1.0
+        if card.l2_bytes:
+            kept = KEPT * card.l2_bytes
+            missed = min(max((kv_bytes / self._kv_heads - kept) / (FADE * kept), 0.0), 1.0)
+            reads = 1 + (self._group / share - 1) * missed * min(per_unit / sms, 1.0)
+        dram = self._constants.dram_share * card.dram_bytes_s
+        loads = (kv_bytes * self._group / share + qo_bytes) / card.l2_bytes_s
+        memory = max((kv_bytes * reads + qo_bytes) / dram, loads)
+        return self._constants.launch_s + float((compute**CORNER + memory**CORNER) ** (1 / CORNER))

@@ -15,7 +15,7 @@ Left out: overlap between operators, programmatic launches, and kernels that fus
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,11 +27,13 @@ from ..workloads.expr_functions import Array
 from ..workloads.trace import Operator, Tensor
 from . import elementwise, roofline
 from .attention import attention_kernels, attention_parts, write_time
+from .attention_mixed import MixedCall
 from .card import card_of
 from .cost import Errors, RowCosts
 from .gemm import LIMITS, gemm_kernels, gemm_kernels_8bit, gemm_time
 from .gemm_table import Place, experts_table, gemm_table, place
 from .moe import NAIVE_OVERHEAD, moe_kernels
+from .sampler import sampler_time
 from .spec import Device
 from .units import Quantity, number_format
 
@@ -181,6 +183,32 @@ def prepare(compiled: CompiledTrace, device: Device) -> GpuModel:
     low, high = roofline.sides(compiled, device, (*REASONS, "small"))
     base = replace(base, matrix=times.reshape(base.matrix.shape))
     return GpuModel(compiled, base, tuple(kernels), launch, low, high, work)
+
+
+def sampling(device: Device, vocabulary: float) -> Callable[[Array], Array]:
+    """Seconds of the greedy sampler over the number of sequences (:mod:`.sampler`)."""
+    card, flat = card_of(device), elementwise.elementwise_constants(device)
+    return lambda sequences: sampler_time(sequences, vocabulary, card, flat)
+
+
+def mixed_attention(compiled: CompiledTrace, device: Device) -> Callable[..., float] | None:
+    """Seconds of all attention of one pass over (chunks, n, keys on average, keys at most), as
+    :meth:`.attention_mixed.MixedCall.seconds`; ``None`` where some layer has a window or a latent cache."""
+    calls = []
+    for row in compiled.rows:
+        op, d = row.operator, row.operator.dims
+        if op.kind == "scan" or (op.kind == "attention" and ("latent_dim" in d or "window" in d)):
+            return None
+        if op.kind == "attention":
+            bits = _bits(op.reads, "kv")
+            h, hk, width, value = (int(d[x].constant or 1) for x in ("heads", "kv_heads", "head_dim", "value_dim"))
+            call = MixedCall(h, hk, width, value, card_of(device), *attention_kernels(device, bits), bits)
+            calls.append((row.count, call))
+
+    def seconds(chunks: Sequence[tuple[int, int]], n: int, kv: float, kv_max: float) -> float:
+        return sum(count * call.seconds(chunks, n, kv, kv_max) for count, call in calls)
+
+    return seconds
 
 
 class _Maker:

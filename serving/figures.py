@@ -22,7 +22,9 @@ def piggyback_gain(
     riding = batch - 1
     alone = steps.decode_s(batch, context, 0.0) / batch
     own = chunk - riding
-    added = steps.mixed_s([(own, prefilled)], 0, riding, context, 0.0) - steps.mixed_s([(own, prefilled)], 0, 0, 0.0, 0.0)
+    added = steps.mixed_s([(own, prefilled)], 0, riding, context, 0.0) - steps.mixed_s(
+        [(own, prefilled)], 0, 0, 0.0, 0.0
+    )
     gain = alone / (added / riding)
     return gain, gain, gain
 
