@@ -44,8 +44,7 @@ class _Data(BaseModel):
 
 
 class Compute(_Data):
-    """``units``: how many SMs, CUs or cores; ``clock``: hertz, the clock the rates are quoted at; ``boost``: hertz,
-    the clock that kernels were seen to run at, where that is a higher one."""
+    """``units``: SMs, CUs or cores; ``clock``: hertz, of the quoted rates; ``boost``: a higher one that kernels had."""
 
     units: Quantity
     clock: Quantity
@@ -341,8 +340,7 @@ def parse_device(
         fields["host"] = _host(fields["host"], file, host)
         digest.update(fields["host"].digest.encode())
     device: Device = _checked(Device, {**fields, "digest": digest.hexdigest()}, file, "")
-    boost, clock = device.compute.boost, device.compute.clock
-    if boost is not None and boost.value < clock.value:
+    if (boost := device.compute.boost) and boost.value < (clock := device.compute.clock).value:
         raise InputError(f"{file}: compute.boost {boost.text} is below the clock; accepted: {clock.text} or more")
     return device
 

@@ -10,14 +10,14 @@ from ..workloads.expr_functions import Array
 
 
 class Part(NamedTuple):
-    """Arrays of (N,): measured and predicted seconds, and the 90 % interval of measured over predicted time, if any."""
+    """Arrays of (N,): measured and predicted seconds, and the 90 % interval of measured over predicted time."""
 
     suite: str
     mode: str
     measured: Array
     predicted: Array
-    low: Array | None
-    high: Array | None
+    low: Array
+    high: Array
     dropped: int
 
     def sides(self) -> tuple[Array, Array]:
