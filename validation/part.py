@@ -20,14 +20,7 @@ class Part(NamedTuple):
     high: Array
     dropped: int
 
-    def sides(self) -> tuple[Array, Array]:
-        """The interval's factors; ones where there is none."""
-        ones = np.ones_like(self.measured)
-        return ones if self.low is None else self.low, ones if self.high is None else self.high
-
     def covered(self) -> float:
-        """Share of the measured that lie within the interval; 1 where there is none."""
-        if self.low is None or self.high is None:
-            return 1.0
+        """Share of the measured that lie within the interval."""
         ratio = self.measured / self.predicted
         return float(np.mean((ratio >= self.low) & (ratio <= self.high)))

@@ -133,7 +133,7 @@ def main() -> None:
     truth = Path(parser.parse_args().truth)
     for device in CARDS:
         for part in compare(truth, device):
-            for m, p, low, high in zip(part.measured, part.predicted, *part.sides(), strict=True):
+            for m, p, low, high in zip(part.measured, part.predicted, part.low, part.high, strict=True):
                 print(
                     f"{device} {part.suite}: measured {m:.4g} s, simulated {p:.4g} s ({p / m - 1:+.1%}), "
                     f"interval {p * low:.4g} … {p * high:.4g} s"
