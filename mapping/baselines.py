@@ -39,19 +39,21 @@ def greedy(problem: Problem) -> Layers | None:
     for b in problem.order:
         block, (own, between) = problem.blocks[b], tables[b]
         choice: list[int] = []
+        places: list[int] = []
         for j, op in enumerate(block.operators):
             added = own[j].copy()
             for e in block.entering[j]:
                 source = block.edges[e].source
-                added += between[e][entry if source == INPUT else choice[source]]
+                added += between[e][entry if source == INPUT else places[source]][op.place]
             added[(op.memory > left).any(axis=1)] = np.inf
             k = int(np.argmin(added))
             if not np.isfinite(added[k]):
                 return None
             choice.append(k)
+            places.append(int(op.place[k]))
             left = left - op.memory[k]
         layers.append(tuple(choice))
-        entry = choice[block.output]
+        entry = block.exit(layers[-1])
     return layers
 
 
@@ -85,7 +87,7 @@ def heft(problem: Problem) -> Layers | None:
         ready = np.zeros(len(op.options))
         for e in block.entering[i]:
             s = block.edges[e].source
-            ready = np.maximum(ready, finish[s] + delays[e][choice[s]])
+            ready = np.maximum(ready, finish[s] + delays[e][block.operators[s].place[choice[s]]][op.place])
         busy = np.asarray(op.busy_s.any(axis=1))
         start = np.maximum(ready, np.where(busy, free, 0.0).max(axis=1, initial=0.0))
         end = start + times[i]

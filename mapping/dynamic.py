@@ -15,7 +15,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -39,16 +39,16 @@ def sum_weights(problem: Problem) -> Prices:
     spread evenly over the resources."""
     prices = objective_prices(problem)
     even = np.full(len(problem.resources), problem.objective.weights.get("throughput", 0.0))
-    return Prices(prices.phase, even / max(1, len(problem.resources)), prices.energy, prices.cost, prices.pool)
+    return replace(prices, resource=even / max(1, len(problem.resources)))
 
 
 def own_costs(problem: Problem, block: Block, prices: Prices) -> list[Array]:
     """Cost of each operator's options by themselves; infinity where not allowed."""
-    return [_weighed(problem, op, op.time_s, prices) for op in block.operators]
+    return [_weighed(problem, op, op.time_s, prices) + prices.loss * op.losses for op in block.operators]
 
 
 def between_costs(problem: Problem, block: Block, prices: Prices) -> list[Array]:
-    """Cost of each edge for all pairs of options; infinity where not allowed."""
+    """Cost of each edge for all pairs of places; infinity where not allowed."""
     return [_weighed(problem, edge, edge.delay_s, prices) for edge in block.edges]
 
 
@@ -122,6 +122,7 @@ def repair(problem: Problem, layers: Sequence[Choice]) -> list[Choice] | None:
     prices = sum_weights(problem)
     (block,) = flat(problem).blocks
     choice = [k for layer in layers for k in layer]
+    places = list(block.places(tuple(choice)))
     own, between = own_costs(problem, block, prices), between_costs(problem, block, prices)
     touching: list[list[int]] = [[] for _ in block.operators]
     for e, edge in enumerate(block.edges):
@@ -138,7 +139,8 @@ def repair(problem: Problem, layers: Sequence[Choice]) -> list[Choice] | None:
         values = own[i].copy()
         for e in touching[i]:
             edge = block.edges[e]
-            values += between[e][choice[edge.source]] if edge.target == i else between[e][:, choice[edge.target]]
+            to_places = between[e][places[edge.source]] if edge.target == i else between[e][:, places[edge.target]]
+            values += to_places[block.operators[i].place]
         usable = (gain > 1e-12 * excess.sum()) & np.isfinite(values)
         if not usable.any():
             return np.inf, k
@@ -164,7 +166,7 @@ def repair(problem: Problem, layers: Sequence[Choice]) -> list[Choice] | None:
             continue
         memory = block.operators[i].memory
         used = used - memory[choice[i]] + memory[k]
-        choice[i] = k
+        choice[i], places[i] = k, int(block.operators[i].place[k])
         moves += 1
         for j in {i, *(block.edges[e].source for e in touching[i]), *(block.edges[e].target for e in touching[i])}:
             if j != INPUT and np.isfinite(again := move(j)[0]):
@@ -189,7 +191,7 @@ def lagrange(
     best_layers: list[Choice] | None = None
     best, bound, step, stuck, done = np.inf, -np.inf, 1.0, 0, 0
     for done in range(1, rounds + 1):
-        value, layers = lower.best(Prices(base.phase, weight * mean, base.energy, base.cost, price / scale))
+        value, layers = lower.best(replace(base, resource=weight * mean, pool=price / scale))
         if not layers:
             return Answer(None, np.inf, np.inf, done)
         here = value - float(price @ (problem.capacity / scale))
@@ -228,7 +230,7 @@ def _shift_paths(problem: Problem, lower: Chain, layers: Sequence[Choice], step:
     for b, choice in zip(problem.order, layers, strict=True):
         known = seen.setdefault(b, {})
         known[entry, choice] = known.get((entry, choice), 0) + 1
-        entry = choice[problem.blocks[b].output]
+        entry = problem.blocks[b].exit(choice)
     for b, patterns in seen.items():
         left, count = 1.0, sum(patterns.values())
         for (at, choice), times in patterns.items():

@@ -1,7 +1,7 @@
 """Layers by pattern: how many layers of each type are placed like this and how many like that.
 
-Layers of one type are alike, so a placement is told by counts. A *pattern* is one layer's options, from a given option
-of its input. With n[p] layers of pattern p, s[r, o] = 1 where run r of layers begins at option o of its input:
+Layers of one type are alike, so a placement is told by counts. A *pattern* is one layer's options, from a given place
+of its input. With n[p] layers of pattern p, s[r, o] = 1 where run r of layers begins at place o of its input:
 
     minimise   objective(Σ n[p] · totals[p])
     Σ n[p] = layers            per run of like layers
@@ -44,7 +44,7 @@ STALLED = 12
 
 @dataclass(frozen=True)
 class Pattern:
-    """One layer of run ``run``: option of its input (−1: none) and of its output, all options, and what it takes."""
+    """One layer of run ``run``: place of its input (−1: none) and of its output, all options, and what it takes."""
 
     run: int
     entry: int
@@ -90,14 +90,14 @@ class Master:
 
     def __post_init__(self) -> None:
         self.runs = self.problem.runs
-        self.options = max(
-            (len(self.problem.blocks[b].operators[self.problem.blocks[b].output].options) for b, _ in self.runs[:-1]),
+        self.places = max(
+            (self.problem.blocks[b].operators[self.problem.blocks[b].output].places for b, _ in self.runs[:-1]),
             default=0,
         )
         last, count = self.runs[-1]
-        if count > 1 or not self.options:
+        if count > 1 or not self.places:
             block = self.problem.blocks[last]
-            self.options = max(self.options, len(block.operators[block.output].options))
+            self.places = max(self.places, block.operators[block.output].places)
 
     # -- patterns ------------------------------------------------------------------------------------
     def add(self, run: int, entry: int, choice: Choice) -> bool:
@@ -107,7 +107,7 @@ class Master:
         self.known.add((run, entry, choice))
         block = self.problem.blocks[self.runs[run][0]]
         totals = block_totals(self.problem, block, max(entry, 0), choice)
-        self.patterns.append(Pattern(run, entry, choice[block.output], choice, totals))
+        self.patterns.append(Pattern(run, entry, block.exit(choice), choice, totals))
         return True
 
     def add_layers(self, layers: Sequence[Choice]) -> None:
@@ -116,7 +116,7 @@ class Master:
         for run, (b, count) in enumerate(self.runs):
             for choice in layers[at : at + count]:
                 self.add(run, entry, choice)
-                entry = choice[self.problem.blocks[b].output]
+                entry = self.problem.blocks[b].exit(choice)
             at += count
 
     # -- the program -----------------------------------------------------------------------------------
@@ -132,7 +132,7 @@ class Master:
         closes = self.runs[-1][1] > 1
         ends = {
             (r, o): lp.add_variable(f"s_{r}_{o}", 0, 1, kind)
-            for r in range(1, len(self.runs) + (1 if closes else 0)) for o in range(self.options)
+            for r in range(1, len(self.runs) + (1 if closes else 0)) for o in range(self.places)
         }  # fmt: skip
         by_run: list[list[int]] = [[] for _ in self.runs]
         for i, p in enumerate(patterns):
@@ -140,7 +140,7 @@ class Master:
         for r, (_, layers) in enumerate(self.runs):
             lp += pulp.lpSum(count[i] for i in by_run[r]) == layers, f"layers_{r}"
             final = r == len(self.runs) - 1 and not closes
-            for o in range(self.options):
+            for o in range(self.places):
                 leaving = [count[i] for i in by_run[r] if patterns[i].entry == o]
                 into = [] if final else [count[i] for i in by_run[r] if patterns[i].exit == o]
                 here, after = ends.get((r, o)), None if final else ends.get((r + 1, o))
@@ -150,7 +150,7 @@ class Master:
                     f"walk_{r}_{o}",
                 )  # fmt: skip
         for r in {r for r, _ in ends}:
-            lp += pulp.lpSum(ends[r, o] for o in range(self.options)) == 1, f"ends_{r}"
+            lp += pulp.lpSum(ends[r, o] for o in range(self.places)) == 1, f"ends_{r}"
         for c, (r, inside) in enumerate(self.cuts):
             within = [count[i] for i in by_run[r] if patterns[i].entry in inside and patterns[i].exit in inside]
             entering = [count[i] for i in by_run[r] if patterns[i].entry not in inside and patterns[i].exit in inside]
@@ -206,9 +206,9 @@ class Master:
         through = w.get("latency", 0.0) + w.get("energy", 0.0) * problem.idle_w
         phase = np.array([through * n + w.get(p, 0.0) for p, n in zip(problem.phases, problem.repeats, strict=True)])
         return Relaxed(
-            outcome.value, Prices(phase, busy, w.get("energy", 0.0), w.get("cost", 0.0), pool),
+            outcome.value, Prices(phase, busy, w.get("energy", 0.0), w.get("cost", 0.0), pool, w.get("loss", 0.0)),
             np.array([dual[f"layers_{r}"] for r in range(len(self.runs))]),
-            np.array([[dual[f"walk_{r}_{o}"] for o in range(self.options)] for r in range(len(self.runs))]),
+            np.array([[dual[f"walk_{r}_{o}"] for o in range(self.places)] for r in range(len(self.runs))]),
             {name: float(v.varValue or 0.0) for name, v in slack.items() if (v.varValue or 0.0) > 1e-7},
         )  # fmt: skip
 

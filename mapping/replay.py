@@ -62,9 +62,10 @@ def replay_stream(
 
     env.run(until=env.all_of([env.process(one()) for _ in range(flights)]))
     (block,) = flat(problem).blocks
+    places = block.places(choice)
     busy = np.sum([op.busy_s[k, phase] for op, k in zip(block.operators, choice, strict=True)], axis=0)
     for e in block.edges:
-        busy = busy + e.busy_s[choice[e.source], choice[e.target], phase]
+        busy = busy + e.busy_s[places[e.source], places[e.target], phase]
     return float(env.now) / (flights * rounds), float(busy.max(initial=0.0))
 
 
@@ -73,6 +74,7 @@ def _world(problem: Problem, choice: Choice, phase: int, spans: list[Span] | Non
     import simpy
 
     (block,) = flat(problem).blocks
+    places = block.places(choice)
     env = simpy.Environment()
     servers = [simpy.Resource(env) for _ in problem.resources]
 
@@ -97,7 +99,7 @@ def _world(problem: Problem, choice: Choice, phase: int, spans: list[Span] | Non
         def arrive(e: int) -> Generator[Any, Any, None]:
             edge = block.edges[e]
             yield done[edge.source]
-            at = choice[edge.source], choice[edge.target], phase
+            at = places[edge.source], places[edge.target], phase
             if edge.delay_s[at]:
                 names = block.operators[edge.source].name, block.operators[edge.target].name
                 yield from together(edge.busy_s[at], float(edge.delay_s[at]), " → ".join(names))
