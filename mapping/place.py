@@ -310,8 +310,10 @@ def _replayed(problem: Problem, layers: Sequence[Choice], evaluation: Evaluation
     predicted = evaluation.metrics["latency"]
     stream = None
     if "throughput" in problem.objective.weights:
-        per_pass, busiest = replay_stream(problem, layers, len(problem.phases) - 1)
-        stream = {"decode_s_per_pass": per_pass, "busiest_resource_s": busiest}
+        found = replay_stream(problem, layers, len(problem.phases) - 1)
+        stream = {"flights": found.flights, "passes": found.passes, "decode_s_per_pass": found.steady_s,
+                  "filling_included_s": found.whole_s, "alone_s": found.alone_s,
+                  "busiest_resource_s": found.busiest_s}  # fmt: skip
     return {
         "predicted_s": predicted, "replayed_s": played.latency_s, "ratio": played.latency_s / predicted,
         "phases": dict(zip(problem.phases, played.path_s, strict=True)),

@@ -230,12 +230,14 @@ def test_random_placements_replay_no_faster_than_predicted_and_engines_do_one_th
 def test_a_stream_of_passes_ends_no_faster_than_the_busiest_resource_allows():
     one = built("llama-2-7b", ("h100-sxm", "h20"))
     layers = singles(one.problem)["h100-sxm"]
-    found = replay_stream(one.problem, layers, 2, flights=3)
+    found = replay_stream(one.problem, layers, 2, flights=3, rounds=9)
     assert found.whole_s == pytest.approx(found.busiest_s, rel=1e-6)
-    assert found.steady_s == pytest.approx(found.alone_s, rel=1e-6)
+    assert found.steady_s == pytest.approx(found.alone_s, rel=2 / 21)
+    assert (found.flights, found.passes) == (3, 27)
     apart = singles(one.problem)["h100-sxm | h20"]
     found = replay_stream(one.problem, apart, 2, flights=3)
-    assert found.steady_s >= found.busiest_s * (1 - 1e-9)
+    assert found.whole_s >= found.busiest_s * (1 - 1e-9)
+    assert found.alone_s >= found.busiest_s
 
 
 # -- input -----------------------------------------------------------------------------------------
