@@ -14,14 +14,16 @@ from ..errors import InputError
 from ..hw.estimate import Request
 from ..workloads.trace import Trace
 from .baselines import evaluate_all, singles
-from .build import Built, build
+from .build import build
 from .dynamic import chain, lagrange
 from .elastic import Binding, binding
 from .eliminate import TooWideError
 from .ilp import solve_flat
 from .node import Network, build_node
+from .options import QUALITY, Built
 from .patterns import solve_patterns
 from .problem import Choice, Evaluation, Objective, Problem, all_allowed, evaluate, flat, unflatten
+from .quality import menu
 from .replay import Replay, replay, replay_stream
 from .solver import available
 
@@ -124,8 +126,8 @@ def solve(problem: Problem, *, time_limit: float = 10.0, gap: float = 0.005, sol
 
 
 def parse_limits(texts: Sequence[str]) -> dict[str, float]:
-    """``tpot=0.05,energy=100`` as metric → bound. Raises ``InputError``."""
-    accepted = ("latency", "throughput", "energy", "cost", *LIMITS)
+    """``tpot=0.05,energy=100`` as metric → bound (of ``bits``: the least). Raises ``InputError``."""
+    accepted = ("latency", "throughput", "energy", "cost", *LIMITS, *QUALITY)
     found = {}
     for item in (part for text in texts for part in text.split(",") if part):
         name, _, number = item.partition("=")
@@ -141,7 +143,7 @@ def parse_limits(texts: Sequence[str]) -> dict[str, float]:
 
 def parse_objective(text: str) -> dict[str, float]:
     """``latency`` or ``latency=1,cost=1000`` as metric → weight. Raises ``InputError``."""
-    accepted = ("latency", "throughput", "energy", "cost", *LIMITS)
+    accepted = ("latency", "throughput", "energy", "cost", "loss", *LIMITS)
     weights = {}
     for item in filter(None, text.split(",")):
         name, equals, number = item.partition("=")
@@ -175,11 +177,24 @@ def place(
     objective: str = "latency",
     limits: Sequence[str] = (), pins: Mapping[str, str] | None = None, together: Sequence[Sequence[str]] = (),
     split: bool = True, move: bool = True, time_limit: float = 10.0, gap: float = 0.005, solver: str | None = None,
+    formats: Sequence[str] = (), sensitivity: Mapping[str, float] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Place ``trace`` on ``devices`` and say all about it; see :func:`document`."""
+    """Place ``trace`` on ``devices`` and say all about it; see :func:`document`. ``formats``: what weights may be
+    stored in, which takes a limit on ``loss`` or ``bits``, or ``loss`` in the objective; ``sensitivity``: of
+    BLOCK.OPERATOR, the weight of its loss."""
     node = build_node(devices, networks, trace)
-    goal = Objective(parse_objective(objective), parse_limits(limits))
-    built = build(trace, node, request, goal, split=split, move=move, pins=pins, together=together)
+    weights, bounds = parse_objective(objective), parse_limits(limits)
+    quality = {name: bounds.pop(name) for name in QUALITY if name in bounds}
+    asked = [*quality, *(name for name in weights if name == "loss")]
+    if asked and not formats:
+        raise InputError(f"{asked[0]} is of formats; accepted with --formats fp16,int8,int4-g128 or others")
+    if formats and not asked:
+        raise InputError("--formats: the narrowest would always do; accepted with --limit bits=N or loss=N, or "
+                         "--objective with loss")  # fmt: skip
+    built = build(
+        trace, node, request, Objective(weights, bounds), split=split, move=move, pins=pins, together=together,
+        formats=menu(trace, formats, sensitivity) if formats else None, quality=quality,
+    )  # fmt: skip
     solution = solve(built.problem, time_limit=time_limit, gap=gap, solver=solver)
     return document(built, solution, objective)
 
@@ -191,7 +206,7 @@ def document(built: Built, solution: Solution, objective: str) -> dict[str, Any]
         "schema": "tokenfab.placement", "version": 1, "tokenfab": __version__, "model": built.trace.model,
         "devices": [e.name for e in built.node.engines],
         "request": {"batch": built.request.batch, "prompt": built.request.prompt, "output": built.request.output},
-        "objective": objective, "limits": dict(problem.objective.limits), "status": solution.status,
+        "objective": objective, "limits": {**problem.objective.limits, **built.quality}, "status": solution.status,
         "value": solution.value, "bound": solution.bound, "gap": solution.gap, "solve_s": solution.solve_s,
         "baselines": {name: None if e is None else e.value for name, e in solution.baselines.items()},
         "notes": list(built.node.notes),
@@ -202,7 +217,9 @@ def document(built: Built, solution: Solution, objective: str) -> dict[str, Any]
     layers = solution.layers
     evaluation = evaluate(problem, layers)
     played = replay(problem, layers)
-    out["metrics"] = evaluation.metrics
+    out["metrics"] = {k: v for k, v in evaluation.metrics.items() if k != "loss" or built.menu is not None}
+    if built.menu is not None:
+        out["formats"] = chosen_formats(built, layers)
     out["assignment"] = _assignment(built, layers)
     out["patterns"] = _patterns(built, layers)
     out["transfers"] = traffic(built, layers)
@@ -248,11 +265,30 @@ def _patterns(built: Built, layers: Sequence[Choice]) -> list[dict[str, Any]]:
         block = built.problem.blocks[b]
         rows = [
             {"name": op.name, "kind": piece.kind, "place": op.options[k],
-             "prefill_s": float(op.time_s[k, 0]), "decode_s": float(op.time_s[k, 2])}
+             "prefill_s": float(op.time_s[k, 0]), "decode_s": float(op.time_s[k, 2]),
+             **({"format": op.formats[k]} if op.formats else {})}
             for op, piece, k in zip(block.operators, built.pieces[b], choice, strict=True)
         ]  # fmt: skip
         found.append({"block": block.name, "layers": n, "operators": rows})
     return found
+
+
+def chosen_formats(built: Built, layers: Sequence[Choice]) -> dict[str, Any]:
+    """``names`` to choose from; ``bits`` per weight on average and the ``loss``, both over the matrices with a choice;
+    ``chosen``: BLOCK.OPERATOR → format → layers."""
+    assert built.menu is not None
+    problem = built.problem
+    chosen: dict[str, dict[str, int]] = {}
+    narrowing = loss = 0.0
+    for b, choice in zip(problem.order, layers, strict=True):
+        block = problem.blocks[b]
+        for j, (op, k) in enumerate(zip(block.operators, choice, strict=True)):
+            if op.formats:
+                counts = chosen.setdefault(f"{block.name}.{op.name}", {})
+                counts[op.formats[k]] = counts.get(op.formats[k], 0) + 1
+                narrowing += float(built.narrowing[b][j][k])
+                loss += float(op.losses[k])
+    return {"names": list(built.menu.names), "bits": built.menu.widest - narrowing, "loss": loss, "chosen": chosen}
 
 
 def traffic(built: Built, layers: Sequence[Choice]) -> list[dict[str, Any]]:
@@ -294,7 +330,7 @@ def traffic(built: Built, layers: Sequence[Choice]) -> list[dict[str, Any]]:
 def memory(built: Built, layers: Sequence[Choice]) -> list[dict[str, Any]]:
     """Who holds what: bytes of weights, caches and reserve in each memory."""
     problem = built.problem
-    weights, caches = np.zeros(len(problem.pools)), np.zeros(len(problem.pools))
+    weights, caches = np.zeros(len(built.node.pools)), np.zeros(len(built.node.pools))
     for b, choice in zip(problem.order, layers, strict=True):
         for j, k in enumerate(choice):
             weights += built.weights[b][j][k]
@@ -302,7 +338,7 @@ def memory(built: Built, layers: Sequence[Choice]) -> list[dict[str, Any]]:
     return [
         {"device": pool, "weights_bytes": float(w), "kv_bytes": float(c), "reserve_bytes": built.reserve,
          "capacity_bytes": float(built.node.capacity[m])}
-        for m, (pool, w, c) in enumerate(zip(problem.pools, weights, caches, strict=True))
+        for m, (pool, w, c) in enumerate(zip(built.node.pools, weights, caches, strict=True))
     ]  # fmt: skip
 
 

@@ -1,11 +1,13 @@
 """A block under prices: the least that it can cost, exactly, by elimination.
 
 Prices turn capacities, limits and bottlenecks into a sum over operators and edges (Lagrange): a second of phase f's
-path costs ``phase[f]``, a busy second of resource r ``resource[r]``, a joule ``energy``, a dollar ``cost``, a loss of one
-``loss``, a byte in pool m ``pool[m]``. Under prices an operator takes the cheapest option of whatever place it is at, so
-only places are eliminated: formats add nothing to the work. The longest path is no sum; along one fixed path (or a mixture of paths, *shares*) it is, and never
-more than the longest. So the minimum under shares bounds the true minimum from below, and the best shares are sought
-by moving them towards the longest path of the placement found (Frank and Wolfe).
+path costs ``phase[f]``, a busy second of resource r ``resource[r]``, a joule ``energy``, a dollar ``cost``, a unit of
+loss ``loss``, a byte in pool m ``pool[m]``. The longest path is no sum; along one fixed path (or a mixture of paths,
+*shares*) it is, and never more than the longest. So the minimum under shares bounds the true minimum from below, and
+the best shares are sought by moving them towards the longest path of the placement found (Frank and Wolfe).
+
+Under prices an operator takes the cheapest option of whatever place it is at: only places are eliminated, and formats
+add nothing to the work.
 """
 
 from __future__ import annotations
@@ -15,7 +17,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from .eliminate import Eliminated, Table, eliminate, elimination_order
-from .problem import INPUT, Array, Index, Block, Choice, Problem, Totals, longest_path
+from .problem import INPUT, Array, Block, Choice, Index, Problem, Totals, longest_path
 
 
 @dataclass(frozen=True)

@@ -15,8 +15,9 @@ from tokenfab.errors import InputError
 from tokenfab.hw.devices import load_device
 from tokenfab.hw.estimate import Request, estimate
 from tokenfab.mapping.baselines import singles
-from tokenfab.mapping.build import Built, build
+from tokenfab.mapping.build import build
 from tokenfab.mapping.node import LINK_ENERGY, build_node, read_node
+from tokenfab.mapping.options import Built
 from tokenfab.mapping.problem import INPUT, Objective, evaluate
 from tokenfab.mapping.replay import replay, replay_stream
 from tokenfab.mapping.shares import share
