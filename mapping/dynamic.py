@@ -5,7 +5,7 @@ layer. Capacities are brought in by prices (Lagrange): for any prices p ≥ 0
 
     bound(p) = min over placements of (value + p · (memory − capacity))      never above the optimum
 
-and p moves along the excess, with Polyak's step (Held, Wolfe and Crowder, Mathematical Programming 6, 1974). Each
+and p moves along the excess (limits on metrics have prices alike), with Polyak's step (Held, Wolfe and Crowder, Mathematical Programming 6, 1974). Each
 placement met is made feasible by the moves that cost least per byte. A bottleneck max(busy) is bounded by any mean
 of what resources are busy; the mean's weights move towards the busiest one.
 """
@@ -14,13 +14,13 @@ from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .eliminate import TooWideError
-from .priced import PricedBlock, Prices, first_shares, objective_prices
+from .priced import PricedBlock, Prices, first_shares, metric_prices, objective_prices
 from .problem import INPUT, ROUNDING, Array, Block, Choice, Edge, Operator, Problem, evaluate, flat, unflatten
 
 
@@ -175,31 +175,45 @@ def repair(problem: Problem, layers: Sequence[Choice]) -> list[Choice] | None:
 
 
 def lagrange(
-    problem: Problem, *, rounds: int = 200, time_limit: float = 10.0, gap: float = 1e-4, known: float = np.inf
-) -> Answer:
-    """Bound and feasible placement under prices on memory. ``known``: the value of a placement that is at hand.
+    problem: Problem, *, rounds: int = 200, time_limit: float = 10.0, gap: float = 1e-4, known: float = np.inf,
+    pool: Array | None = None, limits: Mapping[str, float] | None = None,
+) -> Answer:  # fmt: skip
+    """Bound and feasible placement under prices on memory and limits. ``known``: the value of a placement that is at
+    hand; ``pool``, ``limits``: prices to begin with, per byte and per unit of a metric.
 
-    Raises ``TooWideError`` where the graph is. Limits on metrics are not priced; what breaks them is not returned.
+    Raises ``TooWideError`` where the graph is. Limits on the bottleneck are not priced; what breaks limits is not
+    returned.
     """
     began = time.process_time()
     lower = Chain(problem, full=False)
-    base = objective_prices(problem)
+    named = [name for name in problem.objective.limits if name != "throughput"]
+    allowed = np.array([problem.objective.limits[name] for name in named])
     weight = problem.objective.weights.get("throughput", 0.0)
     mean = np.full(len(problem.resources), 1.0 / max(1, len(problem.resources)))
+    memories = len(problem.pools)
     scale = np.maximum(problem.capacity, 1.0)
-    price = np.zeros(len(problem.pools))
+    price = np.concatenate([
+        np.zeros(memories) if pool is None else pool * scale, [(limits or {}).get(n, 0.0) for n in named] * allowed
+    ])  # fmt: skip
+    budget = np.concatenate([problem.capacity / scale, np.ones(len(named))])
     best_layers: list[Choice] | None = None
     best, bound, step, stuck, done = np.inf, -np.inf, 1.0, 0, 0
     for done in range(1, rounds + 1):
-        value, layers = lower.best(replace(base, resource=weight * mean, pool=price / scale))
+        metrics = dict(problem.objective.weights)
+        for name, p in zip(named, price[memories:] / allowed, strict=True):
+            metrics[name] = metrics.get(name, 0.0) + float(p)
+        prices = replace(metric_prices(problem, metrics), resource=weight * mean, pool=price[:memories] / scale)
+        value, layers = lower.best(prices)
         if not layers:
             return Answer(None, np.inf, np.inf, done)
-        here = value - float(price @ (problem.capacity / scale))
+        here = value - float(price @ budget)
         stuck = 0 if here > bound else stuck + 1
         bound = max(bound, here)
         if stuck >= 10:
             step, stuck = step / 2, 0
-        totals = evaluate(problem, layers).totals
+        seen = evaluate(problem, layers)
+        if seen.feasible and seen.value < best:
+            best, best_layers = seen.value, layers
         if done < 8 or done % 5 == 0:
             mended = repair(problem, layers)
             if mended is not None:
@@ -209,11 +223,12 @@ def lagrange(
         upper = min(best, known)
         if upper - bound <= gap * abs(upper) or time.process_time() - began > time_limit:
             break
-        excess = (totals.memory - problem.capacity) / scale
+        used = np.array([seen.metrics[name] for name in named])
+        excess = np.concatenate([seen.totals.memory / scale, used / allowed]) - budget
         excess[(price <= 0) & (excess < 0)] = 0.0
         if weight:
             busiest = np.zeros_like(mean)
-            busiest[int(np.argmax(totals.busy_s))] = 1.0
+            busiest[int(np.argmax(seen.totals.busy_s))] = 1.0
             mean += (busiest - mean) / (done + 1)
         norm = float(excess @ excess)
         if norm:

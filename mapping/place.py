@@ -116,6 +116,13 @@ def solve(problem: Problem, *, time_limit: float = 10.0, gap: float = 0.005, sol
             bound = counted.bound
             if counted.layers is not None and counted.value < value:
                 value, layers = counted.value, counted.layers
+            if layers is not None and value - bound > gap * abs(value):
+                priced = lagrange(
+                    problem, time_limit=left(), gap=gap, known=value, pool=counted.pool, limits=counted.limits
+                )
+                bound = max(bound, priced.bound)
+                if priced.layers is not None and priced.value < value:
+                    value, layers = priced.value, priced.layers
     if layers is None:
         why = why or binding(problem, seeds, time_limit=time_limit)
         status = "infeasible" if why is None or why.proven else "unknown"

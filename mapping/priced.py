@@ -12,6 +12,7 @@ add nothing to the work.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -155,8 +156,14 @@ class PricedBlock:
 
 def objective_prices(problem: Problem) -> Prices:
     """What the objective itself asks for, but for the bottleneck, whose resource nobody knows yet (0 here)."""
-    w = problem.objective.weights
+    return metric_prices(problem, problem.objective.weights)
+
+
+def metric_prices(problem: Problem, w: Mapping[str, float]) -> Prices:
+    """Prices under which a sum stands for Σ w · metric, but for the bottleneck; pools for nothing."""
+    through = w.get("latency", 0.0) + w.get("energy", 0.0) * problem.idle_w
+    phase = np.array([through * n + w.get(p, 0.0) for p, n in zip(problem.phases, problem.repeats, strict=True)])
     return Prices(
-        problem.path_weights, np.zeros(len(problem.resources)), w.get("energy", 0.0), w.get("cost", 0.0),
+        phase, np.zeros(len(problem.resources)), w.get("energy", 0.0), w.get("cost", 0.0),
         np.zeros(len(problem.pools)), w.get("loss", 0.0),
     )  # fmt: skip

