@@ -41,7 +41,7 @@ from .node import Node
 from .options import QUALITY, Built, Form, Joint, Option, Sizes
 from .problem import INPUT, Array, Block, Edge, Index, Mask, Objective, Operator, Problem
 from .quality import Menu
-from .spreads import Spread, Transfers, divided, groups, replicated, whole
+from .spreads import Spread, Transfers, divided, groups, may_part, replicated, whole
 
 PHASES = ("prefill", "handover", "decode")
 PARTS = 8
@@ -188,7 +188,7 @@ class _Builder:
         spreads = [whole(a, self.n) for a in range(self.n)]
         if self.split:
             spreads += [replicated(g, self.n) for g in groups(self.node, range(self.n))]
-        return [Joint(s, t) for s in spreads for t in spreads if s == t or self.move]
+        return [Joint(s, t) for s in spreads for t in spreads if s == t or self._may_part(s, t)]
 
     def _joints(self, piece: Piece, forms: list[Form]) -> list[Joint]:
         if piece.mode is None:
@@ -205,8 +205,11 @@ class _Builder:
         if self.move:
             even = {s.engines: s for s in reversed(spreads) if len({x for x in s.shares if x}) == 1}
             coarse = [*singles, *even.values()]
-            joints += [Joint(s, t) for s in coarse for t in coarse if s != t]
+            joints += [Joint(s, t) for s in coarse for t in coarse if s != t and self._may_part(s, t)]
         return joints
+
+    def _may_part(self, prefill: Spread, decode: Spread) -> bool:
+        return self.move and may_part(self.node, prefill, decode)
 
     def _allowed(self, block: TraceBlock, piece: Piece, options: list[Option]) -> Mask:
         allowed = np.ones(len(options), dtype=bool)

@@ -5,9 +5,9 @@ layer. Capacities are brought in by prices (Lagrange): for any prices p ≥ 0
 
     bound(p) = min over placements of (value + p · (memory − capacity))      never above the optimum
 
-and p moves along the excess (limits on metrics have prices alike), with Polyak's step (Held, Wolfe and Crowder, Mathematical Programming 6, 1974). Each
-placement met is made feasible by the moves that cost least per byte. A bottleneck max(busy) is bounded by any mean
-of what resources are busy; the mean's weights move towards the busiest one.
+and p moves along the excess (limits on metrics have prices alike), with Polyak's step (Held, Wolfe and Crowder,
+Mathematical Programming 6, 1974). Each placement met is made feasible by the moves that cost least per byte. A
+bottleneck max(busy) is bounded by any mean of what resources are busy; the mean's weights move towards the busiest one.
 """
 
 from __future__ import annotations
