@@ -21,7 +21,7 @@ from tokenfab.mapping.options import Built
 from tokenfab.mapping.problem import INPUT, Objective, evaluate
 from tokenfab.mapping.replay import replay, replay_stream
 from tokenfab.mapping.shares import share
-from tokenfab.mapping.spreads import Spread, Transfers, apportion, divided, replicated, whole
+from tokenfab.mapping.spreads import Spread, Transfers, apportion, divided, groups, may_part, replicated, whole
 from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.trace import Trace
 
@@ -120,6 +120,21 @@ def test_two_engines_may_divide_eight_heads_in_all_seven_ways():
     node = build_node(["h100-sxm", "h20"])
     found = divided("heads", node, [0, 1], 8, [[1.0, 3.0]])
     assert sorted(s.shares for s in found) == [(i, 8 - i) for i in range(1, 8)]
+
+
+def test_four_unlike_engines_work_in_any_set_and_equal_ones_as_a_kind():
+    unlike = build_node(["h100-sxm", "h20", "a100-80g-sxm", "l40s"])
+    assert len(groups(unlike, range(4))) == 6 + 4 + 1
+    pairs = build_node(["h100-sxm:2", "h20:2"])
+    assert groups(pairs, range(4)) == [(0, 1), (2, 3), (0, 1, 2, 3)]
+    one, two = whole(0, 4), replicated((0, 2), 4)
+    three, other = replicated((0, 1, 2), 4), replicated((1, 3), 4)
+    assert may_part(unlike, one, two)
+    assert may_part(unlike, other, one)
+    assert not may_part(unlike, two, other)  # 225 places instead of 102, and no answer within 1 % in 20 s
+    assert not may_part(unlike, one, three)
+    assert may_part(unlike, one, replicated(range(4), 4))
+    assert may_part(build_node(["h100-sxm", "h20", "l40s"]), replicated((0, 2), 3), replicated((1, 2), 3))
 
 
 # -- transfers -------------------------------------------------------------------------------------
