@@ -117,7 +117,7 @@ def may_part(node: Node, prefill: Spread, decode: Spread) -> bool:
 
 def divided(mode: str, node: Node, able: Sequence[int], units: int, speed: Sequence[Sequence[float]]) -> list[Spread]:
     """Spreads of a mode over all groups: of two engines every division (few engines), else even and in proportion to
-    each of ``speed`` (per engine)."""
+    each of ``speed`` (per engine; 0: cannot)."""
     n = len(node.engines)
     found: dict[tuple[int, ...], None] = {}
     for group in groups(node, able):
@@ -127,7 +127,7 @@ def divided(mode: str, node: Node, able: Sequence[int], units: int, speed: Seque
             divisions: list[tuple[int, ...]] = [(s, units - s) for s in range(1, units)]
         else:
             weights = [[1.0] * len(group), *([v[a] for a in group] for v in speed)]
-            divisions = [d for w in weights if (d := apportion(units, w)) and min(d) > 0]
+            divisions = [d for w in weights if min(w) > 0 and (d := apportion(units, w)) and min(d) > 0]
         for division in divisions:
             shares = [0] * n
             for a, s in zip(group, division, strict=True):

@@ -209,6 +209,18 @@ def test_no_format_that_fits_is_named_with_its_excess():
     assert fits["status"] == "optimal"
 
 
+def test_an_engine_that_does_not_take_a_format_leaves_it_to_the_others():
+    """Logic-PIM multiplies 16 bits: what is stored narrow runs on the processor, what stays wide may run near memory."""
+    found = place(trace("mixtral-8x7b"), ["duplex-logic-pim:2"], Request(16, 512, 128), formats=FORMATS,
+                  limits=["bits=12"])  # fmt: skip
+    assert found["status"] == "optimal"
+    assert found["formats"]["bits"] >= 12 * (1 - 1e-9)
+    near = [o for p in found["patterns"] for o in p["operators"] if "duplex" in o["place"] and "format" in o]
+    assert near
+    assert {o["format"] for o in near if o["place"].startswith("duplex")} <= {"fp16"}
+    assert all(o["format"] in ("fp16", "int8|fp16", "int4-g128|fp16") for o in near)
+
+
 # -- the command -----------------------------------------------------------------------------------
 def command(*arguments: str) -> int:
     return run(["place", "--json", "--model", "llama-2-7b", "--device", "h100-sxm", "--device", "h20", *arguments])

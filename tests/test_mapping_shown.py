@@ -13,6 +13,7 @@ from tokenfab.mapping import __main__ as main
 from tokenfab.mapping import shown
 from tokenfab.mapping.problem import Objective
 from tokenfab.mapping.trials import place_case
+from tokenfab.workloads.load import load_trace
 
 
 def test_a_row_is_what_the_command_answers(capsys):
@@ -34,6 +35,13 @@ def test_every_command_of_the_table_is_one_of_tokenfab_place(capsys, monkeypatch
         seen.append(key)
         raise KeyError
 
+    small = load_trace("opt-125m")
+
+    def renamed(name):
+        return small.model_copy(update={"model": name})
+
+    monkeypatch.setattr("tokenfab.workloads.load.load_trace", renamed)
+    monkeypatch.setattr(shown, "load_trace", renamed)
     monkeypatch.setattr("tokenfab.mapping.place.place", place)
     monkeypatch.setattr(shown, "place", place)
     commands = [f"-m {m} {n}" for m in shown.MODELS for n in shown.NODES.values()]
