@@ -37,6 +37,7 @@ class Replica:
         self.simulation, self.number, self.steps, self.pool, self.schedule = simulation, number, steps, pool, schedule
         self.profile: EngineProfile = steps.profile
         self.seats, self.role = seats, role
+        self._env = simulation.env
         self.speed = 1.0
         self.up = True
         self.waiting: list[tuple[tuple[float, ...], int, Sequence]] = []
@@ -44,6 +45,7 @@ class Replica:
         self.decoding: list[tuple[int, int, Sequence]] = []
         self.counter = 0
         self.runs, self.gaps = Runs(), Gaps()
+        self._add_run = self.runs.flat.extend
         self.energy_scale = 1.0
         self._bases = 0
         self._tallest: list[tuple[int, int, Sequence]] = []
@@ -83,10 +85,14 @@ class Replica:
     @property
     def longer(self) -> float:
         """Cached tokens by which the longest decoding sequence exceeds the mean."""
+        return self._highest() - self._bases / len(self.decoding) if self.decoding else 0.0
+
+    def _highest(self) -> int:
+        """Base of the longest decoding sequence; there is one."""
         heap = self._tallest
-        while heap and heap[0][2].entry is not heap[0]:  # it left, or came back with another length
+        while heap[0][2].entry is not heap[0]:  # it left, or came back with another length
             heappop(heap)
-        return -heap[0][0] - self._bases / len(self.decoding) if heap else 0.0
+        return -heap[0][0]
 
     def grown(self, steps: int) -> int:
         """Blocks that ``steps`` decode steps need."""
@@ -217,7 +223,10 @@ class Replica:
             self._plan = None
             return
         self._plan = plan
-        mean, longer = (self.mean, self.longer) if n else (0.0, 0.0)
+        mean = longer = 0.0
+        if n:
+            base = self._bases / n
+            mean, longer = base + self.counter, self._highest() - base
         self._run = n, mean, longer
         if plan.chunks:
             self._steps = 1
@@ -229,14 +238,15 @@ class Replica:
             self._steps = self._horizon(plan)
             seconds = self.steps.decode_s(n, mean, longer, self._steps)
             self._mixed = 0, 0
-        self._lasts(self.simulation.now, seconds / self.speed + plan.extra_s)
+        self._lasts(self._env.now, seconds / self.speed + plan.extra_s)
 
     def _lasts(self, start_s: float, duration_s: float) -> None:
         """What runs ends ``duration_s`` after ``start_s``, whatever was said before."""
         self._started, self._duration = start_s, duration_s
         self._version += 1
-        simulation = self.simulation
-        simulation.timer(max(start_s + duration_s - simulation.now, 0.0), self._ended, self._version)
+        env = self._env
+        delay = start_s + duration_s - env.now
+        env.timeout(delay if delay > 0 else 0.0, self._version).callbacks.append(self._ended)
 
     def _horizon(self, plan: Plan) -> int:
         """Decode steps that pass before a sequence ends or blocks run out."""
@@ -255,7 +265,7 @@ class Replica:
         plan = self._plan
         if plan is None or plan.chunks or self._steps == 1:
             return
-        passed = self.simulation.now - self._started
+        passed = self._env.now - self._started
         steps = min(int(passed / self._duration * self._steps) + 1, self._steps)
         seconds = self._until(steps)
         while seconds < passed and steps < self._steps:
@@ -287,7 +297,7 @@ class Replica:
             return  # a run that was cut short, or a replica that went down
         self._plan = None
         self._between = True
-        now, n = self.simulation.now, len(self.decoding) if plan.decode else 0
+        now, n = self._env.now, len(self.decoding) if plan.decode else 0
         self._record(plan, n)
         if n:
             self._advance(n, now)
@@ -302,11 +312,12 @@ class Replica:
 
     def _record(self, plan: Plan, n: int) -> None:
         joules = 0.0
-        for s, q in plan.chunks:
-            joules += self.steps.contexts.chunk(q, s.done)[1]
+        if plan.chunks:
+            chunk = self.steps.contexts.chunk
+            joules = sum([chunk(q, s.done)[1] for s, q in plan.chunks])
         tokens, ends = self._mixed
         mean = self._run[1] + (self._steps - 1) / 2 if n else 0.0
-        self.runs.add((
+        self._add_run((
             self._started, self._duration, self._steps, n, mean, tokens, ends, joules, self.pool.held, len(self.waiting)
         ))  # fmt: skip
 
@@ -314,10 +325,10 @@ class Replica:
         """``_steps`` decode steps are done."""
         steps, each = self._steps, self._duration / self._steps
         first = self._started + each
-        for stamp, count in self._cohorts.items():
-            self.gaps.add(first - stamp, count)
+        gaps = [x for stamp, count in self._cohorts.items() for x in (first - stamp, count)]
         if steps > 1:
-            self.gaps.add(each, n * (steps - 1))
+            gaps += each, n * (steps - 1)
+        self.gaps.flat.extend(gaps)
         self._cohorts, self._stepped = {now: n}, now
         grown = self.grown(steps)
         self.counter += steps

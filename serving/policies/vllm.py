@@ -25,7 +25,7 @@ class TokenBudget(Schedule):
         return self.budget or replica.profile.budget
 
     def plan(self, replica: Replica) -> Plan | None:
-        preempted = self._make_room(replica)
+        preempted = bool(replica.decoding) and self._make_room(replica)
         if not (replica.waiting or replica.prefilling):
             return Plan() if replica.decoding else None
         left = self.limit(replica) - len(replica.decoding)
