@@ -298,13 +298,13 @@ class _Maker:
             d[x].constant or 1 for x in ("heads", "kv_heads", "head_dim", "value_dim")
         )
         window = d["window"].constant if "window" in d else None
-        skew = float(op.attrs.get("skew", 1.0))
+        skew, longer = float(op.attrs.get("skew", 1.0)), float(op.attrs.get("longer", 0.0))
 
         def time(at: Points) -> Answer:
             batch, kv = at(d["batch"]), at(d["kv"])
             parts = attention_parts(
                 batch, at(d["query"]), kv, heads, kv_heads, head_dim, value_dim,
-                self.card, constants, kernel, kv_max=np.minimum(skew, batch) * kv, window=window, bits=bits,
+                self.card, constants, kernel, kv_max=np.minimum(skew * kv + longer, batch * kv), window=window, bits=bits,
             )  # fmt: skip
             return np.hypot(parts.compute, parts.memory) + parts.rest, np.where(parts.compute > parts.memory, 0, 1)
 

@@ -62,13 +62,17 @@ class EngineProfile:
             return tokens
         return self.graphs[bisect_left(self.graphs, tokens)]
 
-    def iterations_s(self, device_s: float, prompt_tokens: int, sequences: int, count: int) -> float:
-        """Seconds of ``count`` like iterations that occupy the device for ``device_s`` together."""
-        host = (self.host_s + self.host_sequence_s * sequences) * count
-        extra = (self.step_s + self.sequence_s * sequences) * count
+    def overheads(self, prompt_tokens: int, sequences: int) -> tuple[float, float]:
+        """Seconds of an iteration on the host, and what nothing hides."""
+        extra = self.step_s + self.sequence_s * sequences
         if prompt_tokens:
-            extra += (self.prompt_s + self.prompt_token_s * prompt_tokens) * count
-        return (max(device_s, host) if self.asynchronous else device_s + host) + extra
+            extra += self.prompt_s + self.prompt_token_s * prompt_tokens
+        return self.host_s + self.host_sequence_s * sequences, extra
+
+    def iterations_s(self, device_s: float, prompt_tokens: int, sequences: int, count: int) -> float:
+        """Seconds of ``count`` iterations, all alike, that occupy the device for ``device_s`` together."""
+        host, extra = self.overheads(prompt_tokens, sequences)
+        return (max(device_s, host * count) if self.asynchronous else device_s + host * count) + extra * count
 
 
 def profile_names() -> list[str]:

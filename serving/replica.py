@@ -22,6 +22,8 @@ from .sequence import Sequence
 from .steps import StepModel
 
 if TYPE_CHECKING:
+    from simpy import Event
+
     from .simulation import Simulation
 
 
@@ -38,6 +40,7 @@ class Replica:
         self.profile: EngineProfile = steps.profile
         self.seats, self.role = seats, role
         self.pipeline: Pipeline | None = None
+        self._env = simulation.env
         self.speed = 1.0
         self.up = True
         self.waiting: list[tuple[tuple[float, ...], int, Sequence]] = []
@@ -45,6 +48,7 @@ class Replica:
         self.decoding: list[tuple[int, int, Sequence]] = []
         self.counter = 0
         self.runs, self.gaps = Runs(), Gaps()
+        self._add_run = self.runs.flat.extend
         self.energy_scale = 1.0
         self._bases = 0
         self._tallest: list[tuple[int, int, Sequence]] = []
@@ -59,6 +63,8 @@ class Replica:
         self._started = 0.0
         self._steps = 0
         self._duration = 0.0
+        self._run = 0, 0.0, 0.0
+        self._mixed = 0, 0
 
     # -- what schedules and policies ask -------------------------------------------------------
     @property
@@ -82,21 +88,25 @@ class Replica:
     @property
     def longer(self) -> float:
         """Cached tokens by which the longest decoding sequence exceeds the mean."""
+        return self._highest() - self._bases / len(self.decoding) if self.decoding else 0.0
+
+    def _highest(self) -> int:
+        """Base of the longest decoding sequence; there is one."""
         heap = self._tallest
-        while heap and heap[0][2].entry is not heap[0]:  # it left, or came back with another length
+        while heap[0][2].entry is not heap[0]:  # it left, or came back with another length
             heappop(heap)
-        return -heap[0][0] - self._bases / len(self.decoding) if heap else 0.0
+        return -heap[0][0]
 
     def grown(self, steps: int) -> int:
         """Blocks that ``steps`` decode steps need."""
-        size = self.pool.size
-        whole, rest = divmod(steps, size)
+        counts, size = self._remainders, self.pool.size
         start = self.counter % size
-        counts = self._remainders
-        grown = whole * self._growing
-        for i in range(start, start + rest):
-            grown += counts[i % size]
-        return grown
+        if steps == 1:
+            return counts[start]
+        whole, rest = divmod(steps, size)
+        end = start + rest
+        more = sum(counts[start:end]) if end <= size else sum(counts[start:]) + sum(counts[: end - size])
+        return whole * self._growing + more
 
     # -- arrivals --------------------------------------------------------------------------------
     def submit(self, sequence: Sequence, *, front: bool = False) -> None:
@@ -211,25 +221,38 @@ class Replica:
         self._between = True
         plan = self.schedule.plan(self)
         self._between = False
-        if plan is None or not (plan.chunks or (plan.decode and self.decoding)):
+        n = len(self.decoding) if plan is not None and plan.decode else 0
+        if plan is None or not (n or plan.chunks):
             self._plan = None
             return
         self._plan = plan
-        self._started = self.simulation.now
-        n = len(self.decoding) if plan.decode else 0
+        mean = longer = 0.0
+        if n:
+            base = self._bases / n
+            mean, longer = base + self.counter, self._highest() - base
+        self._run = n, mean, longer
         if plan.chunks:
             self._steps = 1
             chunks = [(tokens, s.done) for s, tokens in plan.chunks]
             ends = sum(tokens == s.prompt - s.done for s, tokens in plan.chunks)
-            seconds = self.steps.mixed_s(chunks, ends, n, self.mean, self.longer if n else 0.0)
+            seconds = self.steps.mixed_s(chunks, ends, n, mean, longer)
+            self._mixed = n + sum(tokens for tokens, _ in chunks), ends
         else:
             self._steps = self._horizon(plan)
-            seconds = self.steps.decode_s(n, self.mean, self.longer, self._steps)
-        self._duration = seconds / self.speed + plan.extra_s
+            seconds = self.steps.decode_s(n, mean, longer, self._steps)
+            self._mixed = 0, 0
+        duration = seconds / self.speed + plan.extra_s
         if self.pipeline is not None:
-            self._duration = self.pipeline.enter(self._started, self._duration) - self._started
+            duration = self.pipeline.enter(self._env.now, duration) - self._env.now
+        self._lasts(self._env.now, duration)
+
+    def _lasts(self, start_s: float, duration_s: float) -> None:
+        """What runs ends ``duration_s`` after ``start_s``, whatever was said before."""
+        self._started, self._duration = start_s, duration_s
         self._version += 1
-        self.simulation.after(self._duration, self._ended, self._version)
+        env = self._env
+        delay = start_s + duration_s - env.now
+        env.timeout(delay if delay > 0 else 0.0, self._version).callbacks.append(self._ended)
 
     def _horizon(self, plan: Plan) -> int:
         """Decode steps that pass before a sequence ends or blocks run out."""
@@ -250,23 +273,22 @@ class Replica:
         plan = self._plan
         if plan is None or plan.chunks or self._steps == 1:
             return
-        passed = self.simulation.now - self._started
-        steps = self._passed(passed)
-        if steps < self._steps and (not steps or self._until(steps) < passed):
+        passed = self._env.now - self._started
+        steps = min(int(passed / self._duration * self._steps) + 1, self._steps)
+        seconds = self._until(steps)
+        while seconds < passed and steps < self._steps:
             steps += 1
-        if steps == self._steps:
-            return
-        self._steps, self._duration = steps, self._until(steps)
-        self._version += 1
-        self.simulation.after(
-            max(self._started + self._duration - self.simulation.now, 0.0), self._ended, self._version
-        )
+            seconds = self._until(steps)
+        while steps > 1 and (before := self._until(steps - 1)) >= passed:
+            steps, seconds = steps - 1, before
+        if steps < self._steps:
+            self._steps = steps
+            self._lasts(self._started, seconds)
 
     def _until(self, steps: int) -> float:
         """Seconds from the start of the run of decode steps to the end of the first ``steps``."""
         assert self._plan is not None
-        seconds = self.steps.decode_s(len(self.decoding), self.mean, self.longer, steps)
-        return seconds / self.speed + self._plan.extra_s
+        return self.steps.decode_s(*self._run, steps) / self.speed + self._plan.extra_s
 
     def _passed(self, seconds: float) -> int:
         """Steps of the run of decode steps that are over after ``seconds``, the last one never."""
@@ -277,12 +299,13 @@ class Replica:
             steps += 1
         return steps
 
-    def _ended(self, version: int) -> None:
-        if version != self._version or self._plan is None:
+    def _ended(self, timer: Event) -> None:
+        plan = self._plan
+        if timer.value != self._version or plan is None:
             return  # a run that was cut short, or a replica that went down
-        plan, self._plan = self._plan, None
+        self._plan = None
         self._between = True
-        now, n = self.simulation.now, len(self.decoding) if plan.decode else 0
+        now, n = self._env.now, len(self.decoding) if plan.decode else 0
         self._record(plan, n)
         if n:
             self._advance(n, now)
@@ -296,16 +319,13 @@ class Replica:
             self._begin()
 
     def _record(self, plan: Plan, n: int) -> None:
-        tokens = ends = 0
         joules = 0.0
         if plan.chunks:
-            for s, q in plan.chunks:
-                tokens += q
-                ends += q == s.prompt - s.done
-                joules += self.steps.contexts.chunk(q, s.done)[1]
-            tokens += n
-        mean = self.mean + (self._steps - 1) / 2 if n else 0.0
-        self.runs.add((
+            chunk = self.steps.contexts.chunk
+            joules = sum([chunk(q, s.done)[1] for s, q in plan.chunks])
+        tokens, ends = self._mixed
+        mean = self._run[1] + (self._steps - 1) / 2 if n else 0.0
+        self._add_run((
             self._started, self._duration, self._steps, n, mean, tokens, ends, joules, self.pool.held, len(self.waiting)
         ))  # fmt: skip
 
@@ -313,14 +333,14 @@ class Replica:
         """``_steps`` decode steps are done."""
         steps, each = self._steps, self._duration / self._steps
         first = self._started + each
-        for stamp, count in self._cohorts.items():
-            self.gaps.add(first - stamp, count)
+        gaps = [x for stamp, count in self._cohorts.items() for x in (first - stamp, count)]
         if steps > 1:
-            self.gaps.add(each, n * (steps - 1))
+            gaps += each, n * (steps - 1)
+        self.gaps.flat.extend(gaps)
         self._cohorts, self._stepped = {now: n}, now
         grown = self.grown(steps)
         self.counter += steps
-        if not self.pool.take(grown):
+        if grown and not self.pool.take(grown):
             raise AssertionError("a run of decode steps was planned without blocks")
         heap, counter = self.decoding, self.counter
         while heap and heap[0][0] <= counter:

@@ -75,8 +75,11 @@ class Simulation:
 
     def after(self, delay_s: float, call: Callable[[Any], None], value: Any = None) -> None:
         """``call(value)`` in ``delay_s`` seconds."""
-        event = self.env.timeout(delay_s, value)
-        event.callbacks.append(lambda e: call(e.value))
+        self.timer(delay_s, lambda event: call(event.value), value)
+
+    def timer(self, delay_s: float, call: Callable[[simpy.Event], None], value: Any = None) -> None:
+        """``call`` with an event of ``value`` in ``delay_s`` seconds."""
+        self.env.timeout(delay_s, value).callbacks.append(call)
 
     def done(self) -> Simulation:
         """Itself, after :meth:`run`."""
@@ -110,7 +113,7 @@ class Simulation:
                 for each in self._first[i:end]:
                     self._arrive(each)
         if end < len(at):
-            self.after(at[end] - now, self._arrivals)
+            self.timer(at[end] - now, self._arrivals)
 
     @contextmanager
     def at_once(self) -> Iterator[None]:
