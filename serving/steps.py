@@ -73,7 +73,9 @@ class StepModel:
         self._mixed_tokens = _Integers(lambda t: tokens.at(1.0, t, 0.0))
         self._sequences = _Integers(lambda s: sequences.at(s, 1.0, 0.0))
         self._fixed: dict[int, tuple[float, float, float]] = {}
-        self._bits = next((t.bits for op, _ in self.share.operators() for t in op.writes if t.role == "activation"), 16.0)
+        self._bits = next(
+            (t.bits for op, _ in self.share.operators() for t in op.writes if t.role == "activation"), 16.0
+        )
         self.contexts = ContextTable(compiled, self.model, context, device, self.longest)
 
     @property
@@ -126,6 +128,7 @@ class StepModel:
 
         A device's time rises with the context, so there is one step from which on it is the longer.
         """
+
         def until(k: int) -> float:
             return fixed * k + self.contexts.decode_s(n, mean, longer, k) * self.slower[0] if k else 0.0
 

@@ -178,7 +178,9 @@ class NaiveEngine:
             if not count and block not in shared:
                 break
         else:
-            unused = [(self.used_at[key[0]], -key[1], key) for key, b in self.place_of.items() if not self.references[b]]
+            unused = [
+                (self.used_at[key[0]], -key[1], key) for key, b in self.place_of.items() if not self.references[b]
+            ]
             block = self.place_of.pop(min(unused)[2])
         self.references[block] = 1
         return block
