@@ -210,8 +210,11 @@ class ContextTable:
         """Index into :data:`LONGER`, and the weight of the next."""
         if longer <= 0 or not self.uneven_matters:
             return 0, 0.0
-        i = min(bisect_right(LONGER, longer), len(LONGER) - 1) - 1
-        return i, min((longer - LONGER[i]) / (LONGER[i + 1] - LONGER[i]), 1.0)
+        i = bisect_right(LONGER, longer) - 1
+        if i > len(LONGER) - 2:
+            return len(LONGER) - 2, 1.0
+        low = LONGER[i]
+        return i, (longer - low) / (LONGER[i + 1] - low)
 
     @cached_property
     def uneven_matters(self) -> bool:
