@@ -269,8 +269,7 @@ class _Maker:
             batch, kv = at(d["batch"]), at(d["kv"])
             parts = attention_parts(
                 batch, at(d["query"]), kv, heads, kv_heads, head_dim, value_dim,
-                self.card, constants, kernel, kv_max=np.minimum(skew * kv + longer, batch * kv), window=window,
-                bits=bits,
+                self.card, constants, kernel, kv_max=np.minimum(skew, batch) * kv + longer, window=window, bits=bits,
             )  # fmt: skip
             return np.hypot(parts.compute, parts.memory) + parts.rest, np.where(parts.compute > parts.memory, 0, 1)
 

@@ -30,7 +30,7 @@ TILE = 128
 """Keys of the longest tile that kernels round a context up to."""
 SAMPLES = (np.arange(4) + 0.5) / 4 - 0.5
 """Where around a knot costs are sampled, in tiles."""
-LONGER = (0.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0)
+LONGER = (0.0, *(256.0 * 2**k for k in range(9)))
 """Tokens by which the longest context exceeds the mean, at which curves are kept."""
 EXACT_BATCH, GROUP, PER_OCTAVE = 32, 8, 16
 """Decoding batches are evaluated one by one up to the first, so many at a time; then so many per doubling."""

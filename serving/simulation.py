@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gc
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from contextlib import contextmanager
@@ -93,13 +92,7 @@ class Simulation:
             self.after(fault.start_s, self._down, fault)
         self.policy.begin(self)
         self._arrivals()
-        collecting = gc.isenabled()
-        gc.disable()  # nothing here makes cycles; looking for them takes a twentieth of the time
-        try:
-            self.env.run(until=self.until_s)
-        finally:
-            if collecting:
-                gc.enable()
+        self.env.run(until=self.until_s)
         if self.until_s is None:
             for i in np.flatnonzero(np.frombuffer(bytes(self.outcome.state), dtype=np.uint8) == WAITING).tolist():
                 self.reject(i, "no replica came back to serve it")
