@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from .blocks import BlockPool
 from .engine import EngineProfile
 from .outcome import Gaps, Runs
+from .pipeline import Pipeline
 from .scheduling import ORDERS, Plan, Schedule
 from .sequence import Sequence
 from .steps import StepModel
@@ -28,7 +29,8 @@ if TYPE_CHECKING:
 
 class Replica:
     """One engine on its devices. ``speed`` divides iteration times (a power cap); ``up`` is False while it is down;
-    ``load`` counts the requests that are here, waiting or running."""
+    ``load`` counts the requests that are here, waiting or running. With a ``pipeline`` it is one of the batches that
+    pass through its stages, and ``number`` is the batch's."""
 
     def __init__(
         self, simulation: Simulation, number: int, steps: StepModel, pool: BlockPool, schedule: Schedule, seats: int,
@@ -37,6 +39,7 @@ class Replica:
         self.simulation, self.number, self.steps, self.pool, self.schedule = simulation, number, steps, pool, schedule
         self.profile: EngineProfile = steps.profile
         self.seats, self.role = seats, role
+        self.pipeline: Pipeline | None = None
         self._env = simulation.env
         self.speed = 1.0
         self.up = True
@@ -238,7 +241,10 @@ class Replica:
             self._steps = self._horizon(plan)
             seconds = self.steps.decode_s(n, mean, longer, self._steps)
             self._mixed = 0, 0
-        self._lasts(self._env.now, seconds / self.speed + plan.extra_s)
+        duration = seconds / self.speed + plan.extra_s
+        if self.pipeline is not None:
+            duration = self.pipeline.enter(self._env.now, duration) - self._env.now
+        self._lasts(self._env.now, duration)
 
     def _lasts(self, start_s: float, duration_s: float) -> None:
         """What runs ends ``duration_s`` after ``start_s``, whatever was said before."""
@@ -250,6 +256,8 @@ class Replica:
 
     def _horizon(self, plan: Plan) -> int:
         """Decode steps that pass before a sequence ends or blocks run out."""
+        if self.pipeline is not None:
+            return 1  # batches meet in the stages
         steps = min(self.decoding[0][0] - self.counter, plan.most, self.simulation.longest_jump)
         free = self.pool.free
         if self._growing * (steps // self.pool.size + 1) <= free:

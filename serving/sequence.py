@@ -10,8 +10,8 @@ class Sequence:
     ``left``: tokens still to write. While it decodes, ``base`` is its cached tokens less the replica's decode
     counter, so that a step changes nothing here. ``blocks``: its own; ``used``: blocks it refers to by prefix node,
     ``shared`` in all; ``grows``: it takes blocks as it goes. ``joined``: the counter when it began to decode.
-    ``entry``: its line in the replica's heap of the longest. ``stamp``: when it got its last token before it joined
-    or left a batch (negative: no token yet). ``place``: 0 waiting or gone, 1 its prompt is computed, 2 it decodes.
+    ``entry``: its line in the replica's heap of the longest. ``stamp``: when it got its last token before it joined or
+    left a batch (negative: no token yet). ``place``: 0 waiting or gone, 1 its prompt is computed, 2 it decodes.
     ``parked``: its cache waits elsewhere.
     """
 

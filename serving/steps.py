@@ -9,7 +9,8 @@ The rows of a compiled trace are of three sorts, told apart by evaluating their 
 An iteration of T tokens, of which n decode at the mean context x (the longest has x + d) and others are chunks of q
 tokens after c cached ones, of which S sequences get a token, takes
 
-    t = token(T) + sequence(S) + decode(n, x, d) + Σ chunk(q, c) − launches that the parts would repeat
+    t = token(T) + sequence(S) + contexts,    contexts = mixed(chunks, n, x, d) where the device's model knows a
+                                                kernel that takes both, else decode(n, x, d) + Σ chunk(q, c)
 
 of the device, and in all what :class:`.engine.EngineProfile` makes of it. T is padded to the next captured graph where
 the engine captures graphs. Every part is the device's own cost model (:mod:`tokenfab.hw.cost`): token and sequence
@@ -26,7 +27,7 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..hw.collective import collective_time
-from ..hw.cost import cost, prepare, rated_power
+from ..hw.cost import cost, kind_modules, prepare, rated_power
 from ..hw.spec import Device
 from ..workloads.compiled import CompiledTrace, compile_trace
 from ..workloads.parallel import ONE_DEVICE, Parallel, tensor_parallel
@@ -67,11 +68,19 @@ class StepModel:
         self.longest = int(longest or trace.max_context or 32768)
         self._compiled = compiled = compile_trace(self.share)
         _, self.model = prepare(compiled, device)
+        mixed = getattr(kind_modules().get(device.kind), "mixed_attention", None)
+        self._mixed = mixed(compiled, device) if mixed is not None else None
         token, sequence, context = sorts(compiled)
         decoding, tokens, sequences = (Rows(compiled, self.model, m) for m in (token | sequence, token, sequence))
-        self._decode_tokens = _Integers(lambda n: decoding.at(n, 1.0, 0.0))
+        sampling = getattr(kind_modules().get(device.kind), "sampling", None) if self.profile.sampler else None
+        chosen = sampling(device, trace.vocabulary) if sampling is not None else np.zeros_like
+
+        def sampled(part: Part, n: Array) -> Part:
+            return Part(part.time_s + chosen(n), part.energy_j)
+
+        self._decode_tokens = _Integers(lambda n: sampled(decoding.at(n, 1.0, 0.0), n))
         self._mixed_tokens = _Integers(lambda t: tokens.at(1.0, t, 0.0))
-        self._sequences = _Integers(lambda s: sequences.at(s, 1.0, 0.0))
+        self._sequences = _Integers(lambda s: sampled(sequences.at(s, 1.0, 0.0), s))
         self._fixed: dict[int, tuple[float, float, float]] = {}
         self._bits = next(
             (t.bits for op, _ in self.share.operators() for t in op.writes if t.role == "activation"), 16.0
@@ -85,14 +94,13 @@ class StepModel:
 
     @property
     def static_w(self) -> float:
-        """Watts of a working replica beyond the dynamic energies: one stage of a pipeline works at a time."""
-        idle = rated_power(self.device)[1]
-        return self.parallel.tp * self.model.static_power_w + (self.devices - self.parallel.tp) * idle
+        """Watts of the working devices of one stage beyond the dynamic energies."""
+        return self.parallel.tp * self.model.static_power_w
 
     @property
     def idle_w(self) -> float:
-        """Watts of a replica that has nothing to do."""
-        return self.devices * rated_power(self.device)[1]
+        """Watts of the devices of one stage that have nothing to do."""
+        return self.parallel.tp * rated_power(self.device)[1]
 
     def hop_s(self, tokens: int) -> float:
         """Seconds in which the activations of ``tokens`` tokens pass through the pipeline's stages."""
@@ -148,12 +156,18 @@ class StepModel:
         seconds = self._mixed_tokens.time(self.profile.padded(tokens)) + self.hop_s(tokens)
         if ends + n:
             seconds += self._sequences.time(ends + n)
+        seconds += self._contexts_s(chunks, n, mean, longer)
+        return self.profile.iterations_s(seconds * self.slower[1], tokens - n, ends + n, 1)
+
+    def _contexts_s(self, chunks: Sequence[tuple[int, int]], n: int, mean: float, longer: float) -> float:
+        """Context rows of a mixed iteration: one call of a kernel whose work adds, where the device's model knows such
+        a kernel; else one part after another, launched once."""
+        if n and self._mixed is not None and max(q for q, _ in chunks) > 1:
+            return float(self._mixed(chunks, n, mean + 1, mean + 1 + longer))
+        seconds = -(len(chunks) - (n == 0)) * self.contexts.launch_s
         for q, c in chunks:
             seconds += self.contexts.chunk(q, c)[0]
-        if n:
-            seconds += self.contexts.decode_s(n, mean, longer)
-        seconds -= (len(chunks) - (n == 0)) * self.contexts.launch_s
-        return self.profile.iterations_s(seconds * self.slower[1], tokens - n, ends + n, 1)
+        return seconds + (self.contexts.decode_s(n, mean, longer) if n else 0.0)
 
     def interval(self, n: float, mean: float, query: float) -> tuple[tuple[float, float], tuple[float, float]]:
         """Low and high ends over the time, of a decode step of ``n`` sequences at ``mean`` cached tokens and of a

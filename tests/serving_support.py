@@ -11,6 +11,7 @@ import numpy as np
 from tokenfab.serving.cluster import Cluster
 from tokenfab.serving.engine import EngineProfile
 from tokenfab.serving.memory import KvMemory
+from tokenfab.workloads.parallel import ONE_DEVICE, Parallel
 from tokenfab.workloads.request_log import RequestLog, plain
 
 
@@ -30,6 +31,7 @@ class StubSteps:
     static_w: float = 50.0
     idle_w: float = 20.0
     slower: tuple[float, float] = (1.0, 1.0)
+    parallel: Parallel = ONE_DEVICE
 
     @property
     def contexts(self) -> StubSteps:
