@@ -10,7 +10,7 @@ from .bars import key
 from .blocks import Canvas
 from .format import percent, si
 from .plot import log_axis, tick
-from .runs import LIMITS, NAMES, Run, share_within
+from .runs import LIMITS, NAMES, Run, attained, share_within
 from .style import GREY, INK, WARN, fit, width
 
 PANELS = ("ttft_s", "tpot_s", "e2e_s")
@@ -102,7 +102,7 @@ def _limit_label(
         return
     text = "limit " + ", ".join(si(x, "s") for x in limits)
     if len(drawn) == 1 and len(limits) == 1:
-        text += f": kept by {percent(share_within(drawn[0][1], limits[0]))}"
+        text += f": kept by {attained(share_within(drawn[0][1], limits[0]))}"
     if not ends[0] <= limits[0] <= ends[1]:
         text += " (outside)"
     text = fit(text, box[2], 7)
@@ -114,7 +114,7 @@ def _limit_label(
 def _marks(
     canvas: Canvas, box: tuple[float, float, float, float], ends: tuple[float, float], run: Run, name: str
 ) -> None:
-    """Dots at the quantiles of the table, each with its value where the curve is not: left above, or right below."""
+    """Dots at the quantiles of the table, each with its value where the curve is not: right below, or left above."""
     spread = getattr(run.document, name)
     axes = canvas.figure.axes[-1]
     for quantile in MARKED:
@@ -124,9 +124,8 @@ def _marks(
         axes.plot([value], [share], marker="o", markersize=3.5, color=run.colour, markeredgewidth=0)
         text = si(value, "s")
         x, y = _x(value, box, ends), box[1] + box[3] * share / 1.02
-        wide = width(text, 7)
         room = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-        if x - 0.08 - wide > box[0]:
-            canvas.text(x - 0.07, y, text, 7, INK, ha="right", va="center_baseline", bbox=room)
-        elif x + 0.08 + wide < box[0] + box[2]:
-            canvas.text(x + 0.07, y, text, 7, INK, va="center_baseline", bbox=room)
+        if x + 0.06 + width(text, 7) < box[0] + box[2]:
+            canvas.text(x + 0.06, y - 0.1, text, 7, INK, bbox=room)
+        else:
+            canvas.text(x - 0.06, y + 0.03, text, 7, INK, ha="right", bbox=room)

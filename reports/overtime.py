@@ -6,18 +6,23 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
+from matplotlib.axes import Axes
 from matplotlib.ticker import FixedFormatter, FixedLocator
 
+from .bars import key
 from .blocks import Canvas
-from .format import count, number, percent, short, si
+from .format import count, number, percent, si
 from .plot import linear_ticks
+from .runs import Run
 from .schema_serving import Served
 from .style import GREY, INK, SERVED, fit, width
 
 HIGH = 4.3
 """Inches of the figure."""
-FULL = 0.6
-"""Share of the total from which a top line is at the axis's end."""
+ABOVE = 1.08
+"""End of an axis over the largest value."""
+Box = tuple[float, float, float, float]
 
 
 @dataclass(frozen=True)
@@ -49,17 +54,26 @@ def trends(d: Served) -> list[Trend]:
     ]  # fmt: skip
 
 
-def over_time(canvas: Canvas, document: Served) -> None:
-    """Four panels over the simulated time."""
-    left, right = canvas.columns(2, 0.35)
-    each = (canvas.height - 0.1) / 2
-    for i, trend in enumerate(trends(document)):
+def over_time(canvas: Canvas, runs: Sequence[Run]) -> None:
+    """Four panels over the simulated time; of several runs as lines in the runs' colours."""
+    high = canvas.height
+    if len(runs) > 1:
+        key(canvas, {r.label: r.colour for r in runs})
+        high -= 0.28
+    left, right = canvas.part(0, 0, canvas.width, high).columns(2, 0.35)
+    each = (high - 0.1) / 2
+    every = [trends(r.document) for r in runs]
+    for i in range(4):
         column = (left, right)[i % 2]
-        _panel(column.part(0, canvas.height - (i // 2 + 1) * each - (i // 2) * 0.1, column.width, each), trend)
+        part = column.part(0, high - (i // 2 + 1) * each - (i // 2) * 0.1, column.width, each)
+        if len(runs) == 1:
+            _one(part, every[0][i])
+        else:
+            _several(part, [trend[i] for trend in every], [r.colour for r in runs])
 
 
 def told(d: Served) -> str:
-    """The same in words."""
+    """A run's panels in words."""
     return ". ".join(f"{t.heading}, {number(max(t.values))} in the highest bin" for t in trends(d))
 
 
@@ -67,21 +81,30 @@ def _mean(values: Sequence[float]) -> float:
     return float(np.mean(values))
 
 
-def _panel(canvas: Canvas, trend: Trend) -> None:
-    canvas.text(0.02, canvas.height - 0.14, fit(trend.heading, canvas.width, 8.5, True), 8.5, weight="bold")
+def _axes(canvas: Canvas, heading: str, end: float, top: float, unit: str) -> tuple[Axes, Box]:
+    canvas.text(0.02, canvas.height - 0.14, fit(heading, canvas.width, 8.5, True), 8.5, weight="bold")
     box = (0.55, 0.3, canvas.width - 0.65, canvas.height - 0.6)
     axes = canvas.axes(*box)
     axes.grid(True)
-    edges = np.arange(len(trend.values) + 1) * (trend.bin_s or 1.0)
-    top = max(*trend.values, trend.against or 0.0) * 1.08 or 1.0
-    axes.set_xlim(0, edges[-1])
+    axes.set_xlim(0, end)
     axes.set_ylim(0, top)
-    ticks, labels, unit = linear_ticks(float(edges[-1]), "s", 6)
+    ticks, labels, prefix = linear_ticks(end, "s", 6)
     axes.xaxis.set_major_locator(FixedLocator(ticks))
-    axes.xaxis.set_major_formatter(FixedFormatter([f"{t} {unit}" if t == labels[-1] else t for t in labels]))
-    ticks, labels, unit = linear_ticks(top, trend.unit, 4)
+    axes.xaxis.set_major_formatter(FixedFormatter([*labels[:-1], f"{labels[-1]} {prefix}"]))
+    if unit == "%":
+        ticks = [0, 0.25, 0.5, 0.75, 1.0]
+        labels, prefix = [percent(t) for t in ticks], ""
+    else:
+        ticks, labels, prefix = linear_ticks(top, unit, 4)
     axes.yaxis.set_major_locator(FixedLocator(ticks))
-    axes.yaxis.set_major_formatter(FixedFormatter([f"{t} {unit}".rstrip() for t in labels]))
+    axes.yaxis.set_major_formatter(FixedFormatter([f"{t} {prefix}".rstrip() for t in labels]))
+    return axes, box
+
+
+def _one(canvas: Canvas, trend: Trend) -> None:
+    edges = _edges(trend)
+    top = max(*trend.values, trend.against or 0.0) * ABOVE or 1.0
+    axes, box = _axes(canvas, trend.heading, float(edges[-1]), top, trend.unit)
     colour = SERVED[trend.name]
     axes.stairs(trend.values, edges, fill=True, facecolor=colour, alpha=0.25, linewidth=0)
     axes.stairs(trend.values, edges, color=colour, linewidth=1.0, baseline=None)
@@ -90,4 +113,20 @@ def _panel(canvas: Canvas, trend: Trend) -> None:
         y = box[1] + box[3] * trend.against / top
         x = box[0] + box[2] - width(trend.said, 7) - 0.04
         room = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
-        canvas.text(x, y - 0.13, trend.said, 7, INK, bbox=room)
+        canvas.text(x, y - 0.13 if y - box[1] > 0.2 else y + 0.05, trend.said, 7, INK, bbox=room)
+
+
+def _several(canvas: Canvas, own: Sequence[Trend], colours: Sequence[str]) -> None:
+    """One panel of several runs; blocks as shares of each run's own."""
+    held = own[0].name == "held"
+    scales = [t.against or 1.0 if held else 1.0 for t in own]
+    end = max(float(_edges(t)[-1]) for t in own)
+    top = 1.05 if held else max(max(t.values) for t in own) * ABOVE or 1.0
+    heading = "Share of the KV blocks held" if held else own[0].heading.partition(",")[0]
+    axes, _ = _axes(canvas, heading, end, top, "%" if held else own[0].unit)
+    for trend, scale, colour in zip(own, scales, colours, strict=True):
+        axes.stairs([v / scale for v in trend.values], _edges(trend), color=colour, linewidth=1.0, baseline=None)
+
+
+def _edges(trend: Trend) -> npt.NDArray[np.float64]:
+    return np.linspace(0.0, len(trend.values) * (trend.bin_s or 1.0), len(trend.values) + 1)

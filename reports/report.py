@@ -66,4 +66,3 @@ def write_report(
     write_whole(page, text)
     write_whole(target, paper_bytes)
     return ReportFiles(target, page, pages, figures)
-

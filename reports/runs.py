@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
-from .format import count, dollars, interval, listed, number, percent, plural, short, si
+from .format import count, dollars, interval, listed, number, percent, plural, si
 from .schema_serving import Served
 
 LIMITS = {"ttft": "ttft_s", "tpot": "tpot_s", "e2e": "e2e_s"}
@@ -16,6 +16,8 @@ NAMES = {
     "ttft_s": "time to first token", "tpot_s": "time per output token", "itl_s": "between two tokens",
     "e2e_s": "end to end", "queue_s": "in the queue",
 }  # fmt: skip
+SAME = 0.005
+"""Relative difference up to which no run is called better than another."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,25 +64,29 @@ MEASURES = {
 
 # -- names -----------------------------------------------------------------------------------------
 def runs_of(documents: Sequence[Served], palette: Sequence[str]) -> list[Run]:
-    """``documents`` named by what tells them apart; one alone by its policy and device."""
+    """``documents`` named by as few facts as tell them apart; one alone by its policy and device."""
     different = differences(documents)
-    keys = list(different) or ["policy", "device"]
+    names = [""] * len(documents)
+    for values in different.values() if different else (_policies(documents), [_hardware(d) for d in documents]):
+        longer = [f"{name} · {value}" if name else value for name, value in zip(names, values, strict=True)]
+        if len(set(longer)) > len(set(names)) or not names[0] or not different:
+            names = longer
     used: Counter[str] = Counter()
     made = []
-    for i, d in enumerate(documents):
-        label = " · ".join(different[k][i] if k in different else FACTS[k](d) for k in keys)
-        used[label] += 1
-        made.append(Run(d, label if used[label] == 1 else f"{label} (no. {used[label]})", palette[i % len(palette)]))
+    for i, (d, name) in enumerate(zip(documents, names, strict=True)):
+        used[name] += 1
+        made.append(Run(d, name if used[name] == 1 else f"{name} (no. {used[name]})", palette[i % len(palette)]))
     return made
 
 
 def differences(documents: Sequence[Served]) -> dict[str, list[str]]:
     """What is not the same in all ``documents``: the fact's name → what each has."""
+    shorter = {"policy": _policies, "requests": _sources}
     found = {}
     for name, fact in FACTS.items():
         values = [fact(d) for d in documents]
         if len(set(values)) > 1:
-            found[name] = _policies(documents) if name == "policy" else values
+            found[name] = shorter[name](documents) if name in shorter else values
     return found
 
 
@@ -109,15 +115,25 @@ def _policies(documents: Sequence[Served]) -> list[str]:
     return told
 
 
+def _sources(documents: Sequence[Served]) -> list[str]:
+    """Requests; of one generator, only the settings that are not the same in all."""
+    pieces = [d.workload.source.replace(":", ",", 1).split(",") for d in documents]
+    if len({len(p) for p in pieces}) == 1 and len({p[0] for p in pieces}) == 1:
+        kept = [i for i in range(len(pieces[0])) if len({p[i] for p in pieces}) > 1]
+        if kept:
+            return [",".join(p[i] for i in kept) for p in pieces]
+    return [FACTS["requests"](d) for d in documents]
+
+
 def limits_of(d: Served) -> str:
     """The limits in words."""
     return ", ".join(f"{k.upper()} {si(v, 's')}" for k, v in d.slo.limits.items()) or "no limits"
 
 
 FACTS: dict[str, Callable[[Served], str]] = {
-    "model": lambda d: d.model + "".join(f" {x}" for x in d.applied),
     "device": _hardware,
     "policy": _policy,
+    "model": lambda d: d.model + "".join(f" {x}" for x in d.applied),
     "engine": lambda d: d.engine,
     "requests": lambda d: f"{d.workload.source} ({count(d.requests.submitted)})",
     "limits": limits_of,
@@ -158,8 +174,8 @@ def _kept(d: Served) -> str:
     if not d.slo.limits:
         return ""
     span = d.span("goodput_requests_per_s")
-    rate = f"{number(d.goodput_requests_per_s)} requests/s" + (f" ({interval(*span, '')})" if span else "")
-    return f"{percent(d.slo.attained)} keep {limits_of(d)}: goodput {rate}."
+    rate = f"{number(d.goodput_requests_per_s)} requests/s" + (f" ({span_of(span)})" if span else "")
+    return f"{attained(d.slo.attained)} keep {limits_of(d)}: goodput {rate}."
 
 
 def lead(d: Served) -> str:
@@ -177,7 +193,9 @@ def lead(d: Served) -> str:
     if d.capacity is not None:
         c = d.capacity
         last = f"{number(c.next)} do not" if c.next is not None else "no rate was found that does not"
-        told += f" Up to {number(c.rate)} requests/s keep the limits for {percent(c.attained)} of the requests; {last}."
+        told += (
+            f" Up to {number(c.rate)} requests/s keep the limits for {attained(c.attained)} of the requests; {last}."
+        )
     return told
 
 
@@ -191,15 +209,21 @@ def compared(runs: Sequence[Run]) -> str:
     ):  # fmt: skip
         measure = MEASURES[key]
         best = measure.best(runs)
-        winners = [r.label for r in runs if r.document.requests.finished and measure.of(r) == best]
-        if best is None or (len(winners) == len(runs) and len(runs) > 1):
+        if best is None:
+            continue
+        winners = [r.label for r in runs if r.document.requests.finished and _near(measure.of(r), best)]
+        if len(winners) == len(runs):
             continue
         who = listed(winners) if len(winners) <= 3 else plural(len(winners), "run")
         told.append(f"{text}: {who}, {figure(best, measure.unit)}")
     if not told:
-        return f"{plural(len(runs), 'run')}: none is better than another at anything."
+        return f"{plural(len(runs), 'run')}: none is better than another by more than {percent(SAME)}."
     text = "; ".join(told)
     return f"{text[:1].upper()}{text[1:]}."
+
+
+def _near(value: float | None, best: float) -> bool:
+    return value is not None and abs(value - best) <= SAME * abs(best)
 
 
 def certainty(runs: Sequence[Run]) -> str:
@@ -234,6 +258,13 @@ def figure(value: float | None, unit: str) -> str:
     return dollars(value) if unit == "$" else si(value, unit) if unit else number(value)
 
 
-def said_setting(value: object) -> str:
-    """A setting's value."""
-    return short(value) if isinstance(value, float) else str(value)
+def span_of(span: tuple[float, float], unit: str = "") -> str:
+    """An interval of a figure as a table has it."""
+    if unit == "s" or unit == "J" or unit == "W":
+        return interval(*span, unit)
+    return f"{unit}{number(span[0])}–{number(span[1])}"
+
+
+def attained(share: float) -> str:
+    """A share of requests within limits: what is not all of them never reads 100 %."""
+    return ">99.5 %" if 0.995 <= share < 1 else percent(share)

@@ -9,8 +9,23 @@ from . import latencies, overtime, serving_bars
 from .blocks import Block, Cell, Column, Listing, Paragraph, Part, Picture, Table
 from .format import NONE, count, interval, listed, number, percent, plural, si
 from .runs import (
-    LIMITS, MEASURES, NAMES, Run, certainty, common, compared, differences, figure, headline, lead, limits_of, question,
-    runs_of, share_within,
+    LIMITS,
+    MEASURES,
+    NAMES,
+    Run,
+    attained,
+    certainty,
+    common,
+    compared,
+    differences,
+    figure,
+    headline,
+    lead,
+    limits_of,
+    question,
+    runs_of,
+    share_within,
+    span_of,
 )  # fmt: skip
 from .schema_serving import Served
 from .style import DEVICES
@@ -47,11 +62,16 @@ def _compared(runs: Sequence[Run], title: str | None) -> Part:
     for chosen in _pieces(runs, ROWS):
         high, least = serving_bars.heights(chosen)
         draw = partial(serving_bars.compare, every=runs, runs=chosen)
-        blocks.append(Picture(draw, high, "Latency, rates, price and energy", f"Bars of {latencies.told(chosen)}", least))
+        blocks.append(
+            Picture(draw, high, "Latency, rates, price and energy", f"Bars of {latencies.told(chosen)}", least)
+        )
     for chosen in _pieces(runs, LINES):
         draw = partial(latencies.cdfs, runs=chosen)
         high = latencies.HIGH + 0.3
         blocks.append(Picture(draw, high, "Share of the requests within a time", latencies.told(chosen), 2.2))
+    for chosen in _pieces(runs, LINES):
+        alt = "Lines over time: sequences decoding, requests waiting, share of the KV blocks held, power"
+        blocks.append(Picture(partial(overtime.over_time, runs=chosen), 3.9, "Over time", alt, 3.0))
     return Part(title or f"{plural(len(runs), 'run')} compared", "", tuple(blocks))
 
 
@@ -75,8 +95,10 @@ def _summary(runs: Sequence[Run]) -> Table:
         for m in MEASURES.values():
             value = m.of(run)
             wins = value is not None and value == best[m.key] and d.requests.finished > 0
-            cells.append(Cell(figure(value, m.unit), "strong" if wins else "normal" if d.requests.finished else "muted"))
-        cells.append(Cell(percent(d.slo.attained) if d.slo.limits else NONE))
+            cells.append(
+                Cell(figure(value, m.unit), "strong" if wins else "normal" if d.requests.finished else "muted")
+            )
+        cells.append(Cell(attained(d.slo.attained) if d.slo.limits else NONE))
         cells.append(Cell(count(d.requests.rejected), "warn" if d.requests.rejected else "normal"))
         cells.append(Cell(count(d.preemptions)))
         rows.append(tuple(cells))
@@ -88,12 +110,12 @@ def _summary(runs: Sequence[Run]) -> Table:
 def _run(run: Run, title: str | None, *, alone: bool) -> list[Part]:
     d = run.document
     context = question(d) if alone else run.label
-    seen: list[Block] = [Paragraph(headline(d), "headline"), Paragraph(lead(d), "lead"), _latencies(d)]
+    seen: list[Block] = [Paragraph(headline(d), "headline"), Paragraph(lead(d), "lead"), _latencies(d), _rates(d)]
     if d.requests.finished:
         seen.append(
             Picture(
                 partial(latencies.cdfs, runs=[run]), latencies.HIGH, "Share of the requests within a time",
-                f"Cumulative distributions: {latencies.told([run])}", 2.0,
+                f"Cumulative distributions: {latencies.told([run])}", 1.9,
             )
         )  # fmt: skip
     if len(d.classes) > 1:
@@ -101,17 +123,17 @@ def _run(run: Run, title: str | None, *, alone: bool) -> list[Part]:
     if d.rejections:
         seen.append(_rejections(d))
     happened = Picture(
-        partial(overtime.over_time, document=d), overtime.HIGH, "Over time",
+        partial(overtime.over_time, runs=[run]), overtime.HIGH, "Over time",
         f"Means over time. {overtime.told(d)}", 3.2,
     )  # fmt: skip
     blocks: list[Block] = [happened]
     if sum(d.energy_parts.values()):
         parts = ", ".join(f"{n} {si(j, 'J')}" for n, j in d.energy_parts.items())
         blocks.append(Picture(partial(serving_bars.energy, run=run), 0.95, "Energy", f"Stacked bar of energy: {parts}"))
-    blocks.append(_rates(d))
+    name = "What users see" if alone else f"{run.label}: what users see"
     return [
-        Part(title or ("What users see" if alone else f"{run.label}: what users see"), "", tuple(seen), "" if alone else ""),
-        Part("Over time, energy and price", _busy(d), tuple(blocks), context),
+        Part(title or name, "", tuple(seen)),
+        Part("Over time", _busy(d), tuple(blocks), context),
     ]
 
 
@@ -147,13 +169,13 @@ def _latencies(d: Served) -> Table:
             limit = next((v for k, v in d.slo.limits.items() if LIMITS[k] == key), None)
             quantiles = getattr(d.cdf, key, [])
             cells.append(Cell(figure(limit, "s")))
-            kept = percent(share_within(quantiles, limit)) if limit is not None and quantiles else NONE
+            kept = attained(share_within(quantiles, limit)) if limit is not None and quantiles else NONE
             cells.append(Cell(kept))
         rows.append(tuple(cells))
     note = ""
-    if d.interval:
+    if wide:
         note = "Interval: the run repeated at both ends of the cost model's 90 % interval; queues amplify it."
-    if d.slo.limits:
+    if d.slo.limits and d.requests.finished:
         note += " Within it: of the requests that have such a time, to the nearest percent."
     return Table(tuple(columns), tuple(rows), note=note.strip())
 
@@ -164,16 +186,16 @@ def _rates(d: Served) -> Table:
         ("tokens/s", number(d.throughput_tokens_per_s), d.span("throughput_tokens_per_s"), ""),
         ("requests/s", number(d.throughput_requests_per_s), d.span("throughput_requests_per_s"), ""),
         ("goodput, requests/s", number(d.goodput_requests_per_s), d.span("goodput_requests_per_s"),
-         f"{percent(d.slo.attained)} of the requests within {limits_of(d)}" if d.slo.limits else "no limits"),
+         f"{attained(d.slo.attained)} of the requests within {limits_of(d)}" if d.slo.limits else "no limits"),
         ("energy per token", figure(d.energy_per_token_j, "J"), d.span("energy_per_token_j"), ""),
         ("power", si(d.power_w.mean, "W"), d.span("power_w.mean"), f"{si(d.power_w.peak, 'W')} at the peak"),
         ("price per million tokens", figure(d.cost_usd_per_mtoken, "$"), d.span("cost_usd_per_mtoken"),
          "no price in the device file" if d.usd_per_hour is None else f"{figure(d.usd_per_hour, '$')} an hour"),
     ]  # fmt: skip
-    units = {"energy per token": "J", "power": "W"}
+    units = {"energy per token": "J", "power": "W", "price per million tokens": "$"}
     columns = (Column("rates and costs"), Column("value", "right"), Column("interval", "right"), Column("", grow=True))
     return Table(columns, tuple(
-        (Cell(name, "strong"), Cell(text), Cell(interval(*span, units.get(name, "")) if span else NONE, "muted"),
+        (Cell(name, "strong"), Cell(text), Cell(span_of(span, units.get(name, "")) if span else NONE, "muted"),
          Cell(more, "muted"))
         for name, text, span, more in rows
     ))  # fmt: skip
@@ -189,7 +211,7 @@ def _classes(d: Served) -> Table:
     for c in d.classes:
         cells = [Cell(c.name, "strong"), Cell(count(c.requests)), Cell(count(c.finished))]
         cells += [Cell(figure(getattr(s, q), "s")) for s in (c.ttft_s, c.tpot_s, c.e2e_s) for q in ("p50", "p99")]
-        cells += [Cell(percent(c.attained) if d.slo.limits else NONE), Cell(number(c.goodput_requests_per_s))]
+        cells += [Cell(attained(c.attained) if d.slo.limits else NONE), Cell(number(c.goodput_requests_per_s))]
         rows.append(tuple(cells))
     return Table(columns, tuple(rows), title="Classes of requests")
 

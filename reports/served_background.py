@@ -19,7 +19,7 @@ CONVENTIONS = (
     ("over time", "means of equal stretches, all replicas together; a run of steps counts with what held at its start"),
     ("energy", "dynamic: of the work; static: while a device works; idle: while it does not. Of all devices"),
     ("price", "hours of all devices, used or not, over the tokens written"),
-    ("interval", "the run repeated with all iterations at the low and at the high end of the cost model's 90 % interval"),
+    ("interval", "the run repeated with all iterations at the low and the high end of the cost model's 90 % interval"),
 )  # fmt: skip
 
 

@@ -27,7 +27,9 @@ def compare(canvas: Canvas, every: Sequence[Run], runs: Sequence[Run]) -> None:
     names = names_width(runs, most=2.0)
     each = (canvas.height - 0.25) / 2
     room = (canvas.width - names - 0.3) / 3
-    canvas.text(0.02, canvas.height - 0.13, "TTFT, TPOT: dark to p50, pale to p99. Strokes: intervals (of p99).", 8, GREY)
+    canvas.text(
+        0.02, canvas.height - 0.13, "TTFT, TPOT: dark to p50, pale to p99. Strokes: intervals (of p99).", 8, GREY
+    )
     rows: tuple[tuple[str, ...], ...] = (
         ("ttft_s", "throughput_tokens_per_s", "cost_usd_per_mtoken"),
         ("tpot_s", "goodput_requests_per_s", "energy_per_token_j"),
@@ -87,10 +89,15 @@ def _nothing(rows: Rows, row: int, text: str = "none") -> None:
 def energy(canvas: Canvas, run: Run) -> None:
     """Joules of a run by part, as one bar."""
     parts = run.document.energy_parts
-    colours = hues([n for n in (*SERVED_ENERGY, *sorted(set(parts) - set(SERVED_ENERGY))) if parts.get(n)], SERVED_ENERGY)
+    colours = hues(
+        [n for n in (*SERVED_ENERGY, *sorted(set(parts) - set(SERVED_ENERGY))) if parts.get(n)], SERVED_ENERGY
+    )
     total = sum(parts.values())
     panel = canvas.part(0, 0, canvas.width, canvas.height - 0.22)
-    key(canvas, {f"{n} {si(parts[n], 'J')} ({percent(parts[n] / total)})": c for n, c in colours.items()} if total else {})
+    key(
+        canvas,
+        {f"{n} {si(parts[n], 'J')} ({percent(parts[n] / total)})": c for n, c in colours.items()} if total else {},
+    )
     rows = Rows(panel, [run], total or 1.0, "J", "Energy of all devices", 0.0, gutter=width("» 999 kJ", 7.5) + 0.3)
     stack(rows, 0, parts, colours)
     rows.end(0, total, si(total, "J"), INK)
