@@ -9,7 +9,7 @@ import numpy as np
 from .bars import key
 from .blocks import Canvas
 from .format import percent, si
-from .plot import log_axis, tick
+from .plot import log_axis, spread, tick
 from .runs import LIMITS, NAMES, Run, attained, share_within
 from .style import GREY, INK, WARN, fit, width
 
@@ -115,17 +115,19 @@ def _marks(
     canvas: Canvas, box: tuple[float, float, float, float], ends: tuple[float, float], run: Run, name: str
 ) -> None:
     """Dots at the quantiles of the table, each with its value where the curve is not: right below, or left above."""
-    spread = getattr(run.document, name)
+    times = getattr(run.document, name)
     axes = canvas.figure.axes[-1]
+    points = []
     for quantile in MARKED:
-        value, share = getattr(spread, quantile), float(quantile[1:]) / 100
-        if value is None or not ends[0] <= value <= ends[1]:
-            continue
-        axes.plot([value], [share], marker="o", markersize=3.5, color=run.colour, markeredgewidth=0)
-        text = si(value, "s")
-        x, y = _x(value, box, ends), box[1] + box[3] * share / 1.02
-        room = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+        value, share = getattr(times, quantile), float(quantile[1:]) / 100
+        if value is not None and ends[0] <= value <= ends[1]:
+            axes.plot([value], [share], marker="o", markersize=3.5, color=run.colour, markeredgewidth=0)
+            points.append((value, box[1] + box[3] * share / 1.02))
+    room = {"facecolor": "white", "edgecolor": "none", "pad": 0.6, "alpha": 0.85}
+    below = spread([y - 0.1 for _, y in points], 0.125, box[1], box[1] + box[3])
+    for (value, y), low in zip(points, below, strict=True):
+        x, text = _x(value, box, ends), si(value, "s")
         if x + 0.06 + width(text, 7) < box[0] + box[2]:
-            canvas.text(x + 0.06, y - 0.1, text, 7, INK, bbox=room)
+            canvas.text(x + 0.06, low, text, 7, INK, bbox=room)
         else:
             canvas.text(x - 0.06, y + 0.03, text, 7, INK, ha="right", bbox=room)

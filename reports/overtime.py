@@ -83,7 +83,7 @@ def _mean(values: Sequence[float]) -> float:
 
 def _axes(canvas: Canvas, heading: str, end: float, top: float, unit: str) -> tuple[Axes, Box]:
     canvas.text(0.02, canvas.height - 0.14, fit(heading, canvas.width, 8.5, True), 8.5, weight="bold")
-    box = (0.55, 0.3, canvas.width - 0.65, canvas.height - 0.6)
+    box = (0.55, 0.3, canvas.width - 0.75, canvas.height - 0.6)
     axes = canvas.axes(*box)
     axes.grid(True)
     axes.set_xlim(0, end)

@@ -115,7 +115,7 @@ def _run(run: Run, title: str | None, *, alone: bool) -> list[Part]:
         seen.append(
             Picture(
                 partial(latencies.cdfs, runs=[run]), latencies.HIGH, "Share of the requests within a time",
-                f"Cumulative distributions: {latencies.told([run])}", 1.9,
+                f"Cumulative distributions: {latencies.told([run])}", 2.1,
             )
         )  # fmt: skip
     if len(d.classes) > 1:
@@ -133,7 +133,7 @@ def _run(run: Run, title: str | None, *, alone: bool) -> list[Part]:
     name = "What users see" if alone else f"{run.label}: what users see"
     return [
         Part(title or name, "", tuple(seen)),
-        Part("Over time", _busy(d), tuple(blocks), context),
+        Part("Over time" if alone else f"{run.label}: over time", _busy(d), tuple(blocks), context),
     ]
 
 

@@ -87,17 +87,13 @@ def _nothing(rows: Rows, row: int, text: str = "none") -> None:
 
 
 def energy(canvas: Canvas, run: Run) -> None:
-    """Joules of a run by part, as one bar."""
+    """Joules of a run by part, as one bar; parts under a millionth are not named."""
     parts = run.document.energy_parts
-    colours = hues(
-        [n for n in (*SERVED_ENERGY, *sorted(set(parts) - set(SERVED_ENERGY))) if parts.get(n)], SERVED_ENERGY
-    )
     total = sum(parts.values())
-    panel = canvas.part(0, 0, canvas.width, canvas.height - 0.22)
-    key(
-        canvas,
-        {f"{n} {si(parts[n], 'J')} ({percent(parts[n] / total)})": c for n, c in colours.items()} if total else {},
-    )
+    named = [n for n in (*SERVED_ENERGY, *sorted(set(parts) - set(SERVED_ENERGY))) if parts.get(n, 0) > 1e-6 * total]
+    colours = hues(named, SERVED_ENERGY)
+    key(canvas, {f"{n} {si(parts[n], 'J')} ({percent(parts[n] / total)})": c for n, c in colours.items()})
+    panel = canvas.part(0.12, 0, canvas.width - 0.12, canvas.height - 0.22)
     rows = Rows(panel, [run], total or 1.0, "J", "Energy of all devices", 0.0, gutter=width("» 999 kJ", 7.5) + 0.3)
     stack(rows, 0, parts, colours)
     rows.end(0, total, si(total, "J"), INK)
