@@ -70,7 +70,7 @@ class Policy(Data):
 class Sourced(Data):
     """One number of an engine's profile (or a list of them), with its source."""
 
-    value: int | float | Annotated[list[int], Field(max_length=10_000)]
+    value: Annotated[float, Field(ge=-1e30, le=1e30)] | Annotated[list[Count], Field(max_length=10_000)]
     source: Text
 
 
