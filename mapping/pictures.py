@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from .build import Built, Joint
 from .node import Node
+from .options import Built, Joint
 from .problem import Array, Choice
 from .replay import Replay, Span
 from .spreads import Spread
@@ -37,7 +37,7 @@ def copies(built: Built, layers: Sequence[Choice]) -> Array:
     An operator whose memories together hold more than it once has copies: of a memory's part f what the others leave
     open, max(0, 1 − Σ f of the others), lies only there.
     """
-    total = np.zeros(len(built.problem.pools))
+    total = np.zeros(len(built.node.pools))
     for b, choice in zip(built.problem.order, layers, strict=True):
         for j, k in enumerate(choice):
             held = built.weights[b][j][k]

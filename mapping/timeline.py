@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from ..workloads.export import named_tracks, trace_slice
-from .build import Built
+from .options import Built
 from .pictures import label, labels
 from .replay import Replay
 

@@ -22,6 +22,8 @@ from .sequence import Sequence
 from .steps import StepModel
 
 if TYPE_CHECKING:
+    from simpy import Event
+
     from .simulation import Simulation
 
 
@@ -38,6 +40,7 @@ class Replica:
         self.profile: EngineProfile = steps.profile
         self.seats, self.role = seats, role
         self.pipeline: Pipeline | None = None
+        self._env = simulation.env
         self.speed = 1.0
         self.up = True
         self.waiting: list[tuple[tuple[float, ...], int, Sequence]] = []
@@ -45,6 +48,7 @@ class Replica:
         self.decoding: list[tuple[int, int, Sequence]] = []
         self.counter = 0
         self.runs, self.gaps = Runs(), Gaps()
+        self._add_run = self.runs.flat.extend
         self.energy_scale = 1.0
         self._bases = 0
         self._tallest: list[tuple[int, int, Sequence]] = []
@@ -54,10 +58,13 @@ class Replica:
         self._stepped = -1.0
         self._serial = 0
         self._version = 0
+        self._between = False
         self._plan: Plan | None = None
         self._started = 0.0
         self._steps = 0
         self._duration = 0.0
+        self._run = 0, 0.0, 0.0
+        self._mixed = 0, 0
 
     # -- what schedules and policies ask -------------------------------------------------------
     @property
@@ -81,30 +88,34 @@ class Replica:
     @property
     def longer(self) -> float:
         """Cached tokens by which the longest decoding sequence exceeds the mean."""
+        return self._highest() - self._bases / len(self.decoding) if self.decoding else 0.0
+
+    def _highest(self) -> int:
+        """Base of the longest decoding sequence; there is one."""
         heap = self._tallest
-        while heap and heap[0][2].place != 2:
+        while heap[0][2].entry is not heap[0]:  # it left, or came back with another length
             heappop(heap)
-        return -heap[0][0] - self._bases / len(self.decoding) if heap else 0.0
+        return -heap[0][0]
 
     def grown(self, steps: int) -> int:
         """Blocks that ``steps`` decode steps need."""
-        size = self.pool.size
-        whole, rest = divmod(steps, size)
+        counts, size = self._remainders, self.pool.size
         start = self.counter % size
-        counts = self._remainders
-        grown = whole * self._growing
-        for i in range(start, start + rest):
-            grown += counts[i % size]
-        return grown
+        if steps == 1:
+            return counts[start]
+        whole, rest = divmod(steps, size)
+        end = start + rest
+        more = sum(counts[start:end]) if end <= size else sum(counts[start:]) + sum(counts[: end - size])
+        return whole * self._growing + more
 
     # -- arrivals --------------------------------------------------------------------------------
     def submit(self, sequence: Sequence, *, front: bool = False) -> None:
         """Queue ``sequence``; ``front``: before all others (a preempted one)."""
         log, i = self.simulation.log, sequence.index
         if not sequence.key:
-            sequence.key = ORDERS[self.schedule.order](
-                self.simulation.outcome.arrival_s[i], int(log.priority[i]), sequence.prompt, sequence.left
-            )
+            order = ORDERS[self.schedule.order]
+            arrival, priority = self.simulation.outcome.arrival_s[i], int(log.priority[i])
+            sequence.key = (*order(arrival, priority, sequence.prompt, sequence.left), i)  # of equals, the log's first
         self._serial += 1
         heappush(self.waiting, ((-1.0, *sequence.key) if front else (0.0, *sequence.key), self._serial, sequence))
         self.simulation.outcome.replica[i] = self.number
@@ -112,10 +123,15 @@ class Replica:
         self.wake()
 
     def wake(self) -> None:
-        """Something new: begin if idle, or end a run of decode steps at its next boundary where it matters."""
-        if not self.up:
+        """Something new: begin if idle, or end a run of decode steps at its next boundary where it matters.
+
+        Between two iterations the next one is planned anyway.
+        """
+        if not self.up or self._between:
             return
-        if self._plan is None:
+        if self.simulation.together is not None:
+            self.simulation.together[self] = None
+        elif self._plan is None:
             self._begin()
         elif self._steps > 1 and self.schedule.interrupts(self):
             self.truncate()
@@ -136,15 +152,15 @@ class Replica:
         sequence = self.waiting[0][2]
         pool = self.pool
         hit = 0
-        if sequence.node >= 0 and not sequence.parked:
+        if sequence.node >= 0 and pool.prefixes and not sequence.parked:
             hit = min(pool.cached(sequence.node), (sequence.prompt - 1) // pool.size * pool.size)
         tokens = max(sequence.prompt if reserve is None else reserve, 1)
         need = -(-tokens // pool.size) - hit // pool.size
-        used = pool.refer(sequence.node, hit) if hit else []
-        # The next token of those that decode comes first.
-        if pool.free < need + self.grown(1) or not pool.take(need):
-            pool.leave(used)
+        # The next token of those that decode comes first. Who is not admitted leaves no trace.
+        if pool.free < need + self.grown(1) + (pool.unused(sequence.node, hit) if hit else 0):
             return None
+        used = pool.refer(sequence.node, hit) if hit else {}
+        pool.take(need)
         heappop(self.waiting)
         sequence.used, sequence.shared, sequence.blocks = used, hit // pool.size, need
         sequence.place = 1
@@ -174,10 +190,8 @@ class Replica:
     def withdraw(self, sequence: Sequence) -> None:
         """Take ``sequence`` out of the batch, its blocks too. What it has written belongs to its prompt then."""
         if sequence.place == 2:
-            context = self.context(sequence)
             self._leave(sequence, heap=True)
-            sequence.prompt = context + 1
-            sequence.done = context
+            sequence.prompt = sequence.done + 1
         else:
             self.prefilling.remove(sequence)
         self._release(sequence)
@@ -192,7 +206,8 @@ class Replica:
         self._serial += 1
         heappush(self.decoding, (sequence.finish_at, self._serial, sequence))
         self._bases += sequence.base
-        heappush(self._tallest, (-sequence.base, self._serial, sequence))
+        sequence.entry = entry = (-sequence.base, self._serial, sequence)
+        heappush(self._tallest, entry)
         whole = -(-(sequence.done + sequence.left) // self.pool.size)
         sequence.grows = sequence.blocks + sequence.shared < whole  # else all its blocks were taken at once
         if sequence.grows:
@@ -203,26 +218,41 @@ class Replica:
 
     # -- iterations ----------------------------------------------------------------------------------
     def _begin(self) -> None:
+        self._between = True
         plan = self.schedule.plan(self)
-        if plan is None or not (plan.chunks or (plan.decode and self.decoding)):
+        self._between = False
+        n = len(self.decoding) if plan is not None and plan.decode else 0
+        if plan is None or not (n or plan.chunks):
             self._plan = None
             return
         self._plan = plan
-        self._started = self.simulation.now
-        n = len(self.decoding) if plan.decode else 0
+        mean = longer = 0.0
+        if n:
+            base = self._bases / n
+            mean, longer = base + self.counter, self._highest() - base
+        self._run = n, mean, longer
         if plan.chunks:
             self._steps = 1
             chunks = [(tokens, s.done) for s, tokens in plan.chunks]
             ends = sum(tokens == s.prompt - s.done for s, tokens in plan.chunks)
-            seconds = self.steps.mixed_s(chunks, ends, n, self.mean, self.longer if n else 0.0)
+            seconds = self.steps.mixed_s(chunks, ends, n, mean, longer)
+            self._mixed = n + sum(tokens for tokens, _ in chunks), ends
         else:
             self._steps = self._horizon(plan)
-            seconds = self.steps.decode_s(n, self.mean, self.longer, self._steps)
-        self._duration = seconds / self.speed + plan.extra_s
+            seconds = self.steps.decode_s(n, mean, longer, self._steps)
+            self._mixed = 0, 0
+        duration = seconds / self.speed + plan.extra_s
         if self.pipeline is not None:
-            self._duration = self.pipeline.enter(self._started, self._duration) - self._started
+            duration = self.pipeline.enter(self._env.now, duration) - self._env.now
+        self._lasts(self._env.now, duration)
+
+    def _lasts(self, start_s: float, duration_s: float) -> None:
+        """What runs ends ``duration_s`` after ``start_s``, whatever was said before."""
+        self._started, self._duration = start_s, duration_s
         self._version += 1
-        self.simulation.after(self._duration, self._ended, self._version)
+        env = self._env
+        delay = start_s + duration_s - env.now
+        env.timeout(delay if delay > 0 else 0.0, self._version).callbacks.append(self._ended)
 
     def _horizon(self, plan: Plan) -> int:
         """Decode steps that pass before a sequence ends or blocks run out."""
@@ -243,30 +273,39 @@ class Replica:
         plan = self._plan
         if plan is None or plan.chunks or self._steps == 1:
             return
-        passed = self.simulation.now - self._started
-        n, mean, longer = len(self.decoding), self.mean, self.longer
-
-        def until(steps: int) -> float:
-            return self.steps.decode_s(n, mean, longer, steps) / self.speed + plan.extra_s
-
-        steps = min(max(int(passed / self._duration * self._steps), 1), self._steps)
-        while steps > 1 and until(steps - 1) >= passed:
-            steps -= 1
-        while steps < self._steps and until(steps) < passed:
+        passed = self._env.now - self._started
+        steps = min(int(passed / self._duration * self._steps) + 1, self._steps)
+        seconds = self._until(steps)
+        while seconds < passed and steps < self._steps:
             steps += 1
-        if steps == self._steps:
-            return
-        self._steps, self._duration = steps, until(steps)
-        self._version += 1
-        self.simulation.after(
-            max(self._started + self._duration - self.simulation.now, 0.0), self._ended, self._version
-        )
+            seconds = self._until(steps)
+        while steps > 1 and (before := self._until(steps - 1)) >= passed:
+            steps, seconds = steps - 1, before
+        if steps < self._steps:
+            self._steps = steps
+            self._lasts(self._started, seconds)
 
-    def _ended(self, version: int) -> None:
-        if version != self._version or self._plan is None:
+    def _until(self, steps: int) -> float:
+        """Seconds from the start of the run of decode steps to the end of the first ``steps``."""
+        assert self._plan is not None
+        return self.steps.decode_s(*self._run, steps) / self.speed + self._plan.extra_s
+
+    def _passed(self, seconds: float) -> int:
+        """Steps of the run of decode steps that are over after ``seconds``, the last one never."""
+        steps = min(int(seconds / self._duration * self._steps), self._steps - 1)
+        while steps and self._until(steps) > seconds:
+            steps -= 1
+        while steps < self._steps - 1 and self._until(steps + 1) <= seconds:
+            steps += 1
+        return steps
+
+    def _ended(self, timer: Event) -> None:
+        plan = self._plan
+        if timer.value != self._version or plan is None:
             return  # a run that was cut short, or a replica that went down
-        plan, self._plan = self._plan, None
-        now, n = self.simulation.now, len(self.decoding) if plan.decode else 0
+        self._plan = None
+        self._between = True
+        now, n = self._env.now, len(self.decoding) if plan.decode else 0
         self._record(plan, n)
         if n:
             self._advance(n, now)
@@ -275,20 +314,18 @@ class Replica:
             if sequence.done >= sequence.prompt and sequence.place == 1:
                 self._prompt_ends(sequence, now)
         self.simulation.policy.iterated(self)
+        self._between = False
         if self.up and self._plan is None:
             self._begin()
 
     def _record(self, plan: Plan, n: int) -> None:
-        tokens = ends = 0
         joules = 0.0
         if plan.chunks:
-            for s, q in plan.chunks:
-                tokens += q
-                ends += q == s.prompt - s.done
-                joules += self.steps.contexts.chunk(q, s.done)[1]
-            tokens += n
-        mean = self.mean + (self._steps - 1) / 2 if n else 0.0
-        self.runs.add((
+            chunk = self.steps.contexts.chunk
+            joules = sum([chunk(q, s.done)[1] for s, q in plan.chunks])
+        tokens, ends = self._mixed
+        mean = self._run[1] + (self._steps - 1) / 2 if n else 0.0
+        self._add_run((
             self._started, self._duration, self._steps, n, mean, tokens, ends, joules, self.pool.held, len(self.waiting)
         ))  # fmt: skip
 
@@ -296,14 +333,14 @@ class Replica:
         """``_steps`` decode steps are done."""
         steps, each = self._steps, self._duration / self._steps
         first = self._started + each
-        for stamp, count in self._cohorts.items():
-            self.gaps.add(first - stamp, count)
+        gaps = [x for stamp, count in self._cohorts.items() for x in (first - stamp, count)]
         if steps > 1:
-            self.gaps.add(each, n * (steps - 1))
+            gaps += each, n * (steps - 1)
+        self.gaps.flat.extend(gaps)
         self._cohorts, self._stepped = {now: n}, now
         grown = self.grown(steps)
         self.counter += steps
-        if not self.pool.take(grown):
+        if grown and not self.pool.take(grown):
             raise AssertionError("a run of decode steps was planned without blocks")
         heap, counter = self.decoding, self.counter
         while heap and heap[0][0] <= counter:
@@ -316,14 +353,14 @@ class Replica:
         if heap:
             self.decoding = [entry for entry in self.decoding if entry[2] is not sequence]
             heapify(self.decoding)
-        context = self.context(sequence)
+        sequence.done = context = self.context(sequence)
         self._bases -= sequence.base
         if sequence.grows:
             self._remainders[-sequence.base % self.pool.size] -= 1
             self._growing -= 1
             sequence.blocks = -(-context // self.pool.size) - sequence.shared
         sequence.left = sequence.finish_at - self.counter
-        sequence.place = 0
+        sequence.place, sequence.entry = 0, None
         # Who has made a step since it joined got its last token with all others, else when it joined.
         if self.counter > sequence.joined:
             sequence.stamp = self._stepped
@@ -342,7 +379,7 @@ class Replica:
         sequence.left -= 1
         self.prefilling.remove(sequence)
         if sequence.node >= 0:
-            given = self.pool.publish(sequence.node, sequence.used, sequence.blocks)
+            given = self.pool.publish(sequence.node, sequence.used, sequence.done)
             sequence.blocks -= given
             sequence.shared += given
         if sequence.left == 0:
@@ -360,20 +397,26 @@ class Replica:
         pool = self.pool
         log = self.simulation.log
         if kept and pool.prefixes and (node := int(log.extends[sequence.index])) >= 0:
-            sequence.blocks -= pool.publish(node, sequence.used, sequence.blocks)
+            sequence.blocks -= pool.publish(node, sequence.used, sequence.done)
         pool.give(sequence.blocks)
         if sequence.used:
             pool.leave(sequence.used)
-        sequence.blocks, sequence.shared, sequence.used = 0, 0, []
+        sequence.blocks, sequence.shared, sequence.used = 0, 0, {}
 
     # -- faults ------------------------------------------------------------------------------------------
     def fail(self) -> list[Sequence]:
-        """Go down: caches are lost, every sequence that was here is returned, to start over elsewhere."""
+        """Go down: caches are lost and the iteration that runs; every sequence that was here is returned, to start
+        over elsewhere with the tokens that it has."""
+        plan = self._plan
+        if plan is not None and not plan.chunks and (steps := self._passed(self.simulation.now - self._started)):
+            self._steps, self._duration = steps, self._until(steps)
+            self._record(plan, len(self.decoding))
+            self._advance(len(self.decoding), self._started + self._duration)
         self.up = False
         self._version += 1
         self._plan = None
         lost = [s for _, _, s in sorted(self.waiting, key=lambda w: w[:2])]
-        for sequence in [s for _, _, s in self.decoding] + self.prefilling:
+        for sequence in sorted([s for _, _, s in self.decoding] + self.prefilling, key=lambda s: s.serial):
             self.withdraw(sequence)
             sequence.done = 0
             lost.append(sequence)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from dataclasses import replace
 
 import numpy as np
@@ -44,23 +45,27 @@ def cluster(small: Trace) -> Cluster:
 
 
 # -- sums of steps -----------------------------------------------------------------------------------
+def integral(curve: Curve, at: list[float], x: float) -> float:
+    """∫ f up to ``x``, as the docstring of :class:`Curve` has it."""
+    i = min(max(bisect_right(at, x) - 1, 0), curve.last)
+    d = x - at[i]
+    return curve.areas[i] + d * (curve.values[i] + curve.slopes[i] * d)
+
+
 def test_a_straight_line_is_summed_exactly() -> None:
-    curve = Curve([-1.0, 1000.0], [3.0 - 0.25, 3.0 + 250.0])  # 3 + x / 4
-    assert curve.steps(100.0, 1) == pytest.approx(3 + 25)
-    assert curve.steps(100.0, 4) == pytest.approx(sum(3 + (100 + i) / 4 for i in range(4)))
+    at = [-1.0, 1000.0]
+    curve = Curve(at, [3.0 - 0.25, 3.0 + 250.0])  # 3 + x / 4
+    steps = integral(curve, at, 103.5) - integral(curve, at, 99.5)
+    assert steps == pytest.approx(sum(3 + (100 + i) / 4 for i in range(4)))
 
 
-@given(
-    values=st.lists(st.floats(1e-6, 1e-1), min_size=6, max_size=6),
-    start=st.floats(0, 90),
-    first=st.integers(1, 60),
-    second=st.integers(1, 60),
-)
-def test_steps_at_once_are_steps_one_after_another(values: list[float], start: float, first: int, second: int) -> None:
-    curve = Curve([-1.0, 16.0, 32.0, 64.0, 128.0, 256.0], values)
-    once = curve.steps(start, first + second)
-    assert once == pytest.approx(curve.steps(start, first) + curve.steps(start + first, second), rel=1e-9)
-    assert once == pytest.approx(sum(curve.steps(start + i, 1) for i in range(first + second)), rel=1e-9)
+@given(values=st.lists(st.floats(1e-6, 1e-1), min_size=6, max_size=6), low=st.floats(0, 128), high=st.floats(128, 250))
+def test_the_integral_is_that_of_the_straight_lines(values: list[float], low: float, high: float) -> None:
+    at = [-1.0, 16.0, 32.0, 64.0, 128.0, 256.0]
+    curve = Curve(at, values)
+    x = np.unique(np.concatenate([[low, high], [a for a in at if low < a < high]]))
+    exact = float(np.trapezoid(np.interp(x, at, values), x))
+    assert integral(curve, at, high) - integral(curve, at, low) == pytest.approx(exact, rel=1e-9, abs=1e-15)
 
 
 def test_knots_reach_beyond_the_longest_context() -> None:
