@@ -281,13 +281,13 @@ def estimate(
 @app.command()
 def report(
     run_: typer.Context,
-    results: Annotated[list[Path], typer.Argument(help="Result files of estimate, place or study.")],
+    results: Annotated[list[Path], typer.Argument(help="Result files of estimate, place, serve or study.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The PDF; the .html is written beside it.")],
     title: Annotated[str | None, typer.Option(help="Title of the report.")] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """PDF and HTML from results.
+    """PDF and HTML from results; several of serve are compared.
 
     Example: tokenfab report out/study.json -o report.pdf
     """

@@ -1,8 +1,7 @@
 """Results: read, checked and typed before anything is drawn.
 
-A document is what ``tokenfab estimate --json`` prints (schema ``tokenfab.estimate``), what ``tokenfab place --json``
-prints (``tokenfab.placement``), or a study, which holds a list of estimates and a placement (``tokenfab.study``). Keys
-that a report does not use may stand beside.
+A document is of one of the kinds in :mod:`.kinds`, or a study, which holds a list of estimates and a placement
+(``tokenfab.study``). Keys that a report does not use may stand beside.
 """
 
 from __future__ import annotations
@@ -10,26 +9,26 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn, TypeVar
+from typing import Any, NoReturn, cast
 
 from pydantic import ValidationError
 
 from ..errors import InputError
 from ..files import first_problem
+from .format import listed
+from .kinds import ESTIMATE, KINDS, PLACEMENT, Kind
 from .schema import Data, Document
 from .schema_placement import Nowhere, Placement
 
-T = TypeVar("T", bound=Data)
-
-SCHEMA = "tokenfab.estimate"
-PLACEMENT = "tokenfab.placement"
 STUDY = "tokenfab.study"
 VERSION = 1
+"""Of a study."""
 MOST = 500
 """Results in one report."""
 ACCEPTED = (
-    'accepted: a result of "tokenfab estimate --json", "tokenfab place --json" or "tokenfab study" '
-    f"(schema {SCHEMA}, {PLACEMENT} or {STUDY}, version 1)"
+    "accepted: a result of "
+    + listed([f'"{command}"' for command in (*(k.command for k in KINDS.values()), "tokenfab study")], "or")
+    + f" (schema {listed([*KINDS, STUDY], 'or')}, version 1)"
 )
 
 
@@ -48,43 +47,46 @@ def load_documents(paths: Sequence[str | Path]) -> list[dict[str, Any]]:
     return found
 
 
-def parse(document: object, where: str = "result") -> Document:
-    """``document`` checked and typed. Raises ``InputError`` that starts with ``where``."""
+def parse_result(document: object, where: str = "result") -> Data:
+    """``document``, of any kind, checked and typed. Raises ``InputError`` that starts with ``where``."""
     if not isinstance(document, dict):
         raise InputError(f"{where}: not a JSON object; {ACCEPTED}")
-    if document.get("schema") != SCHEMA:
+    kind = _kind(document)
+    if kind is None:
         raise InputError(f"{where}: schema is {_shown(document.get('schema'))}; {ACCEPTED}")
-    _check_version(document, where)
-    return _typed(Document, document, where)
-
-
-def parse_placement(document: dict[str, Any], where: str = "result") -> Placement | Nowhere:
-    """A placement ``document`` checked and typed. Raises ``InputError`` that starts with ``where``."""
-    _check_version(document, where)
-    found = document.get("status") not in ("infeasible", "unknown")
-    return _typed(Placement, document, where) if found else _typed(Nowhere, document, where)
-
-
-def is_placement(document: object) -> bool:
-    """Whether ``document`` says that it is a placement."""
-    return isinstance(document, dict) and document.get("schema") == PLACEMENT
-
-
-def _typed(kind: type[T], document: dict[str, Any], where: str) -> T:
+    _check_version(document, where, kind.version)
     try:
-        return kind.model_validate(document)
+        return kind.type_of(document).model_validate(document)
     except ValidationError as error:
         raise InputError(f"{where}: {_printed(first_problem(error))}; {ACCEPTED}") from None
 
 
+def parse(document: object, where: str = "result") -> Document:
+    """An estimate checked and typed. Raises ``InputError`` that starts with ``where``."""
+    return cast(Document, _parse_as(ESTIMATE, document, where))
+
+
+def parse_placement(document: object, where: str = "result") -> Placement | Nowhere:
+    """A placement checked and typed. Raises ``InputError`` that starts with ``where``."""
+    return cast(Placement | Nowhere, _parse_as(PLACEMENT, document, where))
+
+
+def _parse_as(schema: str, document: object, where: str) -> Data:
+    if isinstance(document, dict) and document.get("schema") != schema:
+        raise InputError(f"{where}: schema is {_shown(document.get('schema'))}; {ACCEPTED}")
+    return parse_result(document, where)
+
+
+def _kind(document: object) -> Kind | None:
+    schema = document.get("schema") if isinstance(document, dict) else None
+    return KINDS.get(schema) if isinstance(schema, str) else None
+
+
 def _flatten(raw: Any, where: str) -> list[dict[str, Any]]:
-    if is_placement(raw):
-        parse_placement(raw, where)
-        return [raw]
     if not isinstance(raw, dict) or raw.get("schema") != STUDY:
-        parse(raw, where)
+        parse_result(raw, where)
         return [raw]
-    _check_version(raw, where)
+    _check_version(raw, where, VERSION)
     estimates = raw.get("estimates")
     if not isinstance(estimates, list) or not estimates:
         raise InputError(f"{where}: estimates is not a list of estimates; {ACCEPTED}")
@@ -93,14 +95,14 @@ def _flatten(raw: Any, where: str) -> list[dict[str, Any]]:
     placement = raw.get("placement")
     if placement is None:  # one device, or a study made before there were any
         return estimates
-    if not is_placement(placement):
+    if _kind(placement) is not KINDS[PLACEMENT]:
         raise InputError(f"{where}: placement is no placement; {ACCEPTED}")
     parse_placement(placement, f"{where}: placement")
     return [*estimates, placement]
 
 
-def _check_version(raw: dict[str, Any], where: str) -> None:
-    if raw.get("version") != VERSION or isinstance(raw.get("version"), bool):
+def _check_version(raw: dict[str, Any], where: str, version: int) -> None:
+    if raw.get("version") != version or isinstance(raw.get("version"), bool):
         raise InputError(f"{where}: version is {_shown(raw.get('version'))}; {ACCEPTED}")
 
 

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from . import bars, curves, placed, roofline, tables
+from . import bars, curves, roofline, tables
 from .blocks import Block, Listing, Paragraph, Part, Picture
 from .format import listed, number, percent, plural, reason, short, si
-from .schema import Document
-from .schema_placement import Nowhere, Placement
+from .kinds import grouped
+from .schema import Data, Document
 from .sections import Section, binding, certainty, headline, sections
 from .style import DEVICES
 
@@ -33,18 +33,24 @@ CONVENTIONS = (
 
 
 def build(
-    documents: Sequence[Document], title: str | None, command: str | None, refused: Mapping[str, str] | None = None,
-    placements: Sequence[Placement | Nowhere] = (),
-) -> list[Part]:  # fmt: skip
-    """All parts: the answer of the estimates first, then ``placements``, ``refused`` devices and why after them.
+    documents: Sequence[Data], title: str | None, command: str | None, refused: Mapping[str, str] | None = None
+) -> list[Part]:
+    """All parts of typed documents of any kinds: the answers, ``refused`` devices and why, how all was made."""
+    groups = grouped(documents)
+    parts: list[Part] = []
+    for kind, own in groups:
+        parts += kind.parts(own, None if parts else title, refused or {})
+    if refused:
+        listing = Listing(tuple(refused.items()), columns=1, size=7.5)
+        parts.append(Part("Devices left out", "", (listing,), joins=True))
+    made: list[Part] = []
+    for kind, own in groups:
+        made += kind.background(own, command, bool(made))
+    return parts + made
 
-    ``documents`` and ``placements`` must not both be empty.
-    """
-    if not documents:
-        made_by = f"Placements made by tokenfab {listed(sorted({p.tokenfab for p in placements}))}."
-        commands = list(dict.fromkeys(p.command for p in placements if p.command))
-        told = (Paragraph(text) for text in (made_by, *(f"Command: {c}" for c in commands)))
-        return [*placed.parts(placements, title), Part("How this report was made", "", tuple(told), joins=True)]
+
+def estimates(documents: Sequence[Document], title: str | None) -> list[Part]:
+    """The answers of estimates: an overview where they ask several questions, then each."""
     every = sections(documents, DEVICES)
     parts: list[Part] = []
     if len(every) > 1:
@@ -54,11 +60,7 @@ def build(
     for section in every:
         parts += _section(section, title)
         title = None
-    parts += placed.parts(placements, refused=refused or ())
-    if refused:
-        listing = Listing(tuple(refused.items()), columns=1, size=7.5)
-        parts.append(Part("Devices left out", "", (listing,), joins=True))
-    return parts + _background(documents, every, command)
+    return parts
 
 
 def _section(section: Section, title: str | None) -> list[Part]:
@@ -204,7 +206,9 @@ def _memory_energy(section: Section) -> Part:
     return Part("Memory, energy and price", lead, (*held, *spent), section.question, joins=True)
 
 
-def _background(documents: Sequence[Document], every: Sequence[Section], command: str | None) -> list[Part]:
+def background(documents: Sequence[Document], command: str | None) -> list[Part]:
+    """Models, provenance, conventions and the devices' numbers behind estimates."""
+    every = sections(documents, DEVICES)
     facts = tables.devices([e.document for s in every for e in s.entries])
     matrices, sources = tables.assumptions(facts)
     numbers = [q for d in facts for q in d.quantities]

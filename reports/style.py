@@ -48,6 +48,10 @@ KIND_GROUPS = {k: k for k in KINDS} | dict.fromkeys(
 ENERGY = {
     "compute": "#4477AA", "dram": "#DDAA33", "transport": "#44AA99", "static": "#BBBBBB", "waiting devices": "#8C8C8C",
 }  # fmt: skip
+SERVED_ENERGY = {"dynamic": "#4477AA", "static": "#BBBBBB", "idle": "#8C8C8C"}
+"""Of a serving run."""
+SERVED = {"decoding": "#0072B2", "waiting": "#C2500A", "held": "#EE8866", "power": "#7A7A1F"}
+"""Of what a serving run shows over time."""
 OTHERS = ("#77AADD", "#EE8866", "#999933", "#882255", "#555555")
 """For parts that a later version may add."""
 PHASES = {"prefill": "#C2500A", "decode": "#0072B2"}
