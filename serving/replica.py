@@ -10,6 +10,7 @@ are its ``base`` + the replica's counter of decode steps; blocks grow by how man
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
@@ -47,6 +48,10 @@ class Replica:
         self._tallest: list[tuple[int, int, Sequence]] = []
         self._remainders, self._growing = [0] * pool.size, 0
         self.load = 0
+        self.reserved = 0
+        self.entering: list[Sequence] = []
+        self._calls: list[Callable[[], None]] = []
+        self._settling = False
         self._cohorts: dict[float, int] = {}
         self._stepped = -1.0
         self._serial = 0
@@ -64,7 +69,7 @@ class Replica:
 
     def has_seat(self) -> bool:
         """Whether one more sequence may be admitted."""
-        return len(self.prefilling) + len(self.decoding) < self.seats
+        return len(self.prefilling) + len(self.decoding) + self.reserved < self.seats
 
     def context(self, sequence: Sequence) -> int:
         """Cached tokens of a decoding sequence."""
@@ -79,7 +84,7 @@ class Replica:
     def longer(self) -> float:
         """Cached tokens by which the longest decoding sequence exceeds the mean."""
         heap = self._tallest
-        while heap and heap[0][2].place != 2:
+        while heap and (heap[0][2].home is not self or heap[0][1] != heap[0][2].ticket):
             heappop(heap)
         return -heap[0][0] - self._bases / len(self.decoding) if heap else 0.0
 
@@ -110,12 +115,45 @@ class Replica:
 
     def wake(self) -> None:
         """Something new: begin if idle, or end a run of decode steps at its next boundary where it matters."""
-        if not self.up:
+        if not self.up or self._settling:
             return
         if self._plan is None:
             self._begin()
         elif self._steps > 1 and self.schedule.interrupts(self):
             self.truncate()
+
+    def between(self, call: Callable[[], None]) -> None:
+        """``call`` at the next boundary between two iterations: at once where none runs. A failure forgets it."""
+        if self._plan is None and not self._settling:
+            call()
+        else:
+            self._calls.append(call)
+            self.truncate()
+
+    def reserve(self, blocks: int) -> bool:
+        """Hold a seat and ``blocks`` for a sequence whose cache is on its way here; False where there are too few."""
+        if not self.up or not self.has_seat() or not self.pool.take(blocks):
+            return False
+        self.reserved += 1
+        return True
+
+    def cancel(self, blocks: int) -> None:
+        """Give a reservation back: nobody comes."""
+        self.reserved -= 1
+        self.pool.give(blocks)
+        self.wake()
+
+    def enter(self, sequence: Sequence, blocks: int) -> None:
+        """The cache of ``sequence`` is here, in ``blocks`` that were reserved; it decodes from the next iteration."""
+        sequence.blocks, sequence.shared, sequence.used = blocks, 0, []
+        self._serial += 1
+        sequence.serial = self._serial
+        self.simulation.outcome.replica[sequence.index] = self.number
+        self.entering.append(sequence)
+        if self._plan is not None:
+            self.truncate()
+        else:
+            self.wake()
 
     # -- admission, as schedules use it ------------------------------------------------------------
     def peek(self) -> Sequence | None:
@@ -182,10 +220,12 @@ class Replica:
     def join(self, sequence: Sequence) -> None:
         """``sequence``, whose last token is out and everything before it cached (``done``), decodes from now on."""
         sequence.place = 2
+        sequence.home = self
         sequence.base = sequence.done - self.counter
         sequence.joined = self.counter
         sequence.finish_at = self.counter + sequence.left
         self._serial += 1
+        sequence.ticket = self._serial
         heappush(self.decoding, (sequence.finish_at, self._serial, sequence))
         self._bases += sequence.base
         heappush(self._tallest, (-sequence.base, self._serial, sequence))
@@ -199,9 +239,19 @@ class Replica:
 
     # -- iterations ----------------------------------------------------------------------------------
     def _begin(self) -> None:
+        self._settling = True  # who is queued meanwhile is seen by this plan, and begins no other
+        for sequence in self.entering:
+            self.reserved -= 1
+            self.join(sequence)
+        self.entering.clear()
         plan = self.schedule.plan(self)
+        self._settling = False
         if plan is None or not (plan.chunks or (plan.decode and self.decoding)):
             self._plan = None
+            if self._calls:  # made while this plan was: nothing runs that they could wait for
+                calls, self._calls = self._calls, []
+                for call in calls:
+                    call()
             return
         self._plan = plan
         self._started = self.simulation.now
@@ -217,6 +267,8 @@ class Replica:
         self._duration = seconds / self.speed + plan.extra_s
         self._version += 1
         self.simulation.after(self._duration, self._ended, self._version)
+        if plan.chunks:
+            self.simulation.policy.computing(self, plan, self._duration)
 
     def _horizon(self, plan: Plan) -> int:
         """Decode steps that pass before a sequence ends or blocks run out."""
@@ -230,25 +282,32 @@ class Replica:
             low, high = (middle, high) if self.grown(middle) <= free else (low, middle - 1)
         return low
 
+    def _until(self, steps: int) -> float:
+        """Seconds that the first ``steps`` decode steps of the running plan take."""
+        plan = self._plan
+        assert plan is not None
+        seconds = self.steps.decode_s(len(self.decoding), self.mean, self.longer, steps)
+        return seconds / self.speed + plan.extra_s
+
+    def _passed(self) -> int:
+        """The decode step of the running plan that ends next, or ends now; from 1."""
+        passed = self.simulation.now - self._started
+        steps = min(max(int(passed / self._duration * self._steps), 1), self._steps)
+        while steps > 1 and self._until(steps - 1) >= passed:
+            steps -= 1
+        while steps < self._steps and self._until(steps) < passed:
+            steps += 1
+        return steps
+
     def truncate(self) -> None:
         """End a run of decode steps at the first boundary that is not in the past."""
         plan = self._plan
         if plan is None or plan.chunks or self._steps == 1:
             return
-        passed = self.simulation.now - self._started
-        n, mean, longer = len(self.decoding), self.mean, self.longer
-
-        def until(steps: int) -> float:
-            return self.steps.decode_s(n, mean, longer, steps) / self.speed + plan.extra_s
-
-        steps = min(max(int(passed / self._duration * self._steps), 1), self._steps)
-        while steps > 1 and until(steps - 1) >= passed:
-            steps -= 1
-        while steps < self._steps and until(steps) < passed:
-            steps += 1
+        steps = self._passed()
         if steps == self._steps:
             return
-        self._steps, self._duration = steps, until(steps)
+        self._steps, self._duration = steps, self._until(steps)
         self._version += 1
         self.simulation.after(
             max(self._started + self._duration - self.simulation.now, 0.0), self._ended, self._version
@@ -258,6 +317,7 @@ class Replica:
         if version != self._version or self._plan is None:
             return  # a run that was cut short, or a replica that went down
         plan, self._plan = self._plan, None
+        self._settling = True
         now, n = self.simulation.now, len(self.decoding) if plan.decode else 0
         self._record(plan, n)
         if n:
@@ -266,7 +326,11 @@ class Replica:
             sequence.done += tokens
             if sequence.done >= sequence.prompt and sequence.place == 1:
                 self._prompt_ends(sequence, now)
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call()
         self.simulation.policy.iterated(self)
+        self._settling = False
         if self.up and self._plan is None:
             self._begin()
 
@@ -316,6 +380,7 @@ class Replica:
             sequence.blocks = -(-context // self.pool.size) - sequence.shared
         sequence.left = sequence.finish_at - self.counter
         sequence.place = 0
+        sequence.home = None
         # Who has made a step since it joined got its last token with all others, else when it joined.
         if self.counter > sequence.joined:
             sequence.stamp = self._stepped
@@ -360,17 +425,33 @@ class Replica:
 
     # -- faults ------------------------------------------------------------------------------------------
     def fail(self) -> list[Sequence]:
-        """Go down: caches are lost, every sequence that was here is returned, to start over elsewhere."""
+        """Go down: caches are lost, every sequence that was here is returned, to start over elsewhere.
+
+        Tokens of decode steps that had ended are out; those of the iteration that ran are lost.
+        """
+        if not self.up:
+            return []
+        plan = self._plan
+        if plan is not None and not plan.chunks and (steps := self._passed() - 1) > 0:
+            self._steps, self._duration = steps, self._until(steps)
+            self._record(plan, len(self.decoding))
+            self._advance(len(self.decoding), self._started + self._duration)
         self.up = False
         self._version += 1
         self._plan = None
+        self._calls.clear()
         lost = [s for _, _, s in sorted(self.waiting, key=lambda w: w[:2])]
         for sequence in [s for _, _, s in self.decoding] + self.prefilling:
             self.withdraw(sequence)
-            sequence.done = 0
             lost.append(sequence)
-        self.waiting = []
-        self.load = 0
+        for sequence in self.entering:
+            sequence.prompt = sequence.done + 1
+            sequence.blocks = 0
+            lost.append(sequence)
+        for sequence in lost:
+            sequence.done = 0
+        self.waiting, self.entering = [], []
+        self.load = self.reserved = 0
         self.pool.clear()
         return lost
 

@@ -10,15 +10,16 @@ from .. import __version__
 from ..errors import InputError
 from ..workloads.request_log import RequestLog
 from .cluster import Cluster
+from .faults import Fault, LinkFault
 from .metrics import SLO_KEYS, metrics
 from .policies import Policy, parse_policy
-from .simulation import Fault, Simulation
+from .simulation import Simulation
 
 SCHEMA, VERSION = "tokenfab.serve", 1
 
 
 def simulate(
-    log: RequestLog, cluster: Cluster, policy: str, *, seed: int = 0, faults: Sequence[Fault] = (),
+    log: RequestLog, cluster: Cluster, policy: str, *, seed: int = 0, faults: Sequence[Fault | LinkFault] = (),
     longest_jump: int = 1 << 30, until_s: float | None = None,
 ) -> Simulation:  # fmt: skip
     """A finished simulation. Raises ``InputError`` for what the policy, the devices or the log do not allow."""
@@ -31,7 +32,7 @@ def simulate(
 
 def serve(
     log: RequestLog, cluster: Cluster, policy: str, *, slo: Mapping[str, float] | None = None, seed: int = 0,
-    faults: Sequence[Fault] = (),
+    faults: Sequence[Fault | LinkFault] = (),
 ) -> tuple[dict[str, Any], Simulation]:  # fmt: skip
     """Simulate, and describe what happened: the document of ``tokenfab serve``, and the simulation behind it."""
     start = time.perf_counter()

@@ -2,6 +2,11 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .replica import Replica
+
 
 class Sequence:
     """State of one request on its way; lengths in tokens.
@@ -12,11 +17,12 @@ class Sequence:
     ``shared`` blocks; ``grows``: it takes blocks as it goes. ``joined``: the counter when it began to decode.
     ``stamp``: when it got its last token before it joined or left a batch (negative: no token yet). ``place``: 0
     waiting or gone, 1 its prompt is computed, 2 it decodes. ``parked``: its cache waits elsewhere.
+    ``home``: the replica where it decodes, ``ticket`` its number there.
     """
 
     __slots__ = (
-        "base", "blocks", "done", "finish_at", "grows", "index", "joined", "key", "left", "node", "parked", "place",
-        "prompt", "serial", "shared", "stamp", "used",
+        "base", "blocks", "done", "finish_at", "grows", "home", "index", "joined", "key", "left", "node", "parked",
+        "place", "prompt", "serial", "shared", "stamp", "ticket", "used",
     )  # fmt: skip
 
     def __init__(self, index: int, prompt: int, output: int, node: int = -1) -> None:
@@ -34,6 +40,8 @@ class Sequence:
         self.place = -1
         self.parked = False
         self.serial = 0
+        self.home: Replica | None = None
+        self.ticket = 0
 
     @property
     def todo(self) -> int:

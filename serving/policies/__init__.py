@@ -16,7 +16,7 @@ from ...settings import Parameter, Value, read_settings
 from ..blocks import BlockPool
 from ..memory import KvMemory, kv_memory
 from ..replica import Replica
-from ..scheduling import ORDERS, Schedule
+from ..scheduling import ORDERS, Plan, Schedule
 from ..sequence import Sequence
 from ..steps import StepModel
 
@@ -98,8 +98,22 @@ class Policy:
         """``sequence`` has its first token at ``replica``; True: it goes on elsewhere, which is this policy's doing."""
         return False
 
+    def computing(self, replica: Replica, plan: Plan, seconds: float) -> None:
+        """``replica`` begins an iteration with chunks, which ends in ``seconds``."""
+
     def iterated(self, replica: Replica) -> None:
         """An iteration of ``replica`` has ended."""
+
+    def capacity(self, replica: Replica) -> int:
+        """KV blocks that a request which goes to ``replica`` may fill."""
+        return replica.pool.total
+
+    def failed(self, replica: Replica) -> list[Sequence]:
+        """``replica`` has gone down; the sequences that are lost with it beyond those in it, to start over."""
+        return []
+
+    def recovered(self, replica: Replica) -> None:
+        """``replica`` is back, empty."""
 
     def result(self) -> dict[str, Any]:
         """What this policy adds to a result document."""
