@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import math
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from ..errors import InputError
 from ..hw.spec import Device
 
 if TYPE_CHECKING:
+    from .replica import Replica
     from .simulation import Simulation
 
 BETWEEN_HOSTS = ("infiniband", "ethernet", "pcie")
@@ -145,6 +146,34 @@ def send(links: tuple[Link, ...], size: float, call: Callable[[Any], None], valu
         link.queue.append(transfer)
     transfer.begin()
     return transfer
+
+
+class Network:
+    """A way out and a way in for every one of ``replicas``: ``gb_s`` GB/s each, or what their devices have.
+
+    Raises ``InputError`` for devices without a link to other hosts.
+    """
+
+    def __init__(self, simulation: Simulation, replicas: Sequence[Replica], gb_s: float = 0.0) -> None:
+        self.out, self.into = [], []
+        for r in replicas:
+            bandwidth, latency = way_out(r.steps.device, r.steps.devices, gb_s)
+            self.out.append(Link(simulation, f"nic-out-{r.number}", r.number, bandwidth, latency))
+            self.into.append(Link(simulation, f"nic-in-{r.number}", r.number, bandwidth, latency))
+
+    def rate(self, source: Replica, target: Replica) -> float:
+        """Bytes/s between two replicas now, where nothing else is sent."""
+        return min(self.out[source.number].rate, self.into[target.number].rate)
+
+    def send(
+        self, source: Replica, target: Replica, size: float, call: Callable[[Any], None], value: Any = None
+    ) -> Transfer:
+        """Queue ``size`` bytes; ``call(value)`` when the last has arrived."""
+        return send((self.out[source.number], self.into[target.number]), size, call, value)
+
+    def busiest(self, now: float) -> float:
+        """Share of the time until ``now`` for which the busiest way was taken."""
+        return max(link.busy_s for link in (*self.out, *self.into)) / now if now else 0.0
 
 
 def way_out(device: Device, devices: int, gb_s: float = 0.0) -> tuple[float, float]:

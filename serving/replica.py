@@ -27,7 +27,8 @@ if TYPE_CHECKING:
 
 class Replica:
     """One engine on its devices. ``speed`` divides iteration times (a power cap); ``up`` is False while it is down;
-    ``load`` counts the requests that are here, waiting or running."""
+    ``load`` counts the requests that are here, waiting or running; ``reserved`` the seats of those whose cache is on its
+    way here; ``away`` lists from when to when it is switched off, seconds."""
 
     def __init__(
         self, simulation: Simulation, number: int, steps: StepModel, pool: BlockPool, schedule: Schedule, seats: int,
@@ -49,6 +50,7 @@ class Replica:
         self._remainders, self._growing = [0] * pool.size, 0
         self.load = 0
         self.reserved = 0
+        self.away: list[list[float]] = []
         self.entering: list[Sequence] = []
         self._calls: list[Callable[[], None]] = []
         self._settling = False
@@ -132,10 +134,27 @@ class Replica:
 
     def reserve(self, blocks: int) -> bool:
         """Hold a seat and ``blocks`` for a sequence whose cache is on its way here; False where there are too few."""
-        if not self.up or not self.has_seat() or not self.pool.take(blocks):
+        if not self.has_seat() or not self.hold(blocks):
             return False
         self.reserved += 1
         return True
+
+    def hold(self, blocks: int) -> bool:
+        """Take ``blocks`` at any time, beside what the running iteration will need; False where there are too few."""
+        if not self.up or blocks > self.pool.free:
+            return False
+        growing = self._plan is not None and self._plan.decode
+        if growing and self.grown(self._steps) + blocks > self.pool.free:
+            self.truncate()
+            if self.grown(self._steps) + blocks > self.pool.free:
+                return False
+        return self.pool.take(blocks)
+
+    def free(self) -> int:
+        """Free blocks now, in the middle of a run of decode steps too."""
+        if self._plan is None or self._plan.chunks or self._steps == 1:
+            return self.pool.free
+        return self.pool.free - self.grown(self._passed() - 1)
 
     def cancel(self, blocks: int) -> None:
         """Give a reservation back: nobody comes."""
@@ -176,9 +195,10 @@ class Replica:
         tokens = max(sequence.prompt if reserve is None else reserve, 1)
         need = -(-tokens // pool.size) - hit // pool.size
         used = pool.refer(sequence.node, hit) if hit else []
-        if not pool.take(need):
+        if need > pool.free - self.grown(1):  # those who decode come first
             pool.leave(used)
             return None
+        pool.take(need)
         heappop(self.waiting)
         sequence.used, sequence.shared, sequence.blocks = used, hit // pool.size, need
         sequence.place = 1
@@ -208,14 +228,34 @@ class Replica:
     def withdraw(self, sequence: Sequence) -> None:
         """Take ``sequence`` out of the batch, its blocks too. What it has written belongs to its prompt then."""
         if sequence.place == 2:
-            context = self.context(sequence)
-            self._leave(sequence, heap=True)
-            sequence.prompt = context + 1
-            sequence.done = context
+            self._unseat(sequence)
+            sequence.prompt = sequence.done + 1
         else:
             self.prefilling.remove(sequence)
         self._release(sequence)
         sequence.place = 0
+
+    def _unseat(self, sequence: Sequence) -> None:
+        """Take a decoding ``sequence`` out of the batch; ``done`` are the tokens in its cache."""
+        context = self.context(sequence)
+        self._leave(sequence, heap=True)
+        sequence.done = context
+
+    def detach(self, sequence: Sequence) -> tuple[int, list[int]]:
+        """Take ``sequence``, which has at least one token, out of the batch; its cache stays until :meth:`let_go` of
+        what is returned: its blocks, and the prefix nodes it refers to."""
+        if sequence.place == 2:
+            self._unseat(sequence)
+        held = sequence.blocks, sequence.used
+        sequence.blocks, sequence.shared, sequence.used, sequence.place = 0, 0, [], 0
+        self.load -= 1
+        return held
+
+    def let_go(self, held: tuple[int, list[int]]) -> None:
+        """The cache of a detached sequence is not needed here any more."""
+        self.pool.give(held[0])
+        self.pool.leave(held[1])
+        self.wake()
 
     def join(self, sequence: Sequence) -> None:
         """``sequence``, whose last token is out and everything before it cached (``done``), decodes from now on."""

@@ -163,6 +163,10 @@ class Simulation:
         """``replica`` is back; who had nowhere to go goes."""
         replica.recover()
         self.policy.recovered(replica)
+        self.rehouse()
+
+    def rehouse(self) -> None:
+        """Send those who had nowhere to go by the policy again."""
         waiting, self.homeless = self.homeless, []
         for sequence in waiting:
             self.place(sequence)

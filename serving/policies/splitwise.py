@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...errors import InputError
 from ...hw.devices import load_device
 from ...settings import Parameter
-from ..links import Link, Transfer, send, way_out
+from ..links import Network, Transfer
 from ..memory import CacheBytes
 from ..replica import Replica
 from ..scheduling import Plan, Schedule
@@ -101,8 +101,7 @@ class Splitwise(Policy):
         for r in replicas[prompt:]:
             r.seats = min(r.seats, int(s["seats"]) or r.seats)
         self.cache = CacheBytes(c.trace)
-        self.ways_out = [self._link(simulation, r, "out") for r in replicas]
-        self.ways_in = [self._link(simulation, r, "in") for r in replicas]
+        self.network = Network(simulation, replicas, s["network"])
         self.pending = [0] * len(replicas)
         self.moves: dict[Sequence, Move] = {}
         self.done: list[Move] = []
@@ -110,10 +109,6 @@ class Splitwise(Policy):
         self.visible_s = 0.0
         self._expected: dict[Sequence, int] = {}
         return replicas
-
-    def _link(self, simulation: Simulation, r: Replica, way: str) -> Link:
-        bandwidth, latency = way_out(r.steps.device, r.steps.devices, self.settings["network"])
-        return Link(simulation, f"nic-{way}-{r.number}", r.number, bandwidth, latency)
 
     def schedule(self, role: str = "") -> Schedule:
         if role == PROMPT:
@@ -167,7 +162,7 @@ class Splitwise(Policy):
         return None
 
     def _rate(self, move: Move) -> float:
-        return min(self.ways_out[move.source.number].rate, self.ways_in[move.target.number].rate)
+        return self.network.rate(move.source, move.target)
 
     def _send_all(self, moves: list[Move]) -> None:
         for move in moves:
@@ -175,8 +170,7 @@ class Splitwise(Policy):
 
     def _send(self, move: Move) -> None:
         if not move.dropped:
-            ways = self.ways_out[move.source.number], self.ways_in[move.target.number]
-            move.transfer = send(ways, move.size, self._arrived, move)
+            move.transfer = self.network.send(move.source, move.target, move.size, self._arrived, move)
 
     def prefilled(self, replica: Replica, sequence: Sequence) -> bool:
         self.pending[replica.number] -= self._expected.pop(sequence, 0)
@@ -186,10 +180,8 @@ class Splitwise(Policy):
         if move is None:  # the token pool is full: this replica writes the tokens too
             self.stayed += 1
             return False
-        move.held = sequence.blocks, sequence.used
-        sequence.blocks, sequence.shared, sequence.used, sequence.place = 0, 0, [], 0
+        move.held = replica.detach(sequence)
         move.computed_s = self.simulation.now
-        replica.load -= 1
         if not move.begun:
             self._send(move)
         elif move.arrived:  # but for its last layer, which came into being only now
@@ -208,17 +200,9 @@ class Splitwise(Policy):
         del self.moves[move.sequence]
         self.done.append(move)
         self.visible_s += self.simulation.now - move.computed_s
-        self._free(move)
+        assert move.held is not None  # its prompt is computed
+        move.source.let_go(move.held)
         move.target.enter(move.sequence, move.blocks)
-
-    @staticmethod
-    def _free(move: Move) -> None:
-        """The source no longer needs its copy."""
-        if move.held is not None:
-            blocks, used = move.held
-            move.source.pool.give(blocks)
-            move.source.pool.leave(used)
-            move.source.wake()
 
     # -- faults ------------------------------------------------------------------------------------
     def failed(self, replica: Replica) -> list[Sequence]:
@@ -235,7 +219,7 @@ class Splitwise(Policy):
                 move.target.cancel(move.blocks)
             if move.held is not None:
                 if move.source is not replica:
-                    self._free(move)
+                    move.source.let_go(move.held)
                 move.sequence.prompt, move.sequence.done = move.sequence.done + 1, 0
                 lost.append(move.sequence)
         return lost
@@ -251,14 +235,9 @@ class Splitwise(Policy):
                 "visible_s": self.visible_s / n if n else None,
                 "visible_share_of_prompt": self.visible_s / computed if computed else None,
                 "written_at_prompt_replicas": self.stayed, "prompts_at_token_replicas": self.helped,
-                "network_busy": self._busy(),
+                "network_busy": self.network.busiest(self.simulation.now),
             }
         }  # fmt: skip
-
-    def _busy(self) -> float:
-        """Share of the time for which the busiest way out was taken."""
-        now = self.simulation.now
-        return max(link.busy_s for link in self.ways_out) / now if now else 0.0
 
 
 def pools(replicas: int, prompt: int, token: int) -> tuple[int, int]:
