@@ -11,19 +11,21 @@ step does not change.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from ..hw.cost import OperatorModel, prepare
-from ..hw.spec import Device
+from ..hw.cost import OperatorModel
 from ..workloads.compiled import CompiledTrace, Row
 from .curves import Curve, knots
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+Prepared = Callable[[CompiledTrace], OperatorModel]
+"""The device's model of a trace."""
 
 TILE = 128
 """Keys of the longest tile that kernels round a context up to."""
@@ -58,7 +60,7 @@ class Rows:
         energy = sum((e[self.mask] for e in costs.energy_j.values()), np.zeros_like(costs.time_s[self.mask]))
         return Part(counts @ costs.time_s[self.mask], counts @ energy)
 
-    def alone(self, device: Device) -> Rows:
+    def alone(self, prepared: Prepared) -> Rows:
         """The same rows as a trace of their own, which is quicker where the model's rows do not depend on others."""
         kept = replace(
             self.compiled,
@@ -66,7 +68,7 @@ class Rows:
             coefficients={name: matrix[self.mask] for name, matrix in self.compiled.coefficients.items()},
             counts=self.compiled.counts[self.mask],
         )
-        rows = Rows(kept, prepare(kept, device)[1], np.ones(len(kept.rows), dtype=bool))
+        rows = Rows(kept, prepared(kept), np.ones(len(kept.rows), dtype=bool))
         points = np.array([1.0, 3.0, 1.0]), np.array([1.0, 1.0, 200.0]), np.array([100.0, 700.0, 50.0])
         mine, theirs = self.at(*points), rows.at(*points)
         same = np.allclose(mine.time_s, theirs.time_s, rtol=1e-12) and np.allclose(mine.energy_j, theirs.energy_j)
@@ -76,11 +78,13 @@ class Rows:
 class ContextTable:
     """Seconds and joules of the context rows (``mask``) of one pass, up to ``longest`` tokens."""
 
-    def __init__(self, compiled: CompiledTrace, model: OperatorModel, mask: Mask, device: Device, longest: int) -> None:
-        self._device, self._any = device, bool(mask.any())
+    def __init__(
+        self, compiled: CompiledTrace, model: OperatorModel, mask: Mask, prepared: Prepared, longest: int
+    ) -> None:  # fmt: skip
+        self._prepared, self._any = prepared, bool(mask.any())
         self._rows = Rows(compiled, model, mask)
         if self._any:
-            self._rows = self._rows.alone(device)
+            self._rows = self._rows.alone(prepared)
         self.at = knots(longest)
         lengths = np.unique(np.round(np.concatenate([np.arange(1, 17), 2 ** np.arange(4, 24, 0.125)])))
         self._lengths = lengths[: int(np.searchsorted(lengths, longest)) + 1]
@@ -184,7 +188,7 @@ class ContextTable:
             compiled = replace(
                 self._rows.compiled, rows=tuple(_with_skew(row, float(skew)) for row in self._rows.compiled.rows)
             )
-            self._skewed[skew] = Rows(compiled, prepare(compiled, self._device)[1], self._rows.mask)
+            self._skewed[skew] = Rows(compiled, self._prepared(compiled), self._rows.mask)
         return self._skewed[skew]
 
     # -- chunks ------------------------------------------------------------------------------

@@ -151,13 +151,18 @@ def send(links: tuple[Link, ...], size: float, call: Callable[[Any], None], valu
 class Network:
     """A way out and a way in for every one of ``replicas``: ``gb_s`` GB/s each, or what their devices have.
 
+    ``agree_s``: seconds in which the two ends agree on a transfer, beside the link's latency.
+
     Raises ``InputError`` for devices without a link to other hosts.
     """
 
-    def __init__(self, simulation: Simulation, replicas: Sequence[Replica], gb_s: float = 0.0) -> None:
+    def __init__(
+        self, simulation: Simulation, replicas: Sequence[Replica], gb_s: float = 0.0, agree_s: float = 0.0
+    ) -> None:  # fmt: skip
         self.out, self.into = [], []
         for r in replicas:
             bandwidth, latency = way_out(r.steps.device, r.steps.devices, gb_s)
+            latency += agree_s
             self.out.append(Link(simulation, f"nic-out-{r.number}", r.number, bandwidth, latency))
             self.into.append(Link(simulation, f"nic-in-{r.number}", r.number, bandwidth, latency))
 

@@ -85,14 +85,20 @@ def energy_of(replica: Replica, end_s: float, bins: int = POWER_POINTS) -> Energ
     c, steps = replica.runs.columns(), replica.steps
     n, tokens, ends = (x.astype(np.int64) for x in (c.decoding, c.tokens, c.ends))
     mixed = tokens > 0
-    joules = np.zeros(n.size)
-    joules[~mixed] = steps.decode_j(n[~mixed], c.mean[~mixed]) * c.steps[~mixed]
-    joules[mixed] = steps.mixed_j(tokens[mixed], ends[mixed], n[mixed], c.mean[mixed], c.chunk_j[mixed])
+    joules, static = np.zeros(n.size), np.full(n.size, steps.static_w)
+    first = np.arange(n.size)
+    lasts = [start for start, _ in replica.shifts[1:]] + [n.size]
+    for (start, at), last in zip(replica.shifts, lasts, strict=True):
+        here = (first >= start) & (first < last)
+        a, b = here & ~mixed, here & mixed
+        joules[a] = at.decode_j(n[a], c.mean[a]) * c.steps[a]
+        joules[b] = at.mixed_j(tokens[b], ends[b], n[b], c.mean[b], c.chunk_j[b])
+        static[here] = at.static_w
     joules *= replica.energy_scale
     busy = float(c.duration_s.sum())
     edges = np.linspace(0.0, max(end_s, 1e-12), bins + 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        above = np.where(c.duration_s > 0, joules / c.duration_s, 0.0) + steps.static_w - steps.idle_w
+        above = np.where(c.duration_s > 0, joules / c.duration_s, 0.0) + static - steps.idle_w
     # Joules beyond idling up to each edge: whole runs before it, and the part of the run it falls into.
     before = np.concatenate([[0.0], np.cumsum(above * c.duration_s)])
     i = np.searchsorted(c.start_s, edges, side="right") - 1
@@ -105,7 +111,7 @@ def energy_of(replica: Replica, end_s: float, bins: int = POWER_POINTS) -> Energ
         off += np.clip(edges, start, end) - start
     power -= np.diff(off) / np.diff(edges) * steps.idle_w
     idle = steps.idle_w * max(end_s - busy - float(off[-1]), 0.0)
-    return Energy(float(joules.sum()), steps.static_w * busy, idle, busy, power)
+    return Energy(float(joules.sum()), float(static @ c.duration_s), idle, busy, power)
 
 
 def metrics(simulation: Simulation, slo: Mapping[str, float] | None = None) -> dict[str, Any]:

@@ -14,6 +14,8 @@ from collections.abc import Callable
 from heapq import heapify, heappop, heappush
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from .blocks import BlockPool
 from .engine import EngineProfile
 from .outcome import Gaps, Runs
@@ -28,7 +30,9 @@ if TYPE_CHECKING:
 class Replica:
     """One engine on its devices. ``speed`` divides iteration times (a power cap); ``up`` is False while it is down;
     ``load`` counts the requests that are here, waiting or running; ``reserved`` the seats of those whose cache is on its
-    way here; ``away`` lists from when to when it is switched off, seconds."""
+    way here; ``away`` lists from when to when it is switched off, seconds. ``shifts`` lists from which run on which step
+    times hold (the first are the rated ones), ``capped_s`` what iterations at others took, ``uncapped_s`` what they
+    would have taken."""
 
     def __init__(
         self, simulation: Simulation, number: int, steps: StepModel, pool: BlockPool, schedule: Schedule, seats: int,
@@ -50,7 +54,10 @@ class Replica:
         self._remainders, self._growing = [0] * pool.size, 0
         self.load = 0
         self.reserved = 0
+        self.tiers: Tiers | None = None
         self.away: list[list[float]] = []
+        self.shifts: list[tuple[int, StepModel]] = [(0, steps)]
+        self.capped_s = self.uncapped_s = 0.0
         self.entering: list[Sequence] = []
         self._calls: list[Callable[[], None]] = []
         self._settling = False
@@ -132,11 +139,48 @@ class Replica:
             self._calls.append(call)
             self.truncate()
 
+    def shift(self, steps: StepModel) -> None:
+        """Iterations from the next on take what ``steps`` says, as at another clock."""
+
+        def change() -> None:
+            if steps is not self.steps:
+                self.steps = steps
+                self.shifts.append((len(self.runs), steps))
+
+        self.between(change)
+
+    def power_w(self) -> float:
+        """Watts that all devices draw now, on average over the iteration that runs."""
+        plan, steps = self._plan, self.steps
+        if plan is None:
+            return steps.idle_w if self.up else 0.0
+        n = len(self.decoding) if plan.decode else 0
+        if plan.chunks:
+            tokens, ends, joules = self._chunked(plan)
+            found = steps.mixed_j(*(np.array([x]) for x in (tokens + n, ends, n, self.mean if n else 0.0, joules)))
+            seconds = self._duration
+        else:
+            passed = self._passed() - 1
+            found = steps.decode_j(np.array([n]), np.array([self.mean + passed]))
+            seconds = steps.decode_s(n, self.mean + passed, self.longer, 1) / self.speed
+        return steps.static_w + float(found[0]) * self.energy_scale / seconds
+
+    def _chunked(self, plan: Plan) -> tuple[int, int, float]:
+        """Of a plan's chunks: tokens, prompts that end, dynamic joules of their context rows."""
+        tokens = ends = 0
+        joules = 0.0
+        for s, q in plan.chunks:
+            tokens += q
+            ends += q == s.prompt - s.done
+            joules += self.steps.contexts.chunk(q, s.done)[1]
+        return tokens, ends, joules
+
     def reserve(self, blocks: int) -> bool:
         """Hold a seat and ``blocks`` for a sequence whose cache is on its way here; False where there are too few."""
         if not self.has_seat() or not self.hold(blocks):
             return False
         self.reserved += 1
+        self.load += 1
         return True
 
     def hold(self, blocks: int) -> bool:
@@ -159,6 +203,7 @@ class Replica:
     def cancel(self, blocks: int) -> None:
         """Give a reservation back: nobody comes."""
         self.reserved -= 1
+        self.load -= 1
         self.pool.give(blocks)
         self.wake()
 
@@ -296,19 +341,20 @@ class Replica:
         self._plan = plan
         self._started = self.simulation.now
         n = len(self.decoding) if plan.decode else 0
-        if plan.chunks:
-            self._steps = 1
-            chunks = [(tokens, s.done) for s, tokens in plan.chunks]
-            ends = sum(tokens == s.prompt - s.done for s, tokens in plan.chunks)
-            seconds = self.steps.mixed_s(chunks, ends, n, self.mean, self.longer if n else 0.0)
-        else:
-            self._steps = self._horizon(plan)
-            seconds = self.steps.decode_s(n, self.mean, self.longer, self._steps)
-        self._duration = seconds / self.speed + plan.extra_s
+        self._steps = 1 if plan.chunks else self._horizon(plan)
+        self._duration = self._seconds(self.steps, plan, n) / self.speed + plan.extra_s
         self._version += 1
         self.simulation.after(self._duration, self._ended, self._version)
         if plan.chunks:
             self.simulation.policy.computing(self, plan, self._duration)
+
+    def _seconds(self, steps: StepModel, plan: Plan, n: int) -> float:
+        """What ``_steps`` iterations of ``plan`` with ``n`` decoding sequences take by ``steps``."""
+        if not plan.chunks:
+            return steps.decode_s(n, self.mean, self.longer, self._steps)
+        chunks = [(tokens, s.done) for s, tokens in plan.chunks]
+        ends = sum(tokens == s.prompt - s.done for s, tokens in plan.chunks)
+        return steps.mixed_s(chunks, ends, n, self.mean, self.longer if n else 0.0)
 
     def _horizon(self, plan: Plan) -> int:
         """Decode steps that pass before a sequence ends or blocks run out."""
@@ -375,14 +421,13 @@ class Replica:
             self._begin()
 
     def _record(self, plan: Plan, n: int) -> None:
-        tokens = ends = 0
-        joules = 0.0
+        tokens, ends, joules = self._chunked(plan)
         if plan.chunks:
-            for s, q in plan.chunks:
-                tokens += q
-                ends += q == s.prompt - s.done
-                joules += self.steps.contexts.chunk(q, s.done)[1]
             tokens += n
+        rated = self.shifts[0][1]
+        if self.steps is not rated:
+            self.capped_s += self._duration
+            self.uncapped_s += self._seconds(rated, plan, n) / self.speed + plan.extra_s
         mean = self.mean + (self._steps - 1) / 2 if n else 0.0
         self.runs.add((
             self._started, self._duration, self._steps, n, mean, tokens, ends, joules, self.pool.held, len(self.waiting)

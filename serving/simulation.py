@@ -91,6 +91,10 @@ class Simulation:
         """Simulate until every request has ended."""
         self.start()
         self.env.run(until=self.until_s)
+        return self.finish()
+
+    def finish(self) -> Outcome:
+        """The clock has stopped: who still waits will not be served."""
         if self.until_s is None:
             for i in np.flatnonzero(np.frombuffer(bytes(self.outcome.state), dtype=np.uint8) == WAITING).tolist():
                 self.reject(i, "no replica came back to serve it")

@@ -26,7 +26,8 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..hw.collective import collective_time
-from ..hw.cost import prepare, rated_power
+from ..hw.cost import OperatorModel, prepare, rated_power
+from ..hw.frequency import Clock, scaled, slowed
 from ..hw.spec import Device
 from ..workloads.compiled import CompiledTrace, compile_trace
 from ..workloads.parallel import ONE_DEVICE, Parallel, tensor_parallel
@@ -45,7 +46,7 @@ PROBES = ((6, 1, 0), (1, 6, 0), (2, 3, 0), (3, 2, 0), (6, 1, 100), (2, 3, 100))
 class StepModel:
     """Seconds and joules of iterations of one replica: ``parallel.tp`` × ``parallel.pp`` devices.
 
-    ``longest``: the longest context that will be asked for. Energies are those of all devices of the replica.
+    ``longest``: the longest context that will be asked for. ``clock``: below the rated one, where it is given. Energies are those of all devices of the replica.
     Raises ``InputError`` for devices and models that the cost model refuses.
     """
 
@@ -56,21 +57,27 @@ class StepModel:
         parallel: Parallel = ONE_DEVICE,
         profile: EngineProfile | None = None,
         longest: int | None = None,
+        clock: Clock | None = None,
     ) -> None:
         if parallel.dp > 1:
             raise InputError(f"{parallel}: a replica has no data parallelism; ask for replicas")
-        self.trace, self.device, self.parallel = trace, device, parallel
+        self.trace, self.parallel = trace, parallel
+        self.device, self.clock = (slowed(device, clock) if clock else device), clock
         self.share = tensor_parallel(trace, parallel.tp)
         self.profile = profile or EngineProfile()
         self.longest = int(longest or trace.max_context or 32768)
         compiled = compile_trace(self.share)
-        _, self.model = prepare(compiled, device)
+        self.model = self._prepared(compiled)
         token, sequence, context = sorts(compiled)
         decoding, tokens, sequences = (Rows(compiled, self.model, m) for m in (token | sequence, token, sequence))
         self._decode_tokens = _Integers(lambda n: decoding.at(n, 1.0, 0.0))
         self._mixed_tokens = _Integers(lambda t: tokens.at(1.0, t, 0.0))
         self._sequences = _Integers(lambda s: sequences.at(s, 1.0, 0.0))
-        self.contexts = ContextTable(compiled, self.model, context, device, self.longest)
+        self.contexts = ContextTable(compiled, self.model, context, self._prepared, self.longest)
+
+    def _prepared(self, compiled: CompiledTrace) -> OperatorModel:
+        model = prepare(compiled, self.device)[1]
+        return scaled(model, self.device, self.clock) if self.clock else model
 
     @property
     def devices(self) -> int:

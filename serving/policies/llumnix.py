@@ -72,6 +72,7 @@ class Llumnix(Policy):
         "window": Parameter(5.0, "seconds for which that has to last", low=0.0, high=1e6),
         "start": Parameter(10.0, "seconds that an instance takes to start", low=0.0, high=1e6),
         "network": Parameter(0.0, "GB/s of an instance each way; 0 = its devices' links", low=0.0, high=1e5),
+        "agree": Parameter(0.0, "seconds in which two instances agree on a copy", low=0.0, high=10.0),
         "order": Parameter("priority", "who of the waiting comes first", choices=tuple(ORDERS)),
     }
 
@@ -83,7 +84,7 @@ class Llumnix(Policy):
                 f"policy llumnix: least={s['least']}, grow={s['grow']:g}, shrink={s['shrink']:g}; accepted: least up "
                 f"to the {len(replicas)} replicas, grow below shrink"
             )
-        self.network = Network(simulation, replicas, s["network"]) if s["migrate"] == "yes" else None
+        self.network = Network(simulation, replicas, s["network"], s["agree"]) if s["migrate"] == "yes" else None
         self.cache = CacheBytes(self.cluster.trace)
         self.urgent = [0] * len(replicas)
         self._mixed = bool((simulation.log.priority < 0).any())
@@ -174,7 +175,6 @@ class Llumnix(Policy):
         self.bytes += size
         if last:
             m.held = source.detach(s)
-            m.target.load += 1
             m.stopped_s = self.simulation.now
         assert self.network is not None
         m.transfer = self.network.send(source, m.target, size, self._arrived, m)
@@ -206,8 +206,6 @@ class Llumnix(Policy):
             if m.held is not None:
                 if m.source is not replica:
                     m.source.let_go(m.held)
-                else:
-                    m.target.load -= 1
                 m.sequence.prompt, m.sequence.done = m.sequence.done + 1, 0
                 lost.append(m.sequence)
         return lost

@@ -157,7 +157,6 @@ class Splitwise(Policy):
             if target.reserve(blocks):
                 move = Move(sequence, replica, target, blocks, self.cache(sequence.prompt))
                 self.moves[sequence] = move
-                target.load += 1
                 return move
         return None
 
@@ -215,7 +214,6 @@ class Splitwise(Policy):
             if move.transfer is not None:
                 move.transfer.cancel()
             if move.target is not replica:
-                move.target.load -= 1
                 move.target.cancel(move.blocks)
             if move.held is not None:
                 if move.source is not replica:
