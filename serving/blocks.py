@@ -7,6 +7,7 @@ room. Always free + held + kept = total.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heappop, heappush
 
 import numpy as np
@@ -17,7 +18,7 @@ class BlockPool:
     """Counts of blocks; ``total`` of ``size`` tokens each.
 
     ``prefix_tokens`` and ``prefix_parent`` describe the prefix tree (see :class:`..workloads.request_log.RequestLog`);
-    empty where nothing is shared.
+    empty where nothing is shared. ``spill`` is called with (node, first, last + 1) of its own blocks that are evicted.
     """
 
     def __init__(
@@ -36,6 +37,7 @@ class BlockPool:
         self._clock = 0
         self._last: dict[int, int] = {}
         self._kept_heap: list[tuple[int, int, int]] = []
+        self.spill: Callable[[int, int, int], None] | None = None
 
     @property
     def prefixes(self) -> bool:
@@ -71,7 +73,12 @@ class BlockPool:
             node = self._parent[node]
         return found[::-1]
 
-    def _span(self, node: int) -> int:
+    def resident(self, node: int) -> int:
+        """Blocks of ``node``'s own that are here."""
+        return self._resident.get(node, 0)
+
+    def span(self, node: int) -> int:
+        """Blocks of ``node``'s own, its parent's not counted."""
         parent = self._parent[node]
         start = self._tokens[parent] // self.size if parent >= 0 else 0
         return int(self._tokens[node] // self.size - start)
@@ -82,7 +89,7 @@ class BlockPool:
         for each in self.chain(node):
             here = self._resident.get(each, 0)
             blocks += here
-            if here < self._span(each):
+            if here < self.span(each):
                 break
         return blocks * self.size
 
@@ -112,16 +119,16 @@ class BlockPool:
         given = 0
         for each in self.chain(node):
             if each in used:
-                if self._resident[each] < self._span(each):
+                if self._resident[each] < self.span(each):
                     break
                 continue
-            fits = min(self._span(each), own - given)
+            fits = min(self.span(each), own - given)
             if self._resident.get(each, 0) or fits <= 0:
                 break
             self._resident[each], self._references[each] = fits, 1
             used.append(each)
             given += fits
-            if fits < self._span(each):
+            if fits < self.span(each):
                 break
         return given
 
@@ -143,6 +150,8 @@ class BlockPool:
                 continue
             gone = min(self._resident[node], blocks)
             self._resident[node] -= gone
+            if self.spill is not None:
+                self.spill(node, self._resident[node], self._resident[node] + gone)
             self.kept -= gone
             blocks -= gone
             if self._resident[node]:

@@ -49,7 +49,9 @@ class CacheBytes:
     def __init__(self, trace: Trace) -> None:
         self._bytes = trace.cache_bytes()
         self._found: dict[int, float] = {}
-        keeping = (n for op, n in trace.operators() if op.kind == "kv_append" or any(t.role == "state" for t in op.writes))
+        keeping = (
+            n for op, n in trace.operators() if op.kind == "kv_append" or any(t.role == "state" for t in op.writes)
+        )
         self.layers = max(round(sum(keeping)), 1)
 
     def __call__(self, tokens: int) -> float:
@@ -106,8 +108,8 @@ def _stage(part: Trace, device: Device, profile: EngineProfile) -> KvMemory:
         taken = f"weights {_gb(weights + far_weights)}, activations of {profile.budget} tokens {_gb(activations)}"
         raise InputError(
             f"{part.model} on {device.name} has no room for a KV block: {taken}, the engine "
-            f"{_gb(profile.reserved_bytes)}, of {profile.utilisation:.0%} of {_gb(capacity)}; accepted: more devices (--count), narrower weights "
-            "(--apply weight-only), a smaller budget"
+            f"{_gb(profile.reserved_bytes)}, of {profile.utilisation:.0%} of {_gb(capacity)}; accepted: more "
+            "devices (--count), narrower weights (--apply weight-only), a smaller budget"
         )
     return KvMemory(
         count, profile.block, weights + far_weights, activations, profile.reserved_bytes, room + far_room, near + far,

@@ -67,7 +67,8 @@ def spread(values: Array, weights: Array | None = None) -> dict[str, float | Non
 
 @dataclass(frozen=True)
 class Energy:
-    """Joules of a replica: dynamic, static while it works, idle while it is switched on; and its watts over time, at bins of ``bin_s``."""
+    """Joules of a replica: dynamic, static while it works, idle while it is switched on; and its watts over time,
+    at bins of ``bin_s``."""
 
     dynamic_j: float
     static_j: float
@@ -107,8 +108,8 @@ def energy_of(replica: Replica, end_s: float, bins: int = POWER_POINTS) -> Energ
         inside = np.where(i >= 0, np.minimum(edges - c.start_s[i], c.duration_s[i]) * above[i], 0.0)
     power = np.diff(before[np.maximum(i, 0)] + inside) / np.diff(edges) + steps.idle_w
     off = np.zeros(edges.size)
-    for start, end in replica.away:
-        off += np.clip(edges, start, end) - start
+    for since, until in replica.away:
+        off += np.clip(edges, since, until) - since
     power -= np.diff(off) / np.diff(edges) * steps.idle_w
     idle = steps.idle_w * max(end_s - busy - float(off[-1]), 0.0)
     return Energy(float(joules.sum()), float(static @ c.duration_s), idle, busy, power)

@@ -4,18 +4,16 @@ Between two iterations the schedule says what comes next (:class:`.scheduling.Pl
 a plan of decode steps alone is one event for as many steps as pass until a sequence ends or blocks run out. A request
 that arrives meanwhile, where it could change the plan, ends the run at the next boundary of steps.
 
-What decode steps change is kept as sums, so that a run of k steps costs the same as one: a sequence's cached tokens
-are its ``base`` + the replica's counter of decode steps; blocks grow by how many sequences have each remainder.
+What decode steps change is kept as sums (:mod:`.batch`), so that a run of k steps costs the same as one.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from heapq import heapify, heappop, heappush
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from .batch import Batch
 from .blocks import BlockPool
 from .engine import EngineProfile
 from .outcome import Gaps, Runs
@@ -25,33 +23,29 @@ from .steps import StepModel
 
 if TYPE_CHECKING:
     from .simulation import Simulation
+    from .tiers import Tiers
 
 
-class Replica:
+class Replica(Batch):
     """One engine on its devices. ``speed`` divides iteration times (a power cap); ``up`` is False while it is down;
-    ``load`` counts the requests that are here, waiting or running; ``reserved`` the seats of those whose cache is on its
-    way here; ``away`` lists from when to when it is switched off, seconds. ``shifts`` lists from which run on which step
-    times hold (the first are the rated ones), ``capped_s`` what iterations at others took, ``uncapped_s`` what they
-    would have taken."""
+    ``load`` counts the requests that are here, waiting or running; ``reserved`` the seats of those whose cache is on
+    its way here; ``away`` lists from when to when it is switched off, seconds. ``shifts`` lists from which run on which
+    step times hold (the first are the rated ones), ``capped_s`` what iterations at others took, ``uncapped_s`` what
+    they would have taken."""
 
     def __init__(
         self, simulation: Simulation, number: int, steps: StepModel, pool: BlockPool, schedule: Schedule, seats: int,
         role: str = "",
     ) -> None:  # fmt: skip
+        super().__init__(pool.size)
         self.simulation, self.number, self.steps, self.pool, self.schedule = simulation, number, steps, pool, schedule
         self.profile: EngineProfile = steps.profile
         self.seats, self.role = seats, role
         self.speed = 1.0
         self.up = True
         self.waiting: list[tuple[tuple[float, ...], int, Sequence]] = []
-        self.prefilling: list[Sequence] = []
-        self.decoding: list[tuple[int, int, Sequence]] = []
-        self.counter = 0
         self.runs, self.gaps = Runs(), Gaps()
         self.energy_scale = 1.0
-        self._bases = 0
-        self._tallest: list[tuple[int, int, Sequence]] = []
-        self._remainders, self._growing = [0] * pool.size, 0
         self.load = 0
         self.reserved = 0
         self.tiers: Tiers | None = None
@@ -61,9 +55,6 @@ class Replica:
         self.entering: list[Sequence] = []
         self._calls: list[Callable[[], None]] = []
         self._settling = False
-        self._cohorts: dict[float, int] = {}
-        self._stepped = -1.0
-        self._serial = 0
         self._version = 0
         self._plan: Plan | None = None
         self._started = 0.0
@@ -79,34 +70,6 @@ class Replica:
     def has_seat(self) -> bool:
         """Whether one more sequence may be admitted."""
         return len(self.prefilling) + len(self.decoding) + self.reserved < self.seats
-
-    def context(self, sequence: Sequence) -> int:
-        """Cached tokens of a decoding sequence."""
-        return sequence.base + self.counter
-
-    @property
-    def mean(self) -> float:
-        """Cached tokens per decoding sequence."""
-        return self._bases / len(self.decoding) + self.counter if self.decoding else 0.0
-
-    @property
-    def longer(self) -> float:
-        """Cached tokens by which the longest decoding sequence exceeds the mean."""
-        heap = self._tallest
-        while heap and (heap[0][2].home is not self or heap[0][1] != heap[0][2].ticket):
-            heappop(heap)
-        return -heap[0][0] - self._bases / len(self.decoding) if heap else 0.0
-
-    def grown(self, steps: int) -> int:
-        """Blocks that ``steps`` decode steps need."""
-        size = self.pool.size
-        whole, rest = divmod(steps, size)
-        start = self.counter % size
-        counts = self._remainders
-        grown = whole * self._growing
-        for i in range(start, start + rest):
-            grown += counts[i % size]
-        return grown
 
     # -- arrivals --------------------------------------------------------------------------------
     def submit(self, sequence: Sequence, *, front: bool = False) -> None:
@@ -149,23 +112,15 @@ class Replica:
 
         self.between(change)
 
-    def power_w(self) -> float:
-        """Watts that all devices draw now, on average over the iteration that runs."""
-        plan, steps = self._plan, self.steps
-        if plan is None:
-            return steps.idle_w if self.up else 0.0
-        n = len(self.decoding) if plan.decode else 0
-        if plan.chunks:
-            tokens, ends, joules = self._chunked(plan)
-            found = steps.mixed_j(*(np.array([x]) for x in (tokens + n, ends, n, self.mean if n else 0.0, joules)))
-            seconds = self._duration
-        else:
-            passed = self._passed() - 1
-            found = steps.decode_j(np.array([n]), np.array([self.mean + passed]))
-            seconds = steps.decode_s(n, self.mean + passed, self.longer, 1) / self.speed
-        return steps.static_w + float(found[0]) * self.energy_scale / seconds
+    def running(self) -> tuple[Plan, float, int] | None:
+        """The iteration that runs: its plan, its seconds, decode steps of it that are over; None while it waits."""
+        plan = self._plan
+        if plan is None or plan.chunks:
+            return None if plan is None else (plan, self._duration, 0)
+        n, passed = len(self.decoding), self._passed() - 1
+        return plan, self.steps.decode_s(n, self.mean + passed, self.longer, 1) / self.speed, passed
 
-    def _chunked(self, plan: Plan) -> tuple[int, int, float]:
+    def chunked(self, plan: Plan) -> tuple[int, int, float]:
         """Of a plan's chunks: tokens, prompts that end, dynamic joules of their context rows."""
         tokens = ends = 0
         joules = 0.0
@@ -228,47 +183,61 @@ class Replica:
         """Admit the first of the waiting where a seat and blocks are free; None otherwise.
 
         Blocks for its whole prompt are taken, or for ``reserve`` tokens. What is cached of its prefix is used; a prompt
-        is never cached whole, its last token has to be computed.
+        is never cached whole, its last token has to be computed. Those whose cache has to come from elsewhere first
+        take their seat on the way, and the next one is admitted.
         """
-        if not self.waiting or not self.has_seat():
-            return None
-        sequence = self.waiting[0][2]
-        pool = self.pool
-        hit = 0
-        if sequence.node >= 0 and not sequence.parked:
-            hit = min(pool.cached(sequence.node), (sequence.prompt - 1) // pool.size * pool.size)
-        tokens = max(sequence.prompt if reserve is None else reserve, 1)
-        need = -(-tokens // pool.size) - hit // pool.size
-        used = pool.refer(sequence.node, hit) if hit else []
-        if need > pool.free - self.grown(1):  # those who decode come first
-            pool.leave(used)
-            return None
-        pool.take(need)
-        heappop(self.waiting)
-        sequence.used, sequence.shared, sequence.blocks = used, hit // pool.size, need
-        sequence.place = 1
-        self._serial += 1
-        sequence.serial = self._serial
-        outcome, i = self.simulation.outcome, sequence.index
-        if not sequence.parked:
-            sequence.done = hit
-            outcome.cached[i] += hit
-        if outcome.scheduled_s[i] != outcome.scheduled_s[i]:  # not a number yet
-            outcome.scheduled_s[i] = self.simulation.now
-        self.prefilling.append(sequence)
-        return sequence
+        pool, outcome = self.pool, self.simulation.outcome
+        while self.waiting and self.has_seat():
+            sequence = self.waiting[0][2]
+            if sequence.parked:
+                if self.tiers is None or not self.tiers.swap_in(sequence):
+                    return None
+                heappop(self.waiting)
+                continue
+            hit = near = far = 0
+            if sequence.node >= 0:
+                most = (sequence.prompt - 1) // pool.size
+                hit = min(pool.cached(sequence.node) // pool.size, most)
+                if self.tiers is not None:
+                    near, far = self.tiers.beyond(sequence.node, most - hit)
+            tokens = max(sequence.prompt if reserve is None else reserve, 1)
+            need = -(-tokens // pool.size) - hit
+            used = pool.refer(sequence.node, hit * pool.size) if hit else []
+            if need > pool.free - self.grown(1):  # those who decode come first
+                pool.leave(used)
+                return None
+            pool.take(need)
+            heappop(self.waiting)
+            sequence.used, sequence.shared, sequence.blocks = used, hit, need
+            self._serial += 1
+            sequence.serial = self._serial
+            i = sequence.index
+            sequence.done = (hit + near + far) * pool.size
+            outcome.cached[i] += sequence.done
+            if outcome.scheduled_s[i] != outcome.scheduled_s[i]:  # not a number yet
+                outcome.scheduled_s[i] = self.simulation.now
+            if near or far:
+                assert self.tiers is not None  # who else has them
+                self.tiers.fetch(sequence, near, far)
+                continue
+            sequence.place = 1
+            self.prefilling.append(sequence)
+            return sequence
+        return None
 
     def preempt(self, sequence: Sequence) -> None:
-        """Throw ``sequence`` out; it is queued first and recomputes its cache."""
-        self.withdraw(sequence)
+        """Throw ``sequence`` out; it is queued first, and recomputes its cache unless the host keeps it."""
         self.simulation.outcome.preemptions[sequence.index] += 1
+        if self.tiers is not None and self.tiers.swap_out(sequence):
+            return
+        self.withdraw(sequence)
         sequence.done = 0
         self.submit(sequence, front=True)
 
-    def youngest(self) -> Sequence | None:
-        """The sequence admitted last."""
-        everyone = [s for _, _, s in self.decoding] + self.prefilling
-        return max(everyone, key=lambda s: s.serial, default=None)
+    @property
+    def leaving(self) -> int:
+        """Blocks that will be free when caches are out that are on their way to the host."""
+        return self.tiers.leaving if self.tiers is not None else 0
 
     def withdraw(self, sequence: Sequence) -> None:
         """Take ``sequence`` out of the batch, its blocks too. What it has written belongs to its prompt then."""
@@ -279,12 +248,6 @@ class Replica:
             self.prefilling.remove(sequence)
         self._release(sequence)
         sequence.place = 0
-
-    def _unseat(self, sequence: Sequence) -> None:
-        """Take a decoding ``sequence`` out of the batch; ``done`` are the tokens in its cache."""
-        context = self.context(sequence)
-        self._leave(sequence, heap=True)
-        sequence.done = context
 
     def detach(self, sequence: Sequence) -> tuple[int, list[int]]:
         """Take ``sequence``, which has at least one token, out of the batch; its cache stays until :meth:`let_go` of
@@ -301,26 +264,6 @@ class Replica:
         self.pool.give(held[0])
         self.pool.leave(held[1])
         self.wake()
-
-    def join(self, sequence: Sequence) -> None:
-        """``sequence``, whose last token is out and everything before it cached (``done``), decodes from now on."""
-        sequence.place = 2
-        sequence.home = self
-        sequence.base = sequence.done - self.counter
-        sequence.joined = self.counter
-        sequence.finish_at = self.counter + sequence.left
-        self._serial += 1
-        sequence.ticket = self._serial
-        heappush(self.decoding, (sequence.finish_at, self._serial, sequence))
-        self._bases += sequence.base
-        heappush(self._tallest, (-sequence.base, self._serial, sequence))
-        whole = -(-(sequence.done + sequence.left) // self.pool.size)
-        sequence.grows = sequence.blocks + sequence.shared < whole  # else all its blocks were taken at once
-        if sequence.grows:
-            self._remainders[-sequence.base % self.pool.size] += 1
-            self._growing += 1
-        stamp = sequence.stamp
-        self._cohorts[stamp] = self._cohorts.get(stamp, 0) + 1
 
     # -- iterations ----------------------------------------------------------------------------------
     def _begin(self) -> None:
@@ -359,7 +302,10 @@ class Replica:
     def _horizon(self, plan: Plan) -> int:
         """Decode steps that pass before a sequence ends or blocks run out."""
         steps = min(self.decoding[0][0] - self.counter, plan.most, self.simulation.longest_jump)
-        free = self.pool.free
+        pool = self.pool
+        free = pool.free
+        if pool.spill is not None:  # what is evicted leaves at the step that evicts it
+            free = max(pool.total - pool.held - pool.kept, self.grown(1))
         if self._growing * (steps // self.pool.size + 1) <= free:
             return steps
         low, high = 1, steps
@@ -421,7 +367,7 @@ class Replica:
             self._begin()
 
     def _record(self, plan: Plan, n: int) -> None:
-        tokens, ends, joules = self._chunked(plan)
+        tokens, ends, joules = self.chunked(plan)
         if plan.chunks:
             tokens += n
         rated = self.shifts[0][1]
@@ -451,27 +397,6 @@ class Replica:
             sequence = heappop(heap)[2]
             self._leave(sequence)
             self._finish(sequence, now)
-
-    def _leave(self, sequence: Sequence, *, heap: bool = False) -> None:
-        """A decoding sequence leaves; its own blocks are known again."""
-        if heap:
-            self.decoding = [entry for entry in self.decoding if entry[2] is not sequence]
-            heapify(self.decoding)
-        context = self.context(sequence)
-        self._bases -= sequence.base
-        if sequence.grows:
-            self._remainders[-sequence.base % self.pool.size] -= 1
-            self._growing -= 1
-            sequence.blocks = -(-context // self.pool.size) - sequence.shared
-        sequence.left = sequence.finish_at - self.counter
-        sequence.place = 0
-        sequence.home = None
-        # Who has made a step since it joined got its last token with all others, else when it joined.
-        if self.counter > sequence.joined:
-            sequence.stamp = self._stepped
-        self._cohorts[sequence.stamp] -= 1
-        if not self._cohorts[sequence.stamp]:
-            del self._cohorts[sequence.stamp]
 
     def _prompt_ends(self, sequence: Sequence, now: float) -> None:
         """The iteration that ended the prompt wrote a token too."""
@@ -529,12 +454,12 @@ class Replica:
         for sequence in [s for _, _, s in self.decoding] + self.prefilling:
             self.withdraw(sequence)
             lost.append(sequence)
-        for sequence in self.entering:
-            sequence.prompt = sequence.done + 1
-            sequence.blocks = 0
-            lost.append(sequence)
+        lost += self.entering + (self.tiers.fail() if self.tiers is not None else [])
         for sequence in lost:
-            sequence.done = 0
+            if sequence.parked or sequence in self.entering:  # it has tokens, the last of them not cached
+                sequence.prompt = sequence.done + 1
+            sequence.done = sequence.blocks = sequence.shared = 0
+            sequence.used, sequence.parked = [], False
         self.waiting, self.entering = [], []
         self.load = self.reserved = 0
         self.pool.clear()

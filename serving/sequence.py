@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .replica import Replica
+    from .batch import Batch
 
 
 class Sequence:
@@ -40,7 +40,7 @@ class Sequence:
         self.place = -1
         self.parked = False
         self.serial = 0
-        self.home: Replica | None = None
+        self.home: Batch | None = None
         self.ticket = 0
 
     @property

@@ -46,7 +46,8 @@ PROBES = ((6, 1, 0), (1, 6, 0), (2, 3, 0), (3, 2, 0), (6, 1, 100), (2, 3, 100))
 class StepModel:
     """Seconds and joules of iterations of one replica: ``parallel.tp`` × ``parallel.pp`` devices.
 
-    ``longest``: the longest context that will be asked for. ``clock``: below the rated one, where it is given. Energies are those of all devices of the replica.
+    ``longest``: the longest context that will be asked for. ``clock``: below the rated one, where it is
+    given. Energies are those of all devices of the replica.
     Raises ``InputError`` for devices and models that the cost model refuses.
     """
 

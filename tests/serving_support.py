@@ -93,7 +93,8 @@ def check(sim):
             blocks += r.tiers.blocks_here()
             seats += r.tiers.seats_here()
         assert pool.held == blocks, (r.number, pool.held, blocks)
-        assert 0 <= pool.held and pool.held + pool.kept <= pool.total
+        assert pool.held >= 0
+        assert pool.held + pool.kept <= pool.total
         assert r.reserved == seats
         assert len(r.prefilling) + len(r.decoding) + r.reserved <= r.seats
         load = len(here) + len(r.waiting) + sum(m.target is r and m.blocks > 0 for m in moves)
@@ -114,5 +115,7 @@ def run_checked(sim):
     assert all(s in (FINISHED, REJECTED) for s in states)
     for r in sim.replicas:
         if r.up:
-            assert r.pool.held == 0 and r.load == 0 and r.reserved == 0
+            assert r.pool.held == 0
+            assert r.load == 0
+            assert r.reserved == 0
     return sim.outcome

@@ -14,11 +14,12 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...errors import InputError, unknown_name
 from ...settings import Parameter, Value, read_settings
 from ..blocks import BlockPool
-from ..memory import KvMemory, kv_memory
+from ..memory import CacheBytes, KvMemory, kv_memory
 from ..replica import Replica
 from ..scheduling import ORDERS, Plan, Schedule
 from ..sequence import Sequence
 from ..steps import StepModel
+from ..tiers import Tiers, described
 
 if TYPE_CHECKING:
     from ..cluster import Cluster
@@ -75,7 +76,10 @@ class Policy:
             (log.prefix_tokens, log.prefix_parent) if self.cluster.prefix_caching and log.prefix_tokens.size else ()
         )
         pool = BlockPool(memory.blocks, memory.block, *shared)
-        return Replica(self.simulation, number, steps, pool, self.schedule(role), memory.seats, role)
+        replica = Replica(self.simulation, number, steps, pool, self.schedule(role), memory.seats, role)
+        if self.settings.get("preempt") == "swap" or self.settings.get("spill", "no") != "no":
+            replica.tiers = Tiers(replica, CacheBytes(self.cluster.trace), self.settings)
+        return replica
 
     # -- what happens --------------------------------------------------------------------------------
     def begin(self, simulation: Simulation) -> None:
@@ -117,7 +121,7 @@ class Policy:
 
     def result(self) -> dict[str, Any]:
         """What this policy adds to a result document."""
-        return {}
+        return described(self.simulation.replicas)
 
 
 def _load(replica: Replica) -> int:

@@ -8,13 +8,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import InputError
 from ...settings import Parameter
+from ..instances import DRAINING, ON, Instances
 from ..links import Network, Transfer
 from ..memory import CacheBytes
 from ..replica import Replica
 from ..scheduling import ORDERS, Schedule
 from ..sequence import Sequence
 from . import Policy
-from ..instances import DRAINING, ON, Instances
 from .vllm import TokenBudget
 
 if TYPE_CHECKING:
@@ -110,7 +110,7 @@ class Llumnix(Policy):
         room = float(replica.free())
         first = replica.peek()
         if first is not None:
-            room -= -(-first.todo // pool.size)
+            room -= -(-(first.done if first.parked else first.todo) // pool.size)
         if self.urgent[replica.number]:
             room -= self.settings["headroom"] * pool.total
         return room * pool.size / max(len(replica.decoding) + len(replica.prefilling) + replica.reserved, 1)

@@ -9,6 +9,7 @@ from ...errors import InputError
 from ...hw.cost import rated_power
 from ...hw.frequency import FLOOR, KNEE, Clock
 from ...settings import Parameter
+from ..power import power_w
 from ..replica import Replica
 from ..scheduling import Schedule
 from ..sequence import Sequence
@@ -48,10 +49,10 @@ class Polca(Policy):
         "t2": Parameter(0.89, "share above which the second is", low=0.0, high=2.0),
         "free1": Parameter(0.75, "share below which no cap is left", low=0.0, high=2.0),
         "free2": Parameter(0.84, "share below which the second cap goes", low=0.0, high=2.0),
-        "low1": Parameter(1275 / 1410, "clock of low-priority servers at the first cap", low=0.05, high=1.0),
-        "low2": Parameter(1110 / 1410, "and at the second", low=0.05, high=1.0),
-        "high2": Parameter(1305 / 1410, "clock of high-priority servers at the second cap", low=0.05, high=1.0),
-        "brake": Parameter(288 / 1410, "clock of all servers while the powerbrake is on", low=0.05, high=1.0),
+        "low1": Parameter(0.904, "clock of low-priority servers at the first cap", low=0.05, high=1.0),
+        "low2": Parameter(0.787, "and at the second", low=0.05, high=1.0),
+        "high2": Parameter(0.926, "clock of high-priority servers at the second cap", low=0.05, high=1.0),
+        "brake": Parameter(0.204, "clock of all servers while the powerbrake is on", low=0.05, high=1.0),
         "period": Parameter(2.0, "seconds between two readings", low=0.01, high=1e4),
         "latency": Parameter(40.0, "seconds until a cap is there", low=0.0, high=1e4),
         "brake_latency": Parameter(5.0, "seconds until the powerbrake is there", low=0.0, high=1e4),
@@ -99,7 +100,7 @@ class Polca(Policy):
     def power_w(self) -> float:
         """Watts of the row now."""
         other = self.settings["other"]
-        return sum(r.power_w() + other * r.up for r in self.simulation.replicas)
+        return float(sum(power_w(r) + other * r.up for r in self.simulation.replicas))
 
     def _read(self) -> None:
         s, watts, now = self.settings, self.power_w(), self.simulation.now

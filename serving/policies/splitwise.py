@@ -24,10 +24,12 @@ PROMPT, TOKEN = "prompt", "token"
 
 
 class WholePrompts(TokenBudget):
-    """Whole prompts together until ``budget`` tokens, a longer one alone; decoding sequences (of a full pool) beside."""
+    """Whole prompts together until ``budget`` tokens, a longer one alone; decoding sequences (of a full pool) too."""
 
     def plan(self, replica: Replica) -> Plan | None:
         preempted = self._make_room(replica)
+        if replica.decoding and replica.grown(1) > replica.pool.free:
+            return None
         plan = Plan(chunks=[(s, s.todo) for s in replica.prefilling])
         tokens = sum(q for _, q in plan.chunks)
         while not preempted and (first := replica.peek()) is not None:
@@ -205,7 +207,7 @@ class Splitwise(Policy):
 
     # -- faults ------------------------------------------------------------------------------------
     def failed(self, replica: Replica) -> list[Sequence]:
-        """Transfers to and from ``replica`` are void. Where the prompt was computed already, the request starts over."""
+        """Transfers to and from ``replica`` are void. Where the prompt was computed, the request starts over."""
         self.pending[replica.number] = 0
         lost = []
         for move in [m for m in self.moves.values() if replica in (m.source, m.target)]:
