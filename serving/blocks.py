@@ -93,6 +93,18 @@ class BlockPool:
                 break
         return blocks * self.size
 
+    def idle(self, node: int, tokens: int) -> int:
+        """Blocks nobody uses now that :meth:`refer` with the same arguments would hold."""
+        found, left = 0, tokens // self.size
+        for each in self.chain(node):
+            if left <= 0:
+                break
+            here = self._resident.get(each, 0)
+            if self._references.get(each, 0) == 0:
+                found += here
+            left -= here
+        return found
+
     def refer(self, node: int, tokens: int) -> list[int]:
         """Use the first ``tokens`` (whole blocks) of ``node``'s prefix; the nodes that are used now."""
         self._clock += 1

@@ -202,10 +202,10 @@ class Replica(Batch):
                     near, far = self.tiers.beyond(sequence.node, most - hit)
             tokens = max(sequence.prompt if reserve is None else reserve, 1)
             need = -(-tokens // pool.size) - hit
-            used = pool.refer(sequence.node, hit * pool.size) if hit else []
-            if need > pool.free - self.grown(1):  # those who decode come first
-                pool.leave(used)
+            idle = pool.idle(sequence.node, hit * pool.size) if hit else 0
+            if need + idle > pool.free - self.grown(1):  # those who decode come first
                 return None
+            used = pool.refer(sequence.node, hit * pool.size) if hit else []
             pool.take(need)
             heappop(self.waiting)
             sequence.used, sequence.shared, sequence.blocks = used, hit, need
@@ -304,8 +304,11 @@ class Replica(Batch):
         steps = min(self.decoding[0][0] - self.counter, plan.most, self.simulation.longest_jump)
         pool = self.pool
         free = pool.free
-        if pool.spill is not None:  # what is evicted leaves at the step that evicts it
-            free = max(pool.total - pool.held - pool.kept, self.grown(1))
+        if pool.kept and (pool.spill is not None or (self.waiting and self.waiting[0][2].node >= 0)):
+            # What is evicted leaves at the step that evicts it, and may change what the first of the queue needs.
+            free -= pool.kept
+            if self.grown(1) > free:
+                return 1
         if self._growing * (steps // self.pool.size + 1) <= free:
             return steps
         low, high = 1, steps

@@ -96,8 +96,12 @@ class Store:
         extent = self.extents.get(node)
         if extent is None or not extent.low <= start < extent.high:
             return start
-        self.extents.move_to_end(node)
         return extent.high
+
+    def touch(self, node: int) -> None:
+        """``node`` was used just now."""
+        if node in self.extents:
+            self.extents.move_to_end(node)
 
 
 class Tiers:
@@ -238,6 +242,9 @@ class Tiers:
         replica.reserved += 1
         began, left = replica.simulation.now, [bool(near) + bool(far)]
         self.fetched += near + far
+        for node in replica.pool.chain(sequence.node):
+            self.host.touch(node)
+            self.drive.touch(node)
 
         def part(_: Any) -> None:
             left[0] -= 1
