@@ -30,7 +30,7 @@ class WholePrompts(TokenBudget):
         preempted = self._make_room(replica)
         if replica.decoding and replica.grown(1) > replica.pool.free:
             return None
-        plan = Plan(chunks=[(s, s.todo) for s in replica.prefilling])
+        plan = Plan([(s, s.todo) for s in replica.prefilling], most=1 if preempted else 1 << 30)
         tokens = sum(q for _, q in plan.chunks)
         while not preempted and (first := replica.peek()) is not None:
             if plan.chunks and tokens + first.todo > self.limit(replica):

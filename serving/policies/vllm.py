@@ -30,7 +30,7 @@ class TokenBudget(Schedule):
         if replica.decoding and replica.grown(1) > replica.pool.free:
             return None  # until what is on its way out has left room
         left = self.limit(replica) - len(replica.decoding)
-        plan = Plan()
+        plan = Plan(most=1 if preempted else 1 << 30)  # who had to go may fit in after the next step
         for sequence in replica.prefilling:
             left -= self._chunk(plan, sequence, left)
         while left > 0 and not preempted and (admitted := replica.admit()) is not None:
