@@ -114,19 +114,15 @@ class Polca(Policy):
         wanted, there = self.asked, self.asked == self.level
         if share > 1:
             wanted = BRAKE
-        elif self.asked == BRAKE:
-            wanted = BOTH if there and share < s["free2"] else BRAKE
-        elif share > s["t2"]:
-            if self.asked < SECOND:
-                wanted = SECOND
-            elif there:  # what was asked for is there, and not enough
-                wanted = BOTH
-        elif share > s["t1"]:
-            wanted = max(self.asked, FIRST)
-        if share < s["free1"] and self.asked != BRAKE:
-            wanted = FREE
-        elif share < s["free2"] and self.asked in (SECOND, BOTH):
-            wanted = FIRST
+        elif there:  # else what was asked for is on its way
+            if share < s["free1"]:
+                wanted = BOTH if self.level == BRAKE else FREE
+            elif share < s["free2"] and self.level > FIRST:
+                wanted = BOTH if self.level == BRAKE else FIRST
+            elif share > s["t2"] and self.level < BOTH:
+                wanted = BOTH if self.level == SECOND else SECOND
+            elif share > s["t1"] and self.level == FREE:
+                wanted = FIRST
         if wanted != self.asked:
             self.brakes += wanted == BRAKE
             self.asked, self._asked_at = wanted, now
