@@ -130,9 +130,10 @@ def test_a_row_over_its_thresholds_is_capped_after_the_latency_and_freed_below_t
     sim.policy.begin(sim)
     sim.env.run(until=40)
     assert p.budget_w == 800
-    # The first cap is asked for at 1 and there at 4, the second at 5 and 8, both at 8 and 11, the brake at 13 and 14.
-    # At 15 the row is below free2: both from 18, when the first is asked for, from 21; below free1 at 22: none from 25.
-    assert levels[:26] == [0] * 3 + [1] * 4 + [2] * 3 + [3] * 3 + [4] * 4 + [3] * 3 + [1] * 4 + [0] * 2
+    # The first cap is asked for at 1 and there at 4, the second at 5 and 8, both at 9 (a period after) and 12, the
+    # brake at 13 and 14. At 15 the row is below free2: both from 18, the first asked for at 19, there from 22; below
+    # free1: none is asked for at 23, from 26 on.
+    assert levels[:27] == [0] * 3 + [1] * 4 + [2] * 4 + [3] * 2 + [4] * 4 + [3] * 4 + [1] * 4 + [0] * 2
     assert p.brakes == 1
 
 
@@ -170,3 +171,5 @@ def test_low_priority_requests_go_to_low_priority_servers_and_only_those_slow_do
 def test_thirty_percent_more_servers_keep_the_power_that_fewer_were_given():
     sim = simulation(plain([0.0], [16], [2]), "polca:servers=10,other=100", 13)
     assert sim.policy.budget_w == 10 * (400 + 100)
+    sim = simulation(plain([0.0], [16], [2]), "polca:servers=10,other=100,rated=700", 13)
+    assert sim.policy.budget_w == 10 * 700

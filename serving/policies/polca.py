@@ -42,7 +42,8 @@ class Polca(Policy):
     source = "Patel et al., POLCA, ASPLOS 2024, sections 5 and 6"
     parameters: ClassVar[dict[str, Parameter]] = {
         "servers": Parameter(0, "servers that the power is provisioned for; 0 = all there are", low=0, high=1e6),
-        "other": Parameter(0.0, "watts of a server beside its devices", low=0.0, high=1e6),
+        "other": Parameter(0.0, "watts that a server draws beside its devices", low=0.0, high=1e6),
+        "rated": Parameter(0.0, "rated watts of a server; 0 = those of its devices and the other", low=0.0, high=1e7),
         "low": Parameter(0.5, "share of servers with low priority", low=0.0, high=1.0),
         "caps": Parameter("yes", "whether clocks are capped at all", choices=("yes", "no")),
         "t1": Parameter(0.80, "share of the power above which the first cap is set", low=0.0, high=2.0),
@@ -71,12 +72,12 @@ class Polca(Policy):
         cheap = round(c.replicas * s["low"])
         roles = [HIGH] * (c.replicas - cheap) + [LOW] * cheap
         replicas = [self.replica(i, self.rated, role) for i, role in enumerate(roles)]
-        server_w = self.rated.devices * rated_power(c.device)[0] + s["other"]
+        server_w = s["rated"] or self.rated.devices * rated_power(c.device)[0] + s["other"]
         self.budget_w = server_w * (int(s["servers"]) or c.replicas)
         self._apart = len(set(simulation.log.priority.tolist())) > 1 and 0 < cheap < c.replicas
         self._models: dict[float, StepModel] = {1.0: self.rated}
         self.level = self.asked = FREE
-        self._since = self._asked_at = 0.0
+        self._since = 0.0
         self._order = 0
         self.level_s: Counter[int] = Counter()
         self.readings = self.over = self.brakes = 0
@@ -111,7 +112,8 @@ class Polca(Policy):
         self.over += share > 1
         if s["caps"] == "no":
             return
-        wanted, there = self.asked, self.asked == self.level
+        # A reading less than a period after a change is partly of what was before.
+        wanted, there = self.asked, self.asked == self.level and now - self._since >= s["period"]
         if share > 1:
             wanted = BRAKE
         elif there:  # else what was asked for is on its way
@@ -125,7 +127,7 @@ class Polca(Policy):
                 wanted = FIRST
         if wanted != self.asked:
             self.brakes += wanted == BRAKE
-            self.asked, self._asked_at = wanted, now
+            self.asked = wanted
             self._order += 1
             delay = s["brake_latency"] if wanted == BRAKE else s["latency"]
             self.simulation.after(delay, self._set, (self._order, wanted))
