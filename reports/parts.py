@@ -5,10 +5,11 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
-from . import bars, curves, roofline, tables
+from . import bars, curves, placed, roofline, tables
 from .blocks import Block, Listing, Paragraph, Part, Picture
 from .format import listed, number, percent, plural, reason, short, si
 from .schema import Document
+from .schema_placement import Nowhere, Placement
 from .sections import Section, binding, certainty, headline, sections
 from .style import DEVICES
 
@@ -32,9 +33,18 @@ CONVENTIONS = (
 
 
 def build(
-    documents: Sequence[Document], title: str | None, command: str | None, refused: Mapping[str, str] | None = None
-) -> list[Part]:
-    """All parts, the answer first, ``refused`` devices and why after it. ``documents`` must not be empty."""
+    documents: Sequence[Document], title: str | None, command: str | None, refused: Mapping[str, str] | None = None,
+    placements: Sequence[Placement | Nowhere] = (),
+) -> list[Part]:  # fmt: skip
+    """All parts: the answer of the estimates first, then ``placements``, ``refused`` devices and why after them.
+
+    ``documents`` and ``placements`` must not both be empty.
+    """
+    if not documents:
+        made_by = f"Placements made by tokenfab {listed(sorted({p.tokenfab for p in placements}))}."
+        commands = list(dict.fromkeys(p.command for p in placements if p.command))
+        told = (Paragraph(text) for text in (made_by, *(f"Command: {c}" for c in commands)))
+        return [*placed.parts(placements, title), Part("How this report was made", "", tuple(told), joins=True)]
     every = sections(documents, DEVICES)
     parts: list[Part] = []
     if len(every) > 1:
@@ -44,8 +54,10 @@ def build(
     for section in every:
         parts += _section(section, title)
         title = None
+    parts += placed.parts(placements, refused=refused or ())
     if refused:
-        parts.append(Part("Devices left out", "", (Listing(tuple(refused.items()), columns=1, size=7.5),)))
+        listing = Listing(tuple(refused.items()), columns=1, size=7.5)
+        parts.append(Part("Devices left out", "", (listing,), joins=True))
     return parts + _background(documents, every, command)
 
 

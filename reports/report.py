@@ -1,4 +1,4 @@
-"""``write_report``: estimate documents as a PDF to keep and the same as one HTML file."""
+"""``write_report``: estimates and placements as a PDF to keep and the same as one HTML file."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from ..errors import InputError
 from ..files import write_whole
 from . import html
 from . import pdf as paper
-from .documents import parse
+from .documents import is_placement, parse, parse_placement
 from .format import plural
 from .parts import build
 from .schema import one_line
@@ -53,12 +53,15 @@ def write_report(
         if place.is_dir():
             raise InputError(f"{place}: cannot be written: is a folder")
     if not documents:
-        raise InputError("no results given; accepted: at least one estimate")
-    parsed = [parse(d, f"result {i}") for i, d in enumerate(documents, 1)]
+        raise InputError("no results given; accepted: at least one estimate or placement")
+    parsed = [parse(d, f"result {i}") for i, d in enumerate(documents, 1) if not is_placement(d)]
+    placements = [parse_placement(d, f"result {i}") for i, d in enumerate(documents, 1) if is_placement(d)]
     asked = one_line(title or "")[:TITLE] or None
     command = one_line(command or "") or None
-    parts = build(parsed, asked, command, refused or {})
-    name = asked or _title([d.model.name for d in parsed], len({d.device.name for d in parsed}))
+    parts = build(parsed, asked, command, refused or {}, placements)
+    models = [d.model.name for d in parsed] or [p.model for p in placements]
+    named = {d.device.name for d in parsed} or {n.partition("#")[0] for p in placements for n in p.devices}
+    name = asked or _title(models, len(named))
     footer = f"tokenfab {__version__}" + (f"  ·  {command}" if command else "")
     paper_bytes, pages = paper.render(parts, name, footer)
     text, figures = html.render(parts, name, footer)

@@ -39,21 +39,35 @@ class Batch:
     @property
     def longer(self) -> float:
         """Cached tokens by which the longest decoding sequence exceeds the mean."""
+        return self._highest() - self._bases / len(self.decoding) if self.decoding else 0.0
+
+    def _highest(self) -> int:
+        """Base of the longest decoding sequence; there is one."""
         heap = self._tallest
-        while heap and (heap[0][2].home is not self or heap[0][1] != heap[0][2].ticket):
+        while heap[0][2].entry is not heap[0]:  # it left, or came back with another length
             heappop(heap)
-        return -heap[0][0] - self._bases / len(self.decoding) if heap else 0.0
+        return -heap[0][0]
 
     def grown(self, steps: int) -> int:
         """Blocks that ``steps`` decode steps need."""
-        size = self._size
-        whole, rest = divmod(steps, size)
+        counts, size = self._remainders, self._size
         start = self.counter % size
-        counts = self._remainders
-        grown = whole * self._growing
-        for i in range(start, start + rest):
-            grown += counts[i % size]
-        return grown
+        if steps == 1:
+            return counts[start]
+        whole, rest = divmod(steps, size)
+        end = start + rest
+        more = sum(counts[start:end]) if end <= size else sum(counts[start:]) + sum(counts[: end - size])
+        return whole * self._growing + more
+
+    def lasting(self, steps: int, free: int) -> int:
+        """The most of ``steps`` ≥ 1 decode steps for which ``free`` blocks are enough; 1 where they are for none."""
+        if self._growing * (steps // self._size + 1) <= free:
+            return steps
+        low, high = 1, steps
+        while low < high:
+            middle = (low + high + 1) // 2
+            low, high = (middle, high) if self.grown(middle) <= free else (low, middle - 1)
+        return low
 
     def youngest(self) -> Sequence | None:
         """The sequence admitted last."""
@@ -68,10 +82,10 @@ class Batch:
         sequence.joined = self.counter
         sequence.finish_at = self.counter + sequence.left
         self._serial += 1
-        sequence.ticket = self._serial
         heappush(self.decoding, (sequence.finish_at, self._serial, sequence))
         self._bases += sequence.base
-        heappush(self._tallest, (-sequence.base, self._serial, sequence))
+        sequence.entry = entry = (-sequence.base, self._serial, sequence)
+        heappush(self._tallest, entry)
         whole = -(-(sequence.done + sequence.left) // self._size)
         sequence.grows = sequence.blocks + sequence.shared < whole  # else all its blocks were taken at once
         if sequence.grows:
@@ -80,26 +94,19 @@ class Batch:
         stamp = sequence.stamp
         self._cohorts[stamp] = self._cohorts.get(stamp, 0) + 1
 
-    def _unseat(self, sequence: Sequence) -> None:
-        """Take a decoding ``sequence`` out of the batch; ``done`` are the tokens in its cache."""
-        context = self.context(sequence)
-        self._leave(sequence, heap=True)
-        sequence.done = context
-
     def _leave(self, sequence: Sequence, *, heap: bool = False) -> None:
         """A decoding sequence leaves; its own blocks are known again."""
         if heap:
             self.decoding = [entry for entry in self.decoding if entry[2] is not sequence]
             heapify(self.decoding)
-        context = self.context(sequence)
+        sequence.done = context = self.context(sequence)
         self._bases -= sequence.base
         if sequence.grows:
             self._remainders[-sequence.base % self._size] -= 1
             self._growing -= 1
             sequence.blocks = -(-context // self._size) - sequence.shared
         sequence.left = sequence.finish_at - self.counter
-        sequence.place = 0
-        sequence.home = None
+        sequence.place, sequence.entry, sequence.home = 0, None, None
         # Who has made a step since it joined got its last token with all others, else when it joined.
         if self.counter > sequence.joined:
             sequence.stamp = self._stepped

@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+from copy import copy
 from dataclasses import dataclass, field
 
+from ..hw.frequency import Clock
 from ..hw.spec import Device
 from ..workloads.parallel import ONE_DEVICE, Parallel
 from ..workloads.trace import Trace
 from .engine import EngineProfile
 from .memory import KvMemory
+from .steps import StepModel
 
 
 @dataclass(frozen=True)
 class Cluster:
     """``replicas`` engines, each on ``parallel.tp`` × ``parallel.pp`` devices of one kind.
 
-    ``others``: further devices by role, for policies that use several kinds. ``blocks``: KV blocks where they are given
-    and not counted from memory. ``longest``: tokens of the longest request.
+    ``others``: further devices by role, for policies that use several kinds. ``blocks``: KV blocks where they are
+    given and not counted from memory. ``longest``: tokens of the longest request. ``slower``: factors on the devices'
+    times of decode and of mixed iterations, for the ends of an interval.
     """
 
     trace: Trace
@@ -28,3 +32,22 @@ class Cluster:
     blocks: KvMemory | None = None
     prefix_caching: bool = True
     others: tuple[Device, ...] = ()
+    slower: tuple[float, float] = (1.0, 1.0)
+    _made: dict[object, StepModel] = field(default_factory=dict, repr=False, compare=False)
+
+    def steps(
+        self, trace: Trace | None = None, device: Device | None = None, parallel: Parallel | None = None,
+        clock: Clock | None = None,
+    ) -> StepModel:  # fmt: skip
+        """Times of iterations of a replica, of this cluster's model, device and degrees where none are given,
+        at the rated clock.
+
+        Made once, for copies of this cluster too, as its tables fill while it is used.
+        """
+        trace, device, parallel = trace or self.trace, device or self.device, parallel or self.parallel
+        key = (id(trace), id(device), parallel, id(self.profile), self.longest, clock)
+        if key not in self._made:
+            self._made[key] = StepModel(trace, device, parallel, self.profile, self.longest, clock)
+        made = copy(self._made[key])
+        made.slower = self.slower
+        return made

@@ -1,16 +1,17 @@
 """Context rows of a trace on a device, tabulated: attention of decoding batches and of prompts in chunks.
 
-Tables are filled a block at a time, when first asked for: batches of an octave at all knots (:func:`.curves.knots`),
-chunks of all lengths after one number of cached tokens. Sequences of a batch have contexts of every remainder, so
-what a kernel rounds up to whole tiles of keys is averaged over :data:`TILE` keys around each knot.
+Tables are filled when first asked for: batches by the group (:data:`GROUP`, above :data:`EXACT_BATCH` an octave) at
+all knots up to an octave of contexts (:func:`.curves.knots`), chunks of all lengths after one number of cached tokens.
+Sequences of a batch have contexts of every remainder, so what a kernel rounds up to whole tiles of keys is averaged
+over :data:`TILE` keys around each knot.
 
-Skewed batches: the device's model is asked with the longest sequence ``skew`` times the mean (``attrs["skew"]`` of the
-attention). Kept are curves for a longest context :data:`LONGER` tokens above the mean, a distance which a decode
-step does not change.
+Uneven batches: the device's model is asked with a longest sequence :data:`LONGER` tokens above the mean
+(``attrs["longer"]`` of the attention), a distance which a decode step does not change.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,12 +32,14 @@ TILE = 128
 """Keys of the longest tile that kernels round a context up to."""
 SAMPLES = (np.arange(4) + 0.5) / 4 - 0.5
 """Where around a knot costs are sampled, in tiles."""
-SKEWS = np.array([1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 64.0])
-"""Longest over mean context at which skewed batches are evaluated."""
 LONGER = (0.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0)
 """Tokens by which the longest context exceeds the mean, at which curves are kept."""
-EXACT_BATCH, PER_OCTAVE = 32, 16
-"""Decoding batches are evaluated one by one up to the first, then so many per doubling."""
+EXACT_BATCH, GROUP, PER_OCTAVE = 32, 8, 16
+"""Decoding batches are evaluated one by one up to the first, so many at a time; then so many per doubling."""
+COLUMNS = 8
+"""Numbers of cached tokens that chunks are evaluated after at a time."""
+REACH = 2048
+"""Contexts up to which decoding is evaluated at first; further ones by the octave."""
 
 
 @dataclass(frozen=True)
@@ -81,18 +84,29 @@ class ContextTable:
     def __init__(
         self, compiled: CompiledTrace, model: OperatorModel, mask: Mask, prepared: Prepared, longest: int
     ) -> None:  # fmt: skip
-        self._prepared, self._any = prepared, bool(mask.any())
+        self._prepared, self._any, self._longest = prepared, bool(mask.any()), longest
         self._rows = Rows(compiled, model, mask)
         if self._any:
             self._rows = self._rows.alone(prepared)
-        self.at = knots(longest)
         lengths = np.unique(np.round(np.concatenate([np.arange(1, 17), 2 ** np.arange(4, 24, 0.125)])))
-        self._lengths = lengths[: int(np.searchsorted(lengths, longest)) + 1]
-        self._skewed: dict[float, Rows] = {1.0: self._rows}
-        self._blocks: dict[tuple[int, int], tuple[Array, Array, Array]] = {}
-        self._curves: dict[tuple[int, int], Curve] = {}
-        self._columns: dict[int, tuple[Array, Array]] = {}
+        self._lengths: list[float] = lengths[: max(int(np.searchsorted(lengths, longest)) + 1, 2)].tolist()
+        self._cached: list[float] = knots(longest).tolist()
+        self._rows_of: dict[float, Rows] = {0.0: self._rows}
+        self._columns: dict[int, tuple[list[float], list[float]]] = {}
         self._chunks: dict[tuple[int, int], tuple[float, float]] = {}
+        self._blocks: dict[tuple[float, int], Array] = {}
+        self._extend(min(longest, REACH))
+
+    def _extend(self, reach: float) -> None:
+        """Evaluate decoding up to ``reach`` tokens from now on: the same knots and more."""
+        self.reach = reach
+        self.at = knots(int(reach))
+        self._knots: list[float] = self.at.tolist()
+        self._curves: dict[tuple[int, int], Curve] = {}
+        self._start: tuple[int, float, float] | None = None
+        self._before = self._weight = 0.0
+        self._low: Curve
+        self._high: Curve
 
     @cached_property
     def launch_s(self) -> float:
@@ -104,11 +118,25 @@ class ContextTable:
     def decode_s(self, n: int, mean: float, longer: float, steps: int = 1) -> float:
         """Seconds of ``steps`` decode steps of ``n`` sequences: the first has ``mean`` cached tokens on average and
         ``mean + longer`` at most."""
-        level, weight = self._level(longer)
-        total = self._curve(n, level).steps(mean, steps)
+        x = mean + steps - 0.5
+        while x > self.reach and self.reach < self._longest:
+            self._extend(min(2 * self.reach, self._longest))
+        if self._start != (n, mean, longer):  # a run's length is asked for several times
+            level, self._weight = self._level(longer)
+            self._low, self._high = self._curve(n, level), self._curve(n, level + 1 if self._weight else level)
+            self._start, self._before = (n, mean, longer), self._integral(mean - 0.5)
+        return self._integral(x) - self._before
+
+    def _integral(self, x: float) -> float:
+        """∫ up to ``x`` of what lies between the curves ``_low`` and ``_high``; the outermost lines go on."""
+        at, low, weight = self._knots, self._low, self._weight
+        i = bisect_right(at, x, 1, low.last + 1) - 1
+        d = x - at[i]
+        area = low.areas[i] + d * (low.values[i] + low.slopes[i] * d)
         if weight:
-            total += weight * (self._curve(n, level + 1).steps(mean, steps) - total)
-        return total
+            high = self._high
+            area += weight * (high.areas[i] + d * (high.values[i] + high.slopes[i] * d) - area)
+        return area
 
     def decode_j(self, n: int, mean: Array) -> Array:
         """Dynamic joules of one decode step of ``n`` sequences at mean contexts, (N,)."""
@@ -124,103 +152,112 @@ class ContextTable:
 
     def _pair(self, n: int, level: int, which: int) -> tuple[tuple[Array, Array], float]:
         """The evaluated batches around ``n``, and the weight of the upper: seconds (1) or joules (2) at the knots."""
-        octave = max(int(np.ceil(np.log2(n / EXACT_BATCH))), 0) if n > EXACT_BATCH else 0
-        if (octave, level) not in self._blocks:
-            self._blocks[octave, level] = self._block(octave, level)
-        block = self._blocks[octave, level]
-        nodes, values = block[0], block[which]
-        i = min(int(np.searchsorted(nodes, n, side="right")) - 1, nodes.size - 2)
-        return (values[i], values[i + 1]), float((n - nodes[i]) / (nodes[i + 1] - nodes[i]))
-
-    def _block(self, octave: int, level: int) -> tuple[Array, Array, Array]:
-        """Batches of an octave, ascending: (nodes,), and seconds and joules at the knots, (nodes, knots)."""
-        if octave:
-            nodes = np.unique(np.round(EXACT_BATCH * 2 ** (octave - 1) * (1 + np.arange(PER_OCTAVE + 1) / PER_OCTAVE)))
+        if n <= EXACT_BATCH:
+            first = (n - 1) // GROUP * GROUP + 1
+            nodes = np.arange(first, first + GROUP, dtype=float)
         else:
-            nodes = np.arange(1.0, EXACT_BATCH + 1)
-        shape = nodes.size, self.at.size
-        if not self._any:
-            return nodes, np.zeros(shape), np.zeros(shape)
-        even = self._sampled(self._rows, nodes)
-        time = even.time_s.reshape(shape)
-        if level:
-            at = np.maximum(self.at, 1.0)
-            ratio = np.minimum(1 + LONGER[level] / at[None, :], nodes[:, None])
-            here = SKEWS[: int(np.searchsorted(SKEWS, ratio.max())) + 1]
-            times = np.stack([self._sampled(self._of(skew), nodes).time_s.reshape(shape) for skew in here])
-            i = np.clip(np.searchsorted(here, ratio, side="right") - 1, 0, max(here.size - 2, 0))
-            j = np.minimum(i + 1, here.size - 1)
-            w = np.where(j > i, (ratio - here[i]) / np.where(j > i, here[j] - here[i], 1.0), 0.0).clip(0, 1)
-            low = np.take_along_axis(times, i[None], axis=0)[0]
-            time = low + w * (np.take_along_axis(times, j[None], axis=0)[0] - low)
-        return nodes, time, even.energy_j.reshape(shape)
+            octave = int(np.ceil(np.log2(n / EXACT_BATCH))) - 1
+            nodes = np.unique(np.round(EXACT_BATCH * 2**octave * (1 + np.arange(PER_OCTAVE + 1) / PER_OCTAVE)))
+        values = self._block(nodes, level)
+        i = min(int(np.searchsorted(nodes, n, side="right")) - 1, nodes.size - 2)
+        weight = float((n - nodes[i]) / (nodes[i + 1] - nodes[i]))
+        return (values[which - 1, i], values[which - 1, i + 1]), weight
 
-    def _sampled(self, rows: Rows, nodes: Array) -> Part:
-        """Means over a tile of keys around each knot (below one tile as it is); (nodes × knots,)."""
-        around = self.at[:, None] + np.where(self.at[:, None] > TILE, TILE * SAMPLES, 0.0)
-        n = np.broadcast_to(nodes[:, None, None], (nodes.size, *around.shape))
-        c = np.broadcast_to(np.maximum(around, 0.0), n.shape)
-        part = rows.at(n.ravel(), 1.0, c.ravel())
-        return Part(
-            part.time_s.reshape(n.shape).mean(axis=2).ravel(), part.energy_j.reshape(n.shape).mean(axis=2).ravel()
-        )
+    def _block(self, nodes: Array, level: int) -> Array:
+        """Seconds and joules of batches of ``nodes`` sequences at the knots; (2, nodes, knots)."""
+        key = float(nodes[0]), level
+        known = self._blocks.get(key)
+        if known is None:
+            known = np.zeros((2, nodes.size, 0))
+        elif known.shape[2] == self.at.size:
+            return known
+        elif known.shape[2]:
+            known = known[:, :, :-1]  # the knot beyond the end is not one of the longer table
+        at = self.at[known.shape[2] :]
+        if self._any:
+            part = self._sampled(self._of(LONGER[level]), nodes, at)
+            more = np.stack([part.time_s, part.energy_j]).reshape(2, nodes.size, at.size)
+        else:
+            more = np.zeros((2, nodes.size, at.size))
+        found = self._blocks[key] = np.concatenate([known, more], axis=2)
+        return found
+
+    @staticmethod
+    def _sampled(rows: Rows, nodes: Array, at: Array) -> Part:
+        """Means over a tile of keys around each context (up to one tile as it is); (nodes × contexts,)."""
+        short, long = at[at <= TILE], at[at > TILE]
+        c = np.concatenate([np.maximum(short, 0.0), (long[:, None] + TILE * SAMPLES).ravel()])
+        part = rows.at(np.repeat(nodes, c.size), 1.0, np.tile(c, nodes.size))
+
+        def mean(values: Array) -> Array:
+            values = values.reshape(nodes.size, c.size)
+            sampled = values[:, short.size :].reshape(nodes.size, long.size, SAMPLES.size).mean(axis=2)
+            return np.concatenate([values[:, : short.size], sampled], axis=1).ravel()
+
+        return Part(mean(part.time_s), mean(part.energy_j))
 
     def _level(self, longer: float) -> tuple[int, float]:
         """Index into :data:`LONGER`, and the weight of the next."""
-        if longer <= 0 or not self.skew_matters:
+        if longer <= 0 or not self.uneven_matters:
             return 0, 0.0
-        i = 0
-        while i + 2 < len(LONGER) and longer >= LONGER[i + 1]:
-            i += 1
+        i = min(bisect_right(LONGER, longer), len(LONGER) - 1) - 1
         return i, min((longer - LONGER[i]) / (LONGER[i + 1] - LONGER[i]), 1.0)
 
     @cached_property
-    def skew_matters(self) -> bool:
-        """Whether the device's model tells a skewed batch from an even one."""
+    def uneven_matters(self) -> bool:
+        """Whether the device's model tells a batch with a long sequence from an even one."""
         if not self._any:
             return False
         points = np.array([4.0, 16.0, 64.0]), 1.0, 1024.0
-        return bool(np.any(np.abs(self._of(8.0).at(*points).time_s / self._rows.at(*points).time_s - 1) > 1e-6))
+        return bool(np.any(np.abs(self._of(4096.0).at(*points).time_s / self._rows.at(*points).time_s - 1) > 1e-6))
 
-    def _of(self, skew: float) -> Rows:
-        """The rows where the longest sequence of a batch has ``skew`` times the mean context."""
-        if skew not in self._skewed:
+    def _of(self, longer: float) -> Rows:
+        """The rows where the longest sequence of a batch has ``longer`` tokens more than the mean."""
+        if longer not in self._rows_of:
             compiled = replace(
-                self._rows.compiled, rows=tuple(_with_skew(row, float(skew)) for row in self._rows.compiled.rows)
+                self._rows.compiled, rows=tuple(_uneven(row, longer) for row in self._rows.compiled.rows)
             )
-            self._skewed[skew] = Rows(compiled, self._prepared(compiled), self._rows.mask)
-        return self._skewed[skew]
+            self._rows_of[longer] = Rows(compiled, self._prepared(compiled), self._rows.mask)
+        return self._rows_of[longer]
 
     # -- chunks ------------------------------------------------------------------------------
     def chunk(self, query: int, cached: int) -> tuple[float, float]:
         """Seconds and dynamic joules of ``query`` new tokens of one sequence after ``cached``."""
         found = self._chunks.get((query, cached))
         if found is None:
-            i = int(np.searchsorted(self.at, cached, side="right")) - 1
-            i = min(max(i, 0), self.at.size - 2)
-            w = float((cached - self.at[i]) / (self.at[i + 1] - self.at[i]))
+            at, lengths = self._cached, self._lengths
+            i = min(max(bisect_right(at, cached) - 1, 0), len(at) - 2)
+            j = min(max(bisect_right(lengths, query) - 1, 0), len(lengths) - 2)
+            w = (cached - at[i]) / (at[i + 1] - at[i])
+            v = (query - lengths[j]) / (lengths[j + 1] - lengths[j])
             low = self._column(i)
             high = self._column(i + 1) if w else low
-            time, energy = (
-                float((1 - w) * np.interp(query, self._lengths, x) + w * np.interp(query, self._lengths, y))
-                for x, y in zip(low, high, strict=True)
-            )
+            (t0, e0), (t1, e1) = ([x[j] + v * (x[j + 1] - x[j]) for x in column] for column in (low, high))
             if len(self._chunks) > 1 << 20:
                 self._chunks.clear()
-            found = self._chunks[query, cached] = time, energy
+            found = self._chunks[query, cached] = t0 + w * (t1 - t0), e0 + w * (e1 - e0)
         return found
 
-    def _column(self, i: int) -> tuple[Array, Array]:
+    def _column(self, i: int) -> tuple[list[float], list[float]]:
+        """Seconds and joules of all lengths after the ``i``-th number of cached tokens; its neighbours come along."""
         if i not in self._columns:
-            if self._any:
-                part = self._rows.at(1.0, self._lengths, float(max(self.at[i], 0.0)))
-                self._columns[i] = part.time_s, part.energy_j
-            else:
-                self._columns[i] = np.zeros_like(self._lengths), np.zeros_like(self._lengths)
+            group = (
+                range(i, i + 1)
+                if i < 2
+                else range(max(i - i % COLUMNS, 2), min(i - i % COLUMNS + COLUMNS, len(self._cached)))
+            )
+            size = len(self._lengths)
+            c = np.repeat(np.maximum([self._cached[j] for j in group], 0.0), size)
+            q = np.tile(self._lengths, len(group))
+            part = self._rows.at(1.0, q, c) if self._any else Part(np.zeros(c.size), np.zeros(c.size))
+            for j, time, energy in zip(
+                group, part.time_s.reshape(-1, size), part.energy_j.reshape(-1, size), strict=True
+            ):
+                self._columns[j] = time.tolist(), energy.tolist()
         return self._columns[i]
 
 
-def _with_skew(row: Row, skew: float) -> Row:
+def _uneven(row: Row, longer: float) -> Row:
     if row.operator.kind != "attention":
         return row
-    return replace(row, operator=row.operator.model_copy(update={"attrs": {**row.operator.attrs, "skew": skew}}))
+    return replace(row, operator=row.operator.model_copy(update={"attrs": {**row.operator.attrs, "longer": longer}}))

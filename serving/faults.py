@@ -120,5 +120,6 @@ class Faults:
 def fail(simulation: Simulation, replica: Replica) -> None:
     """``replica`` goes down; what was in it, and on its way to or from it, starts over elsewhere."""
     lost = replica.fail() + simulation.policy.failed(replica)
-    for sequence in lost:
-        simulation.place(sequence)
+    with simulation.at_once():
+        for sequence in lost:
+            simulation.place(sequence)

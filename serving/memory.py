@@ -108,8 +108,8 @@ def _stage(part: Trace, device: Device, profile: EngineProfile) -> KvMemory:
         taken = f"weights {_gb(weights + far_weights)}, activations of {profile.budget} tokens {_gb(activations)}"
         raise InputError(
             f"{part.model} on {device.name} has no room for a KV block: {taken}, the engine "
-            f"{_gb(profile.reserved_bytes)}, of {profile.utilisation:.0%} of {_gb(capacity)}; accepted: more "
-            "devices (--count), narrower weights (--apply weight-only), a smaller budget"
+            f"{_gb(profile.reserved_bytes)}, of {profile.utilisation:.0%} of {_gb(capacity)}; accepted: more devices "
+            "(--count), narrower weights (--apply weight-only), a smaller budget"
         )
     return KvMemory(
         count, profile.block, weights + far_weights, activations, profile.reserved_bytes, room + far_room, near + far,

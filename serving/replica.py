@@ -17,21 +17,24 @@ from .batch import Batch
 from .blocks import BlockPool
 from .engine import EngineProfile
 from .outcome import Gaps, Runs
+from .pipeline import Pipeline
 from .scheduling import ORDERS, Plan, Schedule
 from .sequence import Sequence
 from .steps import StepModel
 
 if TYPE_CHECKING:
+    from simpy import Event
+
     from .simulation import Simulation
     from .tiers import Tiers
 
 
 class Replica(Batch):
     """One engine on its devices. ``speed`` divides iteration times (a power cap); ``up`` is False while it is down;
-    ``load`` counts the requests that are here, waiting or running; ``reserved`` the seats of those whose cache is on
-    its way here; ``away`` lists from when to when it is switched off, seconds. ``shifts`` lists from which run on which
-    step times hold (the first are the rated ones), ``capped_s`` what iterations at others took, ``uncapped_s`` what
-    they would have taken."""
+    ``load`` counts the requests that are here, waiting or running. With a ``pipeline`` it is one of the batches that
+    pass through its stages, and ``number`` is the batch's. ``reserved``: seats of those whose cache is on its way here;
+    ``away``: from when to when it is switched off, seconds; ``shifts``: from which run on which step times hold (the
+    first are the rated ones); ``capped_s``, ``uncapped_s``: what iterations at others took, and would have taken."""
 
     def __init__(
         self, simulation: Simulation, number: int, steps: StepModel, pool: BlockPool, schedule: Schedule, seats: int,
@@ -41,10 +44,13 @@ class Replica(Batch):
         self.simulation, self.number, self.steps, self.pool, self.schedule = simulation, number, steps, pool, schedule
         self.profile: EngineProfile = steps.profile
         self.seats, self.role = seats, role
+        self.pipeline: Pipeline | None = None
+        self._env = simulation.env
         self.speed = 1.0
         self.up = True
         self.waiting: list[tuple[tuple[float, ...], int, Sequence]] = []
         self.runs, self.gaps = Runs(), Gaps()
+        self._add_run = self.runs.flat.extend
         self.energy_scale = 1.0
         self.load = 0
         self.reserved = 0
@@ -54,12 +60,14 @@ class Replica(Batch):
         self.capped_s = self.uncapped_s = 0.0
         self.entering: list[Sequence] = []
         self._calls: list[Callable[[], None]] = []
-        self._settling = False
         self._version = 0
+        self._between = False
         self._plan: Plan | None = None
         self._started = 0.0
         self._steps = 0
         self._duration = 0.0
+        self._run = 0, 0.0, 0.0
+        self._mixed = 0, 0
 
     # -- what schedules and policies ask -------------------------------------------------------
     @property
@@ -76,9 +84,9 @@ class Replica(Batch):
         """Queue ``sequence``; ``front``: before all others (a preempted one)."""
         log, i = self.simulation.log, sequence.index
         if not sequence.key:
-            sequence.key = ORDERS[self.schedule.order](
-                self.simulation.outcome.arrival_s[i], int(log.priority[i]), sequence.prompt, sequence.left
-            )
+            order = ORDERS[self.schedule.order]
+            arrival, priority = self.simulation.outcome.arrival_s[i], int(log.priority[i])
+            sequence.key = (*order(arrival, priority, sequence.prompt, sequence.left), i)  # of equals, the log's first
         self._serial += 1
         heappush(self.waiting, ((-1.0, *sequence.key) if front else (0.0, *sequence.key), self._serial, sequence))
         self.simulation.outcome.replica[i] = self.number
@@ -86,17 +94,22 @@ class Replica(Batch):
         self.wake()
 
     def wake(self) -> None:
-        """Something new: begin if idle, or end a run of decode steps at its next boundary where it matters."""
-        if not self.up or self._settling:
+        """Something new: begin if idle, or end a run of decode steps at its next boundary where it matters.
+
+        Between two iterations the next one is planned anyway.
+        """
+        if not self.up or self._between:
             return
-        if self._plan is None:
+        if self.simulation.together is not None:
+            self.simulation.together[self] = None
+        elif self._plan is None:
             self._begin()
         elif self._steps > 1 and self.schedule.interrupts(self):
             self.truncate()
 
     def between(self, call: Callable[[], None]) -> None:
         """``call`` at the next boundary between two iterations: at once where none runs. A failure forgets it."""
-        if self._plan is None and not self._settling:
+        if self._plan is None and not self._between:
             call()
         else:
             self._calls.append(call)
@@ -114,21 +127,17 @@ class Replica(Batch):
 
     def running(self) -> tuple[Plan, float, int] | None:
         """The iteration that runs: its plan, its seconds, decode steps of it that are over; None while it waits."""
-        plan = self._plan
-        if plan is None or plan.chunks:
-            return None if plan is None else (plan, self._duration, 0)
-        n, passed = len(self.decoding), self._passed() - 1
-        return plan, self.steps.decode_s(n, self.mean + passed, self.longer, 1) / self.speed, passed
+        if self._plan is None or self._plan.chunks:
+            return None if self._plan is None else (self._plan, self._duration, 0)
+        n, mean, longer = self._run
+        passed = self._over()
+        return self._plan, self.steps.decode_s(n, mean + passed, longer, 1) / self.speed, passed
 
-    def chunked(self, plan: Plan) -> tuple[int, int, float]:
-        """Of a plan's chunks: tokens, prompts that end, dynamic joules of their context rows."""
-        tokens = ends = 0
-        joules = 0.0
-        for s, q in plan.chunks:
-            tokens += q
-            ends += q == s.prompt - s.done
-            joules += self.steps.contexts.chunk(q, s.done)[1]
-        return tokens, ends, joules
+    def _over(self) -> int:
+        """Decode steps of the running plan that are over now; one that ends now is not."""
+        passed = self._env.now - self._started
+        steps = self._passed(passed)
+        return steps - 1 if steps and self._until(steps) >= passed else steps
 
     def reserve(self, blocks: int) -> bool:
         """Hold a seat and ``blocks`` for a sequence whose cache is on its way here; False where there are too few."""
@@ -153,7 +162,7 @@ class Replica(Batch):
         """Free blocks now, in the middle of a run of decode steps too."""
         if self._plan is None or self._plan.chunks or self._steps == 1:
             return self.pool.free
-        return self.pool.free - self.grown(self._passed() - 1)
+        return self.pool.free - self.grown(self._over())
 
     def cancel(self, blocks: int) -> None:
         """Give a reservation back: nobody comes."""
@@ -164,7 +173,7 @@ class Replica(Batch):
 
     def enter(self, sequence: Sequence, blocks: int) -> None:
         """The cache of ``sequence`` is here, in ``blocks`` that were reserved; it decodes from the next iteration."""
-        sequence.blocks, sequence.shared, sequence.used = blocks, 0, []
+        sequence.blocks, sequence.shared, sequence.used = blocks, 0, {}
         self._serial += 1
         sequence.serial = self._serial
         self.simulation.outcome.replica[sequence.index] = self.number
@@ -195,17 +204,17 @@ class Replica(Batch):
                 heappop(self.waiting)
                 continue
             hit = near = far = 0
-            if sequence.node >= 0:
+            if sequence.node >= 0 and pool.prefixes:
                 most = (sequence.prompt - 1) // pool.size
                 hit = min(pool.cached(sequence.node) // pool.size, most)
                 if self.tiers is not None:
                     near, far = self.tiers.beyond(sequence.node, most - hit)
             tokens = max(sequence.prompt if reserve is None else reserve, 1)
             need = -(-tokens // pool.size) - hit
-            idle = pool.idle(sequence.node, hit * pool.size) if hit else 0
+            idle = pool.unused(sequence.node, hit * pool.size) if hit else 0
             if need + idle > pool.free - self.grown(1):  # those who decode come first
                 return None
-            used = pool.refer(sequence.node, hit * pool.size) if hit else []
+            used = pool.refer(sequence.node, hit * pool.size) if hit else {}
             pool.take(need)
             heappop(self.waiting)
             sequence.used, sequence.shared, sequence.blocks = used, hit, need
@@ -242,24 +251,24 @@ class Replica(Batch):
     def withdraw(self, sequence: Sequence) -> None:
         """Take ``sequence`` out of the batch, its blocks too. What it has written belongs to its prompt then."""
         if sequence.place == 2:
-            self._unseat(sequence)
+            self._leave(sequence, heap=True)
             sequence.prompt = sequence.done + 1
         else:
             self.prefilling.remove(sequence)
         self._release(sequence)
         sequence.place = 0
 
-    def detach(self, sequence: Sequence) -> tuple[int, list[int]]:
+    def detach(self, sequence: Sequence) -> tuple[int, dict[int, int]]:
         """Take ``sequence``, which has at least one token, out of the batch; its cache stays until :meth:`let_go` of
         what is returned: its blocks, and the prefix nodes it refers to."""
         if sequence.place == 2:
-            self._unseat(sequence)
+            self._leave(sequence, heap=True)
         held = sequence.blocks, sequence.used
-        sequence.blocks, sequence.shared, sequence.used, sequence.place = 0, 0, [], 0
+        sequence.blocks, sequence.shared, sequence.used, sequence.place = 0, 0, {}, 0
         self.load -= 1
         return held
 
-    def let_go(self, held: tuple[int, list[int]]) -> None:
+    def let_go(self, held: tuple[int, dict[int, int]]) -> None:
         """The cache of a detached sequence is not needed here any more."""
         self.pool.give(held[0])
         self.pool.leave(held[1])
@@ -267,93 +276,105 @@ class Replica(Batch):
 
     # -- iterations ----------------------------------------------------------------------------------
     def _begin(self) -> None:
-        self._settling = True  # who is queued meanwhile is seen by this plan, and begins no other
+        self._between = True
         for sequence in self.entering:
             self.reserved -= 1
             self.join(sequence)
         self.entering.clear()
         plan = self.schedule.plan(self)
-        self._settling = False
-        if plan is None or not (plan.chunks or (plan.decode and self.decoding)):
+        self._between = False
+        n = len(self.decoding) if plan is not None and plan.decode else 0
+        if plan is None or not (n or plan.chunks):
             self._plan = None
-            if self._calls:  # made while this plan was: nothing runs that they could wait for
-                calls, self._calls = self._calls, []
-                for call in calls:
-                    call()
+            self._call()  # nothing runs that they could wait for
             return
         self._plan = plan
-        self._started = self.simulation.now
-        n = len(self.decoding) if plan.decode else 0
-        self._steps = 1 if plan.chunks else self._horizon(plan)
-        self._duration = self._seconds(self.steps, plan, n) / self.speed + plan.extra_s
-        self._version += 1
-        self.simulation.after(self._duration, self._ended, self._version)
+        mean = longer = 0.0
+        if n:
+            base = self._bases / n
+            mean, longer = base + self.counter, self._highest() - base
+        self._run = n, mean, longer
         if plan.chunks:
-            self.simulation.policy.computing(self, plan, self._duration)
+            self._steps = 1
+            chunks = [(tokens, s.done) for s, tokens in plan.chunks]
+            ends = sum(tokens == s.prompt - s.done for s, tokens in plan.chunks)
+            seconds = self.steps.mixed_s(chunks, ends, n, mean, longer)
+            self._mixed = n + sum(tokens for tokens, _ in chunks), ends
+        else:
+            self._steps = self._horizon(plan)
+            seconds = self.steps.decode_s(n, mean, longer, self._steps)
+            self._mixed = 0, 0
+        duration = seconds / self.speed + plan.extra_s
+        if self.pipeline is not None:
+            duration = self.pipeline.enter(self._env.now, duration) - self._env.now
+        self._lasts(self._env.now, duration)
+        if plan.chunks:
+            self.simulation.policy.computing(self, plan, duration)
 
-    def _seconds(self, steps: StepModel, plan: Plan, n: int) -> float:
-        """What ``_steps`` iterations of ``plan`` with ``n`` decoding sequences take by ``steps``."""
-        if not plan.chunks:
-            return steps.decode_s(n, self.mean, self.longer, self._steps)
-        chunks = [(tokens, s.done) for s, tokens in plan.chunks]
-        ends = sum(tokens == s.prompt - s.done for s, tokens in plan.chunks)
-        return steps.mixed_s(chunks, ends, n, self.mean, self.longer if n else 0.0)
+    def _call(self) -> None:
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call()
+
+    def _lasts(self, start_s: float, duration_s: float) -> None:
+        """What runs ends ``duration_s`` after ``start_s``, whatever was said before."""
+        self._started, self._duration = start_s, duration_s
+        self._version += 1
+        env = self._env
+        delay = start_s + duration_s - env.now
+        env.timeout(delay if delay > 0 else 0.0, self._version).callbacks.append(self._ended)
 
     def _horizon(self, plan: Plan) -> int:
         """Decode steps that pass before a sequence ends or blocks run out."""
+        if self.pipeline is not None:
+            return 1  # batches meet in the stages
         steps = min(self.decoding[0][0] - self.counter, plan.most, self.simulation.longest_jump)
         pool = self.pool
         free = pool.free
-        if pool.kept and (pool.spill is not None or (self.waiting and self.waiting[0][2].node >= 0)):
-            # What is evicted leaves at the step that evicts it, and may change what the first of the queue needs.
+        if pool.kept and pool.spill is not None:  # what is evicted leaves at the step that evicts it
             free -= pool.kept
             if self.grown(1) > free:
                 return 1
-        if self._growing * (steps // self.pool.size + 1) <= free:
-            return steps
-        low, high = 1, steps
-        while low < high:  # the most steps whose blocks are there
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.grown(middle) <= free else (low, middle - 1)
-        return low
-
-    def _until(self, steps: int) -> float:
-        """Seconds that the first ``steps`` decode steps of the running plan take."""
-        plan = self._plan
-        assert plan is not None
-        seconds = self.steps.decode_s(len(self.decoding), self.mean, self.longer, steps)
-        return seconds / self.speed + plan.extra_s
-
-    def _passed(self) -> int:
-        """The decode step of the running plan that ends next, or ends now; from 1."""
-        passed = self.simulation.now - self._started
-        steps = min(max(int(passed / self._duration * self._steps), 1), self._steps)
-        while steps > 1 and self._until(steps - 1) >= passed:
-            steps -= 1
-        while steps < self._steps and self._until(steps) < passed:
-            steps += 1
-        return steps
+        return self.lasting(steps, free)
 
     def truncate(self) -> None:
         """End a run of decode steps at the first boundary that is not in the past."""
         plan = self._plan
         if plan is None or plan.chunks or self._steps == 1:
             return
-        steps = self._passed()
-        if steps == self._steps:
-            return
-        self._steps, self._duration = steps, self._until(steps)
-        self._version += 1
-        self.simulation.after(
-            max(self._started + self._duration - self.simulation.now, 0.0), self._ended, self._version
-        )
+        passed = self._env.now - self._started
+        steps = min(int(passed / self._duration * self._steps) + 1, self._steps)
+        seconds = self._until(steps)
+        while seconds < passed and steps < self._steps:
+            steps += 1
+            seconds = self._until(steps)
+        while steps > 1 and (before := self._until(steps - 1)) >= passed:
+            steps, seconds = steps - 1, before
+        if steps < self._steps:
+            self._steps = steps
+            self._lasts(self._started, seconds)
 
-    def _ended(self, version: int) -> None:
-        if version != self._version or self._plan is None:
+    def _until(self, steps: int) -> float:
+        """Seconds from the start of the run of decode steps to the end of the first ``steps``."""
+        assert self._plan is not None
+        return self.steps.decode_s(*self._run, steps) / self.speed + self._plan.extra_s
+
+    def _passed(self, seconds: float) -> int:
+        """Steps of the run of decode steps that are over after ``seconds``, the last one never."""
+        steps = min(int(seconds / self._duration * self._steps), self._steps - 1)
+        while steps and self._until(steps) > seconds:
+            steps -= 1
+        while steps < self._steps - 1 and self._until(steps + 1) <= seconds:
+            steps += 1
+        return steps
+
+    def _ended(self, timer: Event) -> None:
+        plan = self._plan
+        if timer.value != self._version or plan is None:
             return  # a run that was cut short, or a replica that went down
-        plan, self._plan = self._plan, None
-        self._settling = True
-        now, n = self.simulation.now, len(self.decoding) if plan.decode else 0
+        self._plan = None
+        self._between = True
+        now, n = self._env.now, len(self.decoding) if plan.decode else 0
         self._record(plan, n)
         if n:
             self._advance(n, now)
@@ -361,39 +382,46 @@ class Replica(Batch):
             sequence.done += tokens
             if sequence.done >= sequence.prompt and sequence.place == 1:
                 self._prompt_ends(sequence, now)
-        calls, self._calls = self._calls, []
-        for call in calls:
-            call()
+        if self._calls:
+            self._call()
         self.simulation.policy.iterated(self)
-        self._settling = False
+        self._between = False
         if self.up and self._plan is None:
             self._begin()
 
     def _record(self, plan: Plan, n: int) -> None:
-        tokens, ends, joules = self.chunked(plan)
+        joules = 0.0
         if plan.chunks:
-            tokens += n
+            chunk = self.steps.contexts.chunk
+            joules = sum([chunk(q, s.done)[1] for s, q in plan.chunks])
+        tokens, ends = self._mixed
         rated = self.shifts[0][1]
         if self.steps is not rated:
             self.capped_s += self._duration
-            self.uncapped_s += self._seconds(rated, plan, n) / self.speed + plan.extra_s
-        mean = self.mean + (self._steps - 1) / 2 if n else 0.0
-        self.runs.add((
+            self.uncapped_s += self._seconds(rated, plan) / self.speed + plan.extra_s
+        mean = self._run[1] + (self._steps - 1) / 2 if n else 0.0
+        self._add_run((
             self._started, self._duration, self._steps, n, mean, tokens, ends, joules, self.pool.held, len(self.waiting)
         ))  # fmt: skip
+
+    def _seconds(self, steps: StepModel, plan: Plan) -> float:
+        """What the iterations that ran would take by ``steps``."""
+        if not plan.chunks:
+            return steps.decode_s(*self._run, self._steps)
+        return steps.mixed_s([(q, s.done) for s, q in plan.chunks], self._mixed[1], *self._run)
 
     def _advance(self, n: int, now: float) -> None:
         """``_steps`` decode steps are done."""
         steps, each = self._steps, self._duration / self._steps
         first = self._started + each
-        for stamp, count in self._cohorts.items():
-            self.gaps.add(first - stamp, count)
+        gaps = [x for stamp, count in self._cohorts.items() for x in (first - stamp, count)]
         if steps > 1:
-            self.gaps.add(each, n * (steps - 1))
+            gaps += each, n * (steps - 1)
+        self.gaps.flat.extend(gaps)
         self._cohorts, self._stepped = {now: n}, now
         grown = self.grown(steps)
         self.counter += steps
-        if not self.pool.take(grown):
+        if grown and not self.pool.take(grown):
             raise AssertionError("a run of decode steps was planned without blocks")
         heap, counter = self.decoding, self.counter
         while heap and heap[0][0] <= counter:
@@ -412,7 +440,7 @@ class Replica(Batch):
         sequence.left -= 1
         self.prefilling.remove(sequence)
         if sequence.node >= 0:
-            given = self.pool.publish(sequence.node, sequence.used, sequence.blocks)
+            given = self.pool.publish(sequence.node, sequence.used, sequence.done)
             sequence.blocks -= given
             sequence.shared += given
         if sequence.left == 0:
@@ -430,22 +458,20 @@ class Replica(Batch):
         pool = self.pool
         log = self.simulation.log
         if kept and pool.prefixes and (node := int(log.extends[sequence.index])) >= 0:
-            sequence.blocks -= pool.publish(node, sequence.used, sequence.blocks)
+            sequence.blocks -= pool.publish(node, sequence.used, sequence.done)
         pool.give(sequence.blocks)
         if sequence.used:
             pool.leave(sequence.used)
-        sequence.blocks, sequence.shared, sequence.used = 0, 0, []
+        sequence.blocks, sequence.shared, sequence.used = 0, 0, {}
 
     # -- faults ------------------------------------------------------------------------------------------
     def fail(self) -> list[Sequence]:
-        """Go down: caches are lost, every sequence that was here is returned, to start over elsewhere.
-
-        Tokens of decode steps that had ended are out; those of the iteration that ran are lost.
-        """
+        """Go down: caches are lost and the iteration that runs; every sequence that was here is returned, to start
+        over elsewhere with the tokens that it has."""
         if not self.up:
             return []
         plan = self._plan
-        if plan is not None and not plan.chunks and (steps := self._passed() - 1) > 0:
+        if plan is not None and not plan.chunks and (steps := self._passed(self.simulation.now - self._started)):
             self._steps, self._duration = steps, self._until(steps)
             self._record(plan, len(self.decoding))
             self._advance(len(self.decoding), self._started + self._duration)
@@ -454,7 +480,7 @@ class Replica(Batch):
         self._plan = None
         self._calls.clear()
         lost = [s for _, _, s in sorted(self.waiting, key=lambda w: w[:2])]
-        for sequence in [s for _, _, s in self.decoding] + self.prefilling:
+        for sequence in sorted([s for _, _, s in self.decoding] + self.prefilling, key=lambda s: s.serial):
             self.withdraw(sequence)
             lost.append(sequence)
         lost += self.entering + (self.tiers.fail() if self.tiers is not None else [])
@@ -462,7 +488,7 @@ class Replica(Batch):
             if sequence.parked or sequence in self.entering:  # it has tokens, the last of them not cached
                 sequence.prompt = sequence.done + 1
             sequence.done = sequence.blocks = sequence.shared = 0
-            sequence.used, sequence.parked = [], False
+            sequence.used, sequence.parked = {}, False
         self.waiting, self.entering = [], []
         self.load = self.reserved = 0
         self.pool.clear()

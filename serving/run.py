@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from .. import __version__
@@ -32,9 +33,13 @@ def simulate(
 
 def serve(
     log: RequestLog, cluster: Cluster, policy: str, *, slo: Mapping[str, float] | None = None, seed: int = 0,
-    faults: Sequence[Fault | LinkFault] = (),
+    faults: Sequence[Fault | LinkFault] = (), interval: bool = True,
 ) -> tuple[dict[str, Any], Simulation]:  # fmt: skip
-    """Simulate, and describe what happened: the document of ``tokenfab serve``, and the simulation behind it."""
+    """Simulate, and describe what happened: the document of ``tokenfab serve``, and the simulation behind it.
+
+    With ``interval``, the run is repeated with every iteration at the low and at the high end of the cost model's 90 %
+    interval; what came out of these runs is each figure's interval. ``wall_s`` is of the first run alone.
+    """
     start = time.perf_counter()
     simulation = simulate(log, cluster, policy, seed=seed, faults=faults)
     document = {
@@ -47,7 +52,51 @@ def serve(
         "seed": seed,
     }  # fmt: skip
     document["wall_s"] = time.perf_counter() - start
+    if interval:
+        ends = []
+        for slower in ends_of(simulation):
+            other = simulate(log, replace(cluster, slower=slower), policy, seed=seed, faults=faults)
+            ends.append(metrics(other, slo))
+        document["interval"] = _interval(document, ends)
     return document, simulation
+
+
+INTERVALS = (
+    ("ttft_s", "mean"), ("ttft_s", "p50"), ("ttft_s", "p90"), ("ttft_s", "p99"), ("tpot_s", "mean"), ("tpot_s", "p99"),
+    ("itl_s", "mean"), ("e2e_s", "mean"), ("e2e_s", "p50"), ("e2e_s", "p90"), ("e2e_s", "p99"),
+    ("throughput_tokens_per_s",), ("goodput_requests_per_s",), ("energy_per_token_j",), ("cost_usd_per_mtoken",),
+    ("simulated_s",),
+)  # fmt: skip
+"""Figures that a result gives an interval of."""
+
+
+def ends_of(simulation: Simulation) -> list[tuple[float, float]]:
+    """Factors on decode and mixed iterations at the low and at the high end, at what the run computed on average."""
+    found = []
+    replica = max(simulation.replicas, key=lambda r: len(r.runs))
+    c = replica.runs.columns()
+    weight = c.duration_s * (c.decoding > 0)
+    n, mean = (float((weight * x).sum() / weight.sum()) if weight.sum() else 1.0 for x in (c.decoding, c.mean))
+    chunk = (c.tokens - c.decoding)[c.tokens > 0]
+    decode, mixed = replica.steps.interval(n, mean, float(chunk.mean()) if chunk.size else 1.0)
+    for i in range(2):
+        found.append((decode[i], mixed[i]))
+    return found
+
+
+def _interval(document: Mapping[str, Any], ends: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
+    """Least and largest of the three runs, by the figure's path joined by dots."""
+    found = {}
+    for path in INTERVALS:
+        values = []
+        for each in (document, *ends):
+            value: Any = each
+            for key in path:
+                value = value[key]
+            values.append(value)
+        if all(v is not None for v in values):
+            found[".".join(path)] = [min(values), max(values)]
+    return found
 
 
 def described(policy: Policy) -> dict[str, Any]:

@@ -133,7 +133,7 @@ class Tiers:
         if self.spills != "no":
             replica.pool.spill = self.spill
         self.moving: dict[Sequence, list[Transfer]] = {}
-        self._leaving: dict[Sequence, tuple[int, list[int]]] = {}
+        self._leaving: dict[Sequence, tuple[int, dict[int, int]]] = {}
         self._coming: dict[Sequence, int] = {}
         self._failures = 0
         self.out = self.back = self.fetched = self.spilled = 0

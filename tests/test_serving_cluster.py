@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving_support import run_checked, simulation, steps, trace
+from serving_cluster_support import run_checked, simulation, steps, trace
 
 from tokenfab.errors import InputError
 from tokenfab.serving.faults import Fault, LinkFault, parse_fault
@@ -145,7 +145,7 @@ def test_pools_take_their_sizes_and_devices_from_settings():
     assert [r.role for r in sim.replicas] == ["prompt"] * 3 + ["token"]
     assert sim.replicas[3].steps.device.name == "h100-sxm"
     with pytest.raises(InputError, match="1 replicas leave 1 for prompts and 0 for tokens"):
-        simulation(one(), "splitwise", replicas=1)
+        simulation(one(), "splitwise:prompt=1", replicas=1)
 
 
 def test_cache_bytes_are_those_of_the_trace():

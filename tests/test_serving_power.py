@@ -6,7 +6,7 @@ import itertools
 
 import numpy as np
 import pytest
-from serving_support import run_checked, simulation, steps, trace
+from serving_cluster_support import run_checked, simulation, steps, trace
 
 from tokenfab.errors import InputError
 from tokenfab.hw.cost import cost

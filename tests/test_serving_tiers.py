@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from serving_support import BLOCK, run_checked, simulation, steps
+from serving_cluster_support import BLOCK, run_checked, simulation, steps
 
 from tokenfab.serving.faults import Fault, LinkFault
 from tokenfab.serving.tiers import Store
@@ -23,35 +23,33 @@ def decoded(n, first, steps_, longer=0.0):
 
 
 def prompts(tokens):
-    """The first prompt alone, then the second beside the first's second token."""
-    s = steps(budget=512)
-    return s.mixed_s([(tokens, 0)], 1, 0, 0.0, 0.0) + s.mixed_s([(tokens, 0)], 1, 1, float(tokens), 0.0)
+    """Both prompts together."""
+    return steps(budget=512).mixed_s([(tokens, 0), (tokens, 0)], 2, 0, 0.0, 0.0)
 
 
 def test_a_swapped_sequence_leaves_and_returns_at_the_links_rate_and_computes_nothing_twice():
-    # Two sequences of 8 blocks; the older has taken the 17th when the younger wants one. The younger goes with 128
-    # tokens in its cache, and comes back when the older has ended.
+    # Two sequences of 8 blocks that both want another; the 17th is the last. The younger goes with 128 tokens in its
+    # cache, and comes back when the older has ended.
     sim = simulation(plain([0.0, 0.0], [128, 128], [40, 40]), "vllm:preempt=swap", 1, blocks=17, budget=512)
     run_checked(sim)
     o, told = sim.outcome, sim.policy.result()["tiers"]
     assert list(o.preemptions) == [0, 1]
     assert (told["swapped_out"], told["swapped_in"]) == (1, 1)
     assert told["host_link_busy_s"] == pytest.approx(2 * 128 * CACHE / PCIE)
-    older = prompts(128) + decoded(1, 129.0, 38)
+    older = prompts(128) + decoded(1, 128.0, 39)
     assert o.last_s[0] == pytest.approx(older)
     assert o.last_s[1] == pytest.approx(older + 128 * CACHE / PCIE + LATENCY + decoded(1, 128.0, 39))
-    assert sim.replicas[0].runs.columns().tokens.sum() == 128 + 129
+    assert sim.replicas[0].runs.columns().tokens.sum() == 256
 
 
 def test_decoding_waits_for_the_copy_whose_blocks_it_needs():
-    # With 128 tokens in its cache the older of two wants a ninth block; all 16 are taken, 8 by the younger's 127.
+    # With 128 tokens in their caches two sequences want a ninth block; all 16 are taken.
     sim = simulation(
         plain([0.0, 0.0], [120, 120], [40, 40]), "vllm:preempt=swap,host_gb_s=0.5", 1, blocks=16, budget=512
     )
     run_checked(sim)
-    out = 127 * CACHE / 0.5e9 + LATENCY
-    together = decoded(2, 120.5, 7, 0.5)
-    assert sim.outcome.last_s[0] == pytest.approx(prompts(120) + together + out + decoded(1, 128.0, 31))
+    out = 128 * CACHE / 0.5e9 + LATENCY
+    assert sim.outcome.last_s[0] == pytest.approx(prompts(120) + decoded(2, 120.0, 8) + out + decoded(1, 128.0, 31))
 
 
 def test_a_host_without_room_lets_sequences_recompute():
@@ -60,7 +58,7 @@ def test_a_host_without_room_lets_sequences_recompute():
     run_checked(sim)
     assert sim.policy.result()["tiers"]["swapped_out"] == 0
     assert list(sim.outcome.preemptions) == [0, 1]
-    assert sim.replicas[0].runs.columns().tokens.sum() == 128 + 129 + 129
+    assert sim.replicas[0].runs.columns().tokens.sum() == 256 + 129
 
 
 def sessions(turns=2, n=2, prefix=160, gap=1.0):

@@ -15,6 +15,7 @@ from ...errors import InputError, unknown_name
 from ...settings import Parameter, Value, read_settings
 from ..blocks import BlockPool
 from ..memory import CacheBytes, KvMemory, kv_memory
+from ..pipeline import Pipeline
 from ..replica import Replica
 from ..scheduling import ORDERS, Plan, Schedule
 from ..sequence import Sequence
@@ -56,14 +57,23 @@ class Policy:
     def build(self, simulation: Simulation) -> list[Replica]:
         """The replicas, numbered from 0."""
         self.simulation = simulation
-        c = self.cluster
         steps = self.step_model()
-        return [self.replica(number, steps) for number in range(c.replicas)]
+        return [lane for number in range(self.cluster.replicas) for lane in self.lanes(number, steps)]
+
+    def lanes(self, number: int, steps: StepModel, role: str = "") -> list[Replica]:
+        """Replica ``number``: one, or as many batches as its pipeline has stages, numbered in a row."""
+        stages = steps.parallel.pp
+        if stages == 1:
+            return [self.replica(number, steps, role)]
+        pipeline = Pipeline(stages)
+        lanes = [self.replica(number * stages + i, steps, role) for i in range(stages)]
+        for lane in lanes:
+            lane.pipeline = pipeline
+        return lanes
 
     def step_model(self) -> StepModel:
         """Times of iterations of a replica."""
-        c = self.cluster
-        return StepModel(c.trace, c.device, c.parallel, c.profile, c.longest)
+        return self.cluster.steps()
 
     def replica(self, number: int, steps: StepModel, role: str = "") -> Replica:
         """A replica whose blocks are what its device's memory leaves."""
@@ -75,11 +85,18 @@ class Policy:
         shared = (
             (log.prefix_tokens, log.prefix_parent) if self.cluster.prefix_caching and log.prefix_tokens.size else ()
         )
-        pool = BlockPool(memory.blocks, memory.block, *shared)
-        replica = Replica(self.simulation, number, steps, pool, self.schedule(role), memory.seats, role)
+        stages = steps.parallel.pp
+        pool = BlockPool(memory.blocks // stages, memory.block, *shared)
+        seats = max(memory.seats // stages, 1)
+        replica = Replica(self.simulation, number, steps, pool, self.schedule(role), seats, role)
         if self.settings.get("preempt") == "swap" or self.settings.get("spill", "no") != "no":
             replica.tiers = Tiers(replica, CacheBytes(self.cluster.trace), self.settings)
         return replica
+
+    def unstaged(self) -> None:
+        """Raise ``InputError`` where replicas are pipelines, whose stages this policy does not know."""
+        if self.cluster.parallel.pp > 1:
+            raise InputError(f"policy {self.name}: replicas with pipeline stages; accepted: --parallel tp=N,dp=N")
 
     # -- what happens --------------------------------------------------------------------------------
     def begin(self, simulation: Simulation) -> None:

@@ -25,19 +25,19 @@ if TYPE_CHECKING:
 class Migration:
     """``sequence`` on its way from ``source`` to ``target``, where ``blocks`` are held for it.
 
-    ``sent`` tokens of its cache are there after ``stages`` copies; ``ticket``: its number at the source, another one
-    where it was thrown out meanwhile. ``held``: what the source keeps of it, since ``stopped_s``, when it stood still.
+    ``sent`` tokens of its cache are there after ``stages`` copies; ``entry``: its line at the source, another one where
+    it was thrown out meanwhile. ``held``: what the source keeps of it, since ``stopped_s``, when it stood still.
     """
 
     sequence: Sequence
     source: Replica
     target: Replica
-    ticket: int
+    entry: object
     blocks: int
     sent: int = 0
     stages: int = 0
     transfer: Transfer | None = None
-    held: tuple[int, list[int]] | None = None
+    held: tuple[int, dict[int, int]] | None = None
     stopped_s: float = 0.0
 
 
@@ -77,6 +77,7 @@ class Llumnix(Policy):
     }
 
     def build(self, simulation: Simulation) -> list[Replica]:
+        self.unstaged()
         replicas = super().build(simulation)
         s = self.settings
         if s["least"] > len(replicas) or s["shrink"] <= s["grow"]:
@@ -145,7 +146,7 @@ class Llumnix(Policy):
         )
         for source, target in zip(sources, targets, strict=False):
             sequence = self._chosen(source)
-            migration = Migration(sequence, source, target, sequence.ticket, 0)
+            migration = Migration(sequence, source, target, sequence.entry, 0)
             self.active.append(migration)
             source.between(lambda m=migration: self._stage(m))  # type: ignore[misc]
 
@@ -159,7 +160,7 @@ class Llumnix(Policy):
         s, source = m.sequence, m.source
         if m not in self.active:
             return
-        if s.home is not source or s.ticket != m.ticket:  # it has ended, or was thrown out
+        if s.home is not source or s.entry is not m.entry:  # it has ended, or was thrown out
             self._drop(m)
             return
         context = source.context(s)

@@ -64,6 +64,7 @@ class Polca(Policy):
     }
 
     def build(self, simulation: Simulation) -> list[Replica]:
+        self.unstaged()
         self.simulation = simulation
         c, s = self.cluster, self.settings
         if not s["free1"] <= s["t1"] <= s["t2"] or not s["free1"] <= s["free2"] <= s["t2"]:
@@ -161,8 +162,7 @@ class Polca(Policy):
     def _model(self, share: float) -> StepModel:
         if share not in self._models:
             c, s = self.cluster, self.settings
-            clock = Clock.at(share, s["floor"], s["knee"])
-            self._models[share] = StepModel(c.trace, c.device, c.parallel, c.profile, c.longest, clock)
+            self._models[share] = c.steps(clock=Clock.at(share, s["floor"], s["knee"]))
         return self._models[share]
 
     def recovered(self, replica: Replica) -> None:

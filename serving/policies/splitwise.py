@@ -13,7 +13,6 @@ from ..memory import CacheBytes
 from ..replica import Replica
 from ..scheduling import Plan, Schedule
 from ..sequence import Sequence
-from ..steps import StepModel
 from . import ORDER, Policy
 from .vllm import TokenBudget
 
@@ -28,7 +27,7 @@ class WholePrompts(TokenBudget):
 
     def plan(self, replica: Replica) -> Plan | None:
         preempted = self._make_room(replica)
-        if replica.decoding and replica.grown(1) > replica.pool.free:
+        if replica.leaving and replica.grown(1) > replica.pool.free:
             return None
         plan = Plan([(s, s.todo) for s in replica.prefilling], most=1 if preempted else 1 << 30)
         tokens = sum(q for _, q in plan.chunks)
@@ -57,7 +56,7 @@ class Move:
     blocks: int
     size: float
     transfer: Transfer | None = None
-    held: tuple[int, list[int]] | None = None
+    held: tuple[int, dict[int, int]] | None = None
     prompt_s: float = 0.0
     computed_s: float = 0.0
     begun: bool = False
@@ -91,13 +90,14 @@ class Splitwise(Policy):
     }  # fmt: skip
 
     def build(self, simulation: Simulation) -> list[Replica]:
+        self.unstaged()
         self.simulation = simulation
         c, s = self.cluster, self.settings
         prompt, token = pools(c.replicas, int(s["prompt"]), int(s["token"]))
         steps = self.step_model()
         name = s["token_device"] or (c.others[0].name if c.others else "")
         device = next((d for d in c.others if d.name == name), None) or (load_device(name) if name else c.device)
-        others = steps if device is c.device else StepModel(c.trace, device, c.parallel, c.profile, c.longest)
+        others = steps if device is c.device else c.steps(device=device)
         replicas = [self.replica(i, steps, PROMPT) for i in range(prompt)]
         replicas += [self.replica(prompt + i, others, TOKEN) for i in range(token)]
         for r in replicas[prompt:]:
@@ -241,9 +241,11 @@ class Splitwise(Policy):
 
 
 def pools(replicas: int, prompt: int, token: int) -> tuple[int, int]:
-    """Sizes of the prompt and the token pool. Raises ``InputError`` where one would be empty."""
+    """Sizes of the prompt and the token pool; a single replica is both. Raises ``InputError`` where one is empty."""
     if prompt and token:
         return prompt, token
+    if replicas == 1 and not (prompt or token):
+        return 1, 0
     if prompt or token:
         prompt, token = prompt or replicas - token, token or replicas - prompt
     else:

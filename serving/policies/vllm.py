@@ -26,11 +26,13 @@ class TokenBudget(Schedule):
         return self.budget or replica.profile.budget
 
     def plan(self, replica: Replica) -> Plan | None:
-        preempted = self._make_room(replica)
-        if replica.decoding and replica.grown(1) > replica.pool.free:
+        preempted = bool(replica.decoding) and self._make_room(replica)
+        if replica.leaving and replica.grown(1) > replica.pool.free:
             return None  # until what is on its way out has left room
+        if not (replica.waiting or replica.prefilling):
+            return Plan() if replica.decoding else None
         left = self.limit(replica) - len(replica.decoding)
-        plan = Plan(most=1 if preempted else 1 << 30)  # who had to go may fit in after the next step
+        plan = Plan(most=1 if preempted else 1 << 30)  # the next iteration may admit again
         for sequence in replica.prefilling:
             left -= self._chunk(plan, sequence, left)
         while left > 0 and not preempted and (admitted := replica.admit()) is not None:
@@ -61,9 +63,7 @@ class Vllm(Policy):
     """See :class:`TokenBudget`."""
 
     name = "vllm"
-    description = (
-        "token budget per iteration: decoding sequences first, prompts in chunks, preemption by recomputing or swapping"
-    )
+    description = "token budget per iteration: decoding sequences first, prompts in chunks; recomputes or swaps"
     source = "vLLM V1, vllm/v1/core/sched/scheduler.py; paging: Kwon et al., SOSP 2023"
     parameters: ClassVar[dict[str, Parameter]] = {
         "budget": Parameter(0, "most tokens of an iteration; 0 = the engine's", low=0, high=1e6),
