@@ -8,6 +8,7 @@ kept.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from heapq import heappop, heappush
 
 import numpy as np
@@ -37,6 +38,7 @@ class BlockPool:
         self._clock = 0
         self._last: dict[int, int] = {}
         self._kept_heap: list[tuple[int, int, int]] = []
+        self.spill: Callable[[int, int, int], None] | None = None
 
     @property
     def prefixes(self) -> bool:
@@ -72,7 +74,12 @@ class BlockPool:
             node = self._parent[node]
         return found[::-1]
 
-    def _span(self, node: int) -> int:
+    def resident(self, node: int) -> int:
+        """Blocks of ``node``'s own that are here."""
+        return self._resident.get(node, 0)
+
+    def span(self, node: int) -> int:
+        """Blocks of ``node``'s own, its parent's not counted."""
         parent = self._parent[node]
         start = self._tokens[parent] // self.size if parent >= 0 else 0
         return int(self._tokens[node] // self.size - start)
@@ -83,7 +90,7 @@ class BlockPool:
         for each in self.chain(node):
             here = self._resident.get(each, 0)
             blocks += here
-            if here < self._span(each):
+            if here < self.span(each):
                 break
         return blocks * self.size
 
@@ -142,7 +149,7 @@ class BlockPool:
         """
         given, start = 0, 0
         for each in self.chain(node):
-            span, here, mine = self._span(each), self._resident.get(each, 0), used.get(each, 0)
+            span, here, mine = self.span(each), self._resident.get(each, 0), used.get(each, 0)
             whole = min(span, computed // self.size - start)
             start += span
             if here >= span:
@@ -181,6 +188,8 @@ class BlockPool:
                 continue
             gone = min(unused, blocks)
             self._resident[node] -= gone
+            if self.spill is not None:
+                self.spill(node, self._resident[node], self._resident[node] + gone)
             self.kept -= gone
             blocks -= gone
             if gone < unused:

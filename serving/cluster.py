@@ -5,6 +5,7 @@ from __future__ import annotations
 from copy import copy
 from dataclasses import dataclass, field
 
+from ..hw.frequency import Clock
 from ..hw.spec import Device
 from ..workloads.parallel import ONE_DEVICE, Parallel
 from ..workloads.trace import Trace
@@ -35,16 +36,18 @@ class Cluster:
     _made: dict[object, StepModel] = field(default_factory=dict, repr=False, compare=False)
 
     def steps(
-        self, trace: Trace | None = None, device: Device | None = None, parallel: Parallel | None = None
-    ) -> StepModel:
-        """Times of iterations of a replica, of this cluster's model, device and degrees where none are given.
+        self, trace: Trace | None = None, device: Device | None = None, parallel: Parallel | None = None,
+        clock: Clock | None = None,
+    ) -> StepModel:  # fmt: skip
+        """Times of iterations of a replica, of this cluster's model, device and degrees where none are given,
+        at the rated clock.
 
         Made once, for copies of this cluster too, as its tables fill while it is used.
         """
         trace, device, parallel = trace or self.trace, device or self.device, parallel or self.parallel
-        key = (id(trace), id(device), parallel, id(self.profile), self.longest)
+        key = (id(trace), id(device), parallel, id(self.profile), self.longest, clock)
         if key not in self._made:
-            self._made[key] = StepModel(trace, device, parallel, self.profile, self.longest)
+            self._made[key] = StepModel(trace, device, parallel, self.profile, self.longest, clock)
         made = copy(self._made[key])
         made.slower = self.slower
         return made

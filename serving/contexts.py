@@ -12,19 +12,21 @@ Uneven batches: the device's model is asked with a longest sequence :data:`LONGE
 from __future__ import annotations
 
 from bisect import bisect_right
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
 
-from ..hw.cost import OperatorModel, prepare
-from ..hw.spec import Device
+from ..hw.cost import OperatorModel
 from ..workloads.compiled import CompiledTrace, Row
 from .curves import Curve, knots
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+Prepared = Callable[[CompiledTrace], OperatorModel]
+"""The device's model of a trace."""
 
 TILE = 128
 """Keys of the longest tile that kernels round a context up to."""
@@ -61,7 +63,7 @@ class Rows:
         energy = sum((e[self.mask] for e in costs.energy_j.values()), np.zeros_like(costs.time_s[self.mask]))
         return Part(counts @ costs.time_s[self.mask], counts @ energy)
 
-    def alone(self, device: Device) -> Rows | None:
+    def alone(self, prepared: Prepared) -> Rows | None:
         """The same rows as a trace of their own, which is quicker; None where rows depend on others of the trace."""
         kept = replace(
             self.compiled,
@@ -70,7 +72,7 @@ class Rows:
             counts=self.compiled.counts[self.mask],
         )
         try:
-            rows = Rows(kept, prepare(kept, device)[1], np.ones(len(kept.rows), dtype=bool))
+            rows = Rows(kept, prepared(kept), np.ones(len(kept.rows), dtype=bool))
         except KeyError:  # a model that looks for every operator of the trace
             return None
         points = np.array([1.0, 3.0, 1.0]), np.array([1.0, 1.0, 200.0]), np.array([100.0, 700.0, 50.0])
@@ -93,11 +95,13 @@ class Increase(Rows):
 class ContextTable:
     """Seconds and joules of the context rows (``mask``) of one pass, up to ``longest`` tokens."""
 
-    def __init__(self, compiled: CompiledTrace, model: OperatorModel, mask: Mask, device: Device, longest: int) -> None:
-        self._device, self._any, self._longest = device, bool(mask.any()), longest
+    def __init__(
+        self, compiled: CompiledTrace, model: OperatorModel, mask: Mask, prepared: Prepared, longest: int
+    ) -> None:  # fmt: skip
+        self._prepared, self._any, self._longest = prepared, bool(mask.any()), longest
         self._rows = Rows(compiled, model, mask)
         if self._any:
-            self._rows = self._rows.alone(device) or Increase(compiled, model, mask)
+            self._rows = self._rows.alone(prepared) or Increase(compiled, model, mask)
         lengths = np.unique(np.round(np.concatenate([np.arange(1, 17), 2 ** np.arange(4, 24, 0.125)])))
         self._lengths: list[float] = lengths[: max(int(np.searchsorted(lengths, longest)) + 1, 2)].tolist()
         self._cached: list[float] = knots(longest).tolist()
@@ -230,7 +234,7 @@ class ContextTable:
             compiled = replace(
                 self._rows.compiled, rows=tuple(_uneven(row, longer) for row in self._rows.compiled.rows)
             )
-            self._rows_of[longer] = type(self._rows)(compiled, prepare(compiled, self._device)[1], self._rows.mask)
+            self._rows_of[longer] = type(self._rows)(compiled, self._prepared(compiled), self._rows.mask)
         return self._rows_of[longer]
 
     # -- chunks ------------------------------------------------------------------------------

@@ -40,6 +40,26 @@ class KvMemory:
         return self.blocks * self.block
 
 
+class CacheBytes:
+    """Bytes of the whole cache of one sequence of so many tokens, all layers and devices together.
+
+    ``layers``: how many of them keep something, one after another.
+    """
+
+    def __init__(self, trace: Trace) -> None:
+        self._bytes = trace.cache_bytes()
+        self._found: dict[int, float] = {}
+        keeping = (
+            n for op, n in trace.operators() if op.kind == "kv_append" or any(t.role == "state" for t in op.writes)
+        )
+        self.layers = max(round(sum(keeping)), 1)
+
+    def __call__(self, tokens: int) -> float:
+        if tokens not in self._found:
+            self._found[tokens] = float(self._bytes(1.0, 0.0, float(tokens)))
+        return self._found[tokens]
+
+
 def kv_memory(share: Trace, device: Device, profile: EngineProfile, stages: int = 1) -> KvMemory:
     """Blocks of a replica whose devices hold ``share`` of the model, divided into ``stages``.
 

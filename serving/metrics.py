@@ -69,7 +69,8 @@ def spread(values: Array, weights: Array | None = None) -> dict[str, float | Non
 
 @dataclass(frozen=True)
 class Energy:
-    """Joules of a replica: dynamic, static while it works, idle; and its watts over time, at bins of ``bin_s``."""
+    """Joules of a replica: dynamic, static while it works, idle while it is switched on; and its watts over time,
+    at bins of ``bin_s``."""
 
     dynamic_j: float
     static_j: float
@@ -87,18 +88,26 @@ def energy_of(replica: Replica, end_s: float, bins: int = POWER_POINTS) -> Energ
     c, steps = replica.runs.columns(), replica.steps
     n, tokens, ends = (x.astype(np.int64) for x in (c.decoding, c.tokens, c.ends))
     mixed = tokens > 0
-    joules = np.zeros(n.size)
-    joules[~mixed] = steps.decode_j(n[~mixed], c.mean[~mixed]) * c.steps[~mixed]
-    joules[mixed] = steps.mixed_j(tokens[mixed], ends[mixed], n[mixed], c.mean[mixed], c.chunk_j[mixed])
+    joules, static = np.zeros(n.size), np.full(n.size, steps.static_w)
+    first = np.arange(n.size)
+    lasts = [start for start, _ in replica.shifts[1:]] + [n.size]
+    for (start, at), last in zip(replica.shifts, lasts, strict=True):
+        here = (first >= start) & (first < last)
+        a, b = here & ~mixed, here & mixed
+        joules[a] = at.decode_j(n[a], c.mean[a]) * c.steps[a]
+        joules[b] = at.mixed_j(tokens[b], ends[b], n[b], c.mean[b], c.chunk_j[b])
+        static[here] = at.static_w
     joules *= replica.energy_scale
     # As many batches pass through a pipeline as it has stages: each stands for one stage's devices.
-    pipeline, static_w, idle_w = replica.pipeline, steps.static_w, steps.idle_w
+    pipeline, idle_w = replica.pipeline, steps.idle_w
     busy = float(c.duration_s.sum()) if pipeline is None else pipeline.work_s / pipeline.stages
     edges = np.linspace(0.0, max(end_s, 1e-12), bins + 1)
     with np.errstate(invalid="ignore", divide="ignore"):
         above = np.where(c.duration_s > 0, joules / c.duration_s, 0.0)
         if c.duration_s.size:
-            above += (static_w - idle_w) * min(busy / float(c.duration_s.sum()), 1.0)
+            working = min(busy / float(c.duration_s.sum()), 1.0)
+            above += (static - idle_w) * working
+            static *= working
     # Joules beyond idling up to each edge: whole runs before it, and the part of the run it falls into.
     before = np.concatenate([[0.0], np.cumsum(above * c.duration_s)])
     i = np.searchsorted(c.start_s, edges, side="right") - 1
@@ -106,9 +115,12 @@ def energy_of(replica: Replica, end_s: float, bins: int = POWER_POINTS) -> Energ
     if n.size:
         inside = np.where(i >= 0, np.minimum(edges - c.start_s[i], c.duration_s[i]) * above[i], 0.0)
     power = np.diff(before[np.maximum(i, 0)] + inside) / np.diff(edges) + idle_w
-    return Energy(
-        float(joules.sum()), static_w * busy, idle_w * max(end_s - busy, 0.0), busy, power
-    )  # fmt: skip
+    off = np.zeros(edges.size)
+    for since, until in replica.away:
+        off += np.clip(edges, since, until) - since
+    power -= np.diff(off) / np.diff(edges) * idle_w
+    idle = idle_w * max(end_s - busy - float(off[-1]), 0.0)
+    return Energy(float(joules.sum()), float(static @ c.duration_s), idle, busy, power)
 
 
 def devices_of(replica: Replica) -> int:

@@ -4,15 +4,16 @@ Between two iterations the schedule says what comes next (:class:`.scheduling.Pl
 a plan of decode steps alone is one event for as many steps as pass until a sequence ends or blocks run out. A request
 that arrives meanwhile, where it could change the plan, ends the run at the next boundary of steps.
 
-What decode steps change is kept as sums, so that a run of k steps costs the same as one: a sequence's cached tokens
-are its ``base`` + the replica's counter of decode steps; blocks grow by how many sequences have each remainder.
+What decode steps change is kept as sums (:mod:`.batch`), so that a run of k steps costs the same as one.
 """
 
 from __future__ import annotations
 
-from heapq import heapify, heappop, heappush
+from collections.abc import Callable
+from heapq import heappop, heappush
 from typing import TYPE_CHECKING
 
+from .batch import Batch
 from .blocks import BlockPool
 from .engine import EngineProfile
 from .outcome import Gaps, Runs
@@ -25,17 +26,21 @@ if TYPE_CHECKING:
     from simpy import Event
 
     from .simulation import Simulation
+    from .tiers import Tiers
 
 
-class Replica:
+class Replica(Batch):
     """One engine on its devices. ``speed`` divides iteration times (a power cap); ``up`` is False while it is down;
     ``load`` counts the requests that are here, waiting or running. With a ``pipeline`` it is one of the batches that
-    pass through its stages, and ``number`` is the batch's."""
+    pass through its stages, and ``number`` is the batch's. ``reserved``: seats of those whose cache is on its way here;
+    ``away``: from when to when it is switched off, seconds; ``shifts``: from which run on which step times hold (the
+    first are the rated ones); ``capped_s``, ``uncapped_s``: what iterations at others took, and would have taken."""
 
     def __init__(
         self, simulation: Simulation, number: int, steps: StepModel, pool: BlockPool, schedule: Schedule, seats: int,
         role: str = "",
     ) -> None:  # fmt: skip
+        super().__init__(pool.size)
         self.simulation, self.number, self.steps, self.pool, self.schedule = simulation, number, steps, pool, schedule
         self.profile: EngineProfile = steps.profile
         self.seats, self.role = seats, role
@@ -44,19 +49,17 @@ class Replica:
         self.speed = 1.0
         self.up = True
         self.waiting: list[tuple[tuple[float, ...], int, Sequence]] = []
-        self.prefilling: list[Sequence] = []
-        self.decoding: list[tuple[int, int, Sequence]] = []
-        self.counter = 0
         self.runs, self.gaps = Runs(), Gaps()
         self._add_run = self.runs.flat.extend
         self.energy_scale = 1.0
-        self._bases = 0
-        self._tallest: list[tuple[int, int, Sequence]] = []
-        self._remainders, self._growing = [0] * pool.size, 0
         self.load = 0
-        self._cohorts: dict[float, int] = {}
-        self._stepped = -1.0
-        self._serial = 0
+        self.reserved = 0
+        self.tiers: Tiers | None = None
+        self.away: list[list[float]] = []
+        self.shifts: list[tuple[int, StepModel]] = [(0, steps)]
+        self.capped_s = self.uncapped_s = 0.0
+        self.entering: list[Sequence] = []
+        self._calls: list[Callable[[], None]] = []
         self._version = 0
         self._between = False
         self._plan: Plan | None = None
@@ -74,39 +77,7 @@ class Replica:
 
     def has_seat(self) -> bool:
         """Whether one more sequence may be admitted."""
-        return len(self.prefilling) + len(self.decoding) < self.seats
-
-    def context(self, sequence: Sequence) -> int:
-        """Cached tokens of a decoding sequence."""
-        return sequence.base + self.counter
-
-    @property
-    def mean(self) -> float:
-        """Cached tokens per decoding sequence."""
-        return self._bases / len(self.decoding) + self.counter if self.decoding else 0.0
-
-    @property
-    def longer(self) -> float:
-        """Cached tokens by which the longest decoding sequence exceeds the mean."""
-        return self._highest() - self._bases / len(self.decoding) if self.decoding else 0.0
-
-    def _highest(self) -> int:
-        """Base of the longest decoding sequence; there is one."""
-        heap = self._tallest
-        while heap[0][2].entry is not heap[0]:  # it left, or came back with another length
-            heappop(heap)
-        return -heap[0][0]
-
-    def grown(self, steps: int) -> int:
-        """Blocks that ``steps`` decode steps need."""
-        counts, size = self._remainders, self.pool.size
-        start = self.counter % size
-        if steps == 1:
-            return counts[start]
-        whole, rest = divmod(steps, size)
-        end = start + rest
-        more = sum(counts[start:end]) if end <= size else sum(counts[start:]) + sum(counts[: end - size])
-        return whole * self._growing + more
+        return len(self.prefilling) + len(self.decoding) + self.reserved < self.seats
 
     # -- arrivals --------------------------------------------------------------------------------
     def submit(self, sequence: Sequence, *, front: bool = False) -> None:
@@ -136,6 +107,82 @@ class Replica:
         elif self._steps > 1 and self.schedule.interrupts(self):
             self.truncate()
 
+    def between(self, call: Callable[[], None]) -> None:
+        """``call`` at the next boundary between two iterations: at once where none runs. A failure forgets it."""
+        if self._plan is None and not self._between:
+            call()
+        else:
+            self._calls.append(call)
+            self.truncate()
+
+    def shift(self, steps: StepModel) -> None:
+        """Iterations from the next on take what ``steps`` says, as at another clock."""
+
+        def change() -> None:
+            if steps is not self.steps:
+                self.steps = steps
+                self.shifts.append((len(self.runs), steps))
+
+        self.between(change)
+
+    def running(self) -> tuple[Plan, float, int] | None:
+        """The iteration that runs: its plan, its seconds, decode steps of it that are over; None while it waits."""
+        if self._plan is None or self._plan.chunks:
+            return None if self._plan is None else (self._plan, self._duration, 0)
+        n, mean, longer = self._run
+        passed = self._over()
+        return self._plan, self.steps.decode_s(n, mean + passed, longer, 1) / self.speed, passed
+
+    def _over(self) -> int:
+        """Decode steps of the running plan that are over now; one that ends now is not."""
+        passed = self._env.now - self._started
+        steps = self._passed(passed)
+        return steps - 1 if steps and self._until(steps) >= passed else steps
+
+    def reserve(self, blocks: int) -> bool:
+        """Hold a seat and ``blocks`` for a sequence whose cache is on its way here; False where there are too few."""
+        if not self.has_seat() or not self.hold(blocks):
+            return False
+        self.reserved += 1
+        self.load += 1
+        return True
+
+    def hold(self, blocks: int) -> bool:
+        """Take ``blocks`` at any time, beside what the running iteration will need; False where there are too few."""
+        if not self.up or blocks > self.pool.free:
+            return False
+        growing = self._plan is not None and self._plan.decode
+        if growing and self.grown(self._steps) + blocks > self.pool.free:
+            self.truncate()
+            if self.grown(self._steps) + blocks > self.pool.free:
+                return False
+        return self.pool.take(blocks)
+
+    def free(self) -> int:
+        """Free blocks now, in the middle of a run of decode steps too."""
+        if self._plan is None or self._plan.chunks or self._steps == 1:
+            return self.pool.free
+        return self.pool.free - self.grown(self._over())
+
+    def cancel(self, blocks: int) -> None:
+        """Give a reservation back: nobody comes."""
+        self.reserved -= 1
+        self.load -= 1
+        self.pool.give(blocks)
+        self.wake()
+
+    def enter(self, sequence: Sequence, blocks: int) -> None:
+        """The cache of ``sequence`` is here, in ``blocks`` that were reserved; it decodes from the next iteration."""
+        sequence.blocks, sequence.shared, sequence.used = blocks, 0, {}
+        self._serial += 1
+        sequence.serial = self._serial
+        self.simulation.outcome.replica[sequence.index] = self.number
+        self.entering.append(sequence)
+        if self._plan is not None:
+            self.truncate()
+        else:
+            self.wake()
+
     # -- admission, as schedules use it ------------------------------------------------------------
     def peek(self) -> Sequence | None:
         """The first of the waiting."""
@@ -145,47 +192,61 @@ class Replica:
         """Admit the first of the waiting where a seat and blocks are free; None otherwise.
 
         Blocks for its whole prompt are taken, or for ``reserve`` tokens. What is cached of its prefix is used; a prompt
-        is never cached whole, its last token has to be computed.
+        is never cached whole, its last token has to be computed. Those whose cache has to come from elsewhere first
+        take their seat on the way, and the next one is admitted.
         """
-        if not self.waiting or not self.has_seat():
-            return None
-        sequence = self.waiting[0][2]
-        pool = self.pool
-        hit = 0
-        if sequence.node >= 0 and pool.prefixes and not sequence.parked:
-            hit = min(pool.cached(sequence.node), (sequence.prompt - 1) // pool.size * pool.size)
-        tokens = max(sequence.prompt if reserve is None else reserve, 1)
-        need = -(-tokens // pool.size) - hit // pool.size
-        # The next token of those that decode comes first. Who is not admitted leaves no trace.
-        if pool.free < need + self.grown(1) + (pool.unused(sequence.node, hit) if hit else 0):
-            return None
-        used = pool.refer(sequence.node, hit) if hit else {}
-        pool.take(need)
-        heappop(self.waiting)
-        sequence.used, sequence.shared, sequence.blocks = used, hit // pool.size, need
-        sequence.place = 1
-        self._serial += 1
-        sequence.serial = self._serial
-        outcome, i = self.simulation.outcome, sequence.index
-        if not sequence.parked:
-            sequence.done = hit
-            outcome.cached[i] += hit
-        if outcome.scheduled_s[i] != outcome.scheduled_s[i]:  # not a number yet
-            outcome.scheduled_s[i] = self.simulation.now
-        self.prefilling.append(sequence)
-        return sequence
+        pool, outcome = self.pool, self.simulation.outcome
+        while self.waiting and self.has_seat():
+            sequence = self.waiting[0][2]
+            if sequence.parked:
+                if self.tiers is None or not self.tiers.swap_in(sequence):
+                    return None
+                heappop(self.waiting)
+                continue
+            hit = near = far = 0
+            if sequence.node >= 0 and pool.prefixes:
+                most = (sequence.prompt - 1) // pool.size
+                hit = min(pool.cached(sequence.node) // pool.size, most)
+                if self.tiers is not None:
+                    near, far = self.tiers.beyond(sequence.node, most - hit)
+            tokens = max(sequence.prompt if reserve is None else reserve, 1)
+            need = -(-tokens // pool.size) - hit
+            idle = pool.unused(sequence.node, hit * pool.size) if hit else 0
+            if need + idle > pool.free - self.grown(1):  # those who decode come first
+                return None
+            used = pool.refer(sequence.node, hit * pool.size) if hit else {}
+            pool.take(need)
+            heappop(self.waiting)
+            sequence.used, sequence.shared, sequence.blocks = used, hit, need
+            self._serial += 1
+            sequence.serial = self._serial
+            i = sequence.index
+            sequence.done = (hit + near + far) * pool.size
+            outcome.cached[i] += sequence.done
+            if outcome.scheduled_s[i] != outcome.scheduled_s[i]:  # not a number yet
+                outcome.scheduled_s[i] = self.simulation.now
+            if near or far:
+                assert self.tiers is not None  # who else has them
+                self.tiers.fetch(sequence, near, far)
+                continue
+            sequence.place = 1
+            self.prefilling.append(sequence)
+            return sequence
+        return None
 
     def preempt(self, sequence: Sequence) -> None:
-        """Throw ``sequence`` out; it is queued first and recomputes its cache."""
-        self.withdraw(sequence)
+        """Throw ``sequence`` out; it is queued first, and recomputes its cache unless the host keeps it."""
         self.simulation.outcome.preemptions[sequence.index] += 1
+        if self.tiers is not None and self.tiers.swap_out(sequence):
+            return
+        self.withdraw(sequence)
         sequence.done = 0
         self.submit(sequence, front=True)
 
-    def youngest(self) -> Sequence | None:
-        """The sequence admitted last."""
-        everyone = [s for _, _, s in self.decoding] + self.prefilling
-        return max(everyone, key=lambda s: s.serial, default=None)
+    @property
+    def leaving(self) -> int:
+        """Blocks that will be free when caches are out that are on their way to the host."""
+        return self.tiers.leaving if self.tiers is not None else 0
 
     def withdraw(self, sequence: Sequence) -> None:
         """Take ``sequence`` out of the batch, its blocks too. What it has written belongs to its prompt then."""
@@ -197,33 +258,35 @@ class Replica:
         self._release(sequence)
         sequence.place = 0
 
-    def join(self, sequence: Sequence) -> None:
-        """``sequence``, whose last token is out and everything before it cached (``done``), decodes from now on."""
-        sequence.place = 2
-        sequence.base = sequence.done - self.counter
-        sequence.joined = self.counter
-        sequence.finish_at = self.counter + sequence.left
-        self._serial += 1
-        heappush(self.decoding, (sequence.finish_at, self._serial, sequence))
-        self._bases += sequence.base
-        sequence.entry = entry = (-sequence.base, self._serial, sequence)
-        heappush(self._tallest, entry)
-        whole = -(-(sequence.done + sequence.left) // self.pool.size)
-        sequence.grows = sequence.blocks + sequence.shared < whole  # else all its blocks were taken at once
-        if sequence.grows:
-            self._remainders[-sequence.base % self.pool.size] += 1
-            self._growing += 1
-        stamp = sequence.stamp
-        self._cohorts[stamp] = self._cohorts.get(stamp, 0) + 1
+    def detach(self, sequence: Sequence) -> tuple[int, dict[int, int]]:
+        """Take ``sequence``, which has at least one token, out of the batch; its cache stays until :meth:`let_go` of
+        what is returned: its blocks, and the prefix nodes it refers to."""
+        if sequence.place == 2:
+            self._leave(sequence, heap=True)
+        held = sequence.blocks, sequence.used
+        sequence.blocks, sequence.shared, sequence.used, sequence.place = 0, 0, {}, 0
+        self.load -= 1
+        return held
+
+    def let_go(self, held: tuple[int, dict[int, int]]) -> None:
+        """The cache of a detached sequence is not needed here any more."""
+        self.pool.give(held[0])
+        self.pool.leave(held[1])
+        self.wake()
 
     # -- iterations ----------------------------------------------------------------------------------
     def _begin(self) -> None:
         self._between = True
+        for sequence in self.entering:
+            self.reserved -= 1
+            self.join(sequence)
+        self.entering.clear()
         plan = self.schedule.plan(self)
         self._between = False
         n = len(self.decoding) if plan is not None and plan.decode else 0
         if plan is None or not (n or plan.chunks):
             self._plan = None
+            self._call()  # nothing runs that they could wait for
             return
         self._plan = plan
         mean = longer = 0.0
@@ -245,6 +308,13 @@ class Replica:
         if self.pipeline is not None:
             duration = self.pipeline.enter(self._env.now, duration) - self._env.now
         self._lasts(self._env.now, duration)
+        if plan.chunks:
+            self.simulation.policy.computing(self, plan, duration)
+
+    def _call(self) -> None:
+        calls, self._calls = self._calls, []
+        for call in calls:
+            call()
 
     def _lasts(self, start_s: float, duration_s: float) -> None:
         """What runs ends ``duration_s`` after ``start_s``, whatever was said before."""
@@ -259,14 +329,13 @@ class Replica:
         if self.pipeline is not None:
             return 1  # batches meet in the stages
         steps = min(self.decoding[0][0] - self.counter, plan.most, self.simulation.longest_jump)
-        free = self.pool.free
-        if self._growing * (steps // self.pool.size + 1) <= free:
-            return steps
-        low, high = 1, steps
-        while low < high:  # the most steps whose blocks are there
-            middle = (low + high + 1) // 2
-            low, high = (middle, high) if self.grown(middle) <= free else (low, middle - 1)
-        return low
+        pool = self.pool
+        free = pool.free
+        if pool.kept and pool.spill is not None:  # what is evicted leaves at the step that evicts it
+            free -= pool.kept
+            if self.grown(1) > free:
+                return 1
+        return self.lasting(steps, free)
 
     def truncate(self) -> None:
         """End a run of decode steps at the first boundary that is not in the past."""
@@ -313,6 +382,8 @@ class Replica:
             sequence.done += tokens
             if sequence.done >= sequence.prompt and sequence.place == 1:
                 self._prompt_ends(sequence, now)
+        if self._calls:
+            self._call()
         self.simulation.policy.iterated(self)
         self._between = False
         if self.up and self._plan is None:
@@ -324,10 +395,20 @@ class Replica:
             chunk = self.steps.contexts.chunk
             joules = sum([chunk(q, s.done)[1] for s, q in plan.chunks])
         tokens, ends = self._mixed
+        rated = self.shifts[0][1]
+        if self.steps is not rated:
+            self.capped_s += self._duration
+            self.uncapped_s += self._seconds(rated, plan) / self.speed + plan.extra_s
         mean = self._run[1] + (self._steps - 1) / 2 if n else 0.0
         self._add_run((
             self._started, self._duration, self._steps, n, mean, tokens, ends, joules, self.pool.held, len(self.waiting)
         ))  # fmt: skip
+
+    def _seconds(self, steps: StepModel, plan: Plan) -> float:
+        """What the iterations that ran would take by ``steps``."""
+        if not plan.chunks:
+            return steps.decode_s(*self._run, self._steps)
+        return steps.mixed_s([(q, s.done) for s, q in plan.chunks], self._mixed[1], *self._run)
 
     def _advance(self, n: int, now: float) -> None:
         """``_steps`` decode steps are done."""
@@ -347,26 +428,6 @@ class Replica:
             sequence = heappop(heap)[2]
             self._leave(sequence)
             self._finish(sequence, now)
-
-    def _leave(self, sequence: Sequence, *, heap: bool = False) -> None:
-        """A decoding sequence leaves; its own blocks are known again."""
-        if heap:
-            self.decoding = [entry for entry in self.decoding if entry[2] is not sequence]
-            heapify(self.decoding)
-        sequence.done = context = self.context(sequence)
-        self._bases -= sequence.base
-        if sequence.grows:
-            self._remainders[-sequence.base % self.pool.size] -= 1
-            self._growing -= 1
-            sequence.blocks = -(-context // self.pool.size) - sequence.shared
-        sequence.left = sequence.finish_at - self.counter
-        sequence.place, sequence.entry = 0, None
-        # Who has made a step since it joined got its last token with all others, else when it joined.
-        if self.counter > sequence.joined:
-            sequence.stamp = self._stepped
-        self._cohorts[sequence.stamp] -= 1
-        if not self._cohorts[sequence.stamp]:
-            del self._cohorts[sequence.stamp]
 
     def _prompt_ends(self, sequence: Sequence, now: float) -> None:
         """The iteration that ended the prompt wrote a token too."""
@@ -407,6 +468,8 @@ class Replica:
     def fail(self) -> list[Sequence]:
         """Go down: caches are lost and the iteration that runs; every sequence that was here is returned, to start
         over elsewhere with the tokens that it has."""
+        if not self.up:
+            return []
         plan = self._plan
         if plan is not None and not plan.chunks and (steps := self._passed(self.simulation.now - self._started)):
             self._steps, self._duration = steps, self._until(steps)
@@ -415,13 +478,19 @@ class Replica:
         self.up = False
         self._version += 1
         self._plan = None
+        self._calls.clear()
         lost = [s for _, _, s in sorted(self.waiting, key=lambda w: w[:2])]
         for sequence in sorted([s for _, _, s in self.decoding] + self.prefilling, key=lambda s: s.serial):
             self.withdraw(sequence)
-            sequence.done = 0
             lost.append(sequence)
-        self.waiting = []
-        self.load = 0
+        lost += self.entering + (self.tiers.fail() if self.tiers is not None else [])
+        for sequence in lost:
+            if sequence.parked or sequence in self.entering:  # it has tokens, the last of them not cached
+                sequence.prompt = sequence.done + 1
+            sequence.done = sequence.blocks = sequence.shared = 0
+            sequence.used, sequence.parked = {}, False
+        self.waiting, self.entering = [], []
+        self.load = self.reserved = 0
         self.pool.clear()
         return lost
 

@@ -12,15 +12,16 @@ from ..errors import InputError
 from ..workloads.request_log import RequestLog
 from .cluster import Cluster
 from .engine import EngineProfile
+from .faults import Fault, LinkFault
 from .metrics import SLO_KEYS, metrics
 from .policies import Policy, parse_policy
-from .simulation import Fault, Simulation
+from .simulation import Simulation
 
 SCHEMA, VERSION = "tokenfab.serve", 1
 
 
 def simulate(
-    log: RequestLog, cluster: Cluster, policy: str, *, seed: int = 0, faults: Sequence[Fault] = (),
+    log: RequestLog, cluster: Cluster, policy: str, *, seed: int = 0, faults: Sequence[Fault | LinkFault] = (),
     longest_jump: int = 1 << 30, until_s: float | None = None,
 ) -> Simulation:  # fmt: skip
     """A finished simulation. Raises ``InputError`` for what the policy, the devices or the log do not allow."""
@@ -33,7 +34,7 @@ def simulate(
 
 def serve(
     log: RequestLog, cluster: Cluster, policy: str, *, slo: Mapping[str, float] | None = None, seed: int = 0,
-    faults: Sequence[Fault] = (), interval: bool = True,
+    faults: Sequence[Fault | LinkFault] = (), interval: bool = True,
 ) -> tuple[dict[str, Any], Simulation]:  # fmt: skip
     """Simulate, and describe what happened: the document of ``tokenfab serve``, and the simulation behind it.
 

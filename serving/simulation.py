@@ -5,29 +5,20 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import simpy
 
-from ..errors import InputError
 from ..workloads.request_log import RequestLog
+from .faults import Fault, Faults, LinkFault
+from .links import Link
 from .outcome import FINISHED, REJECTED, WAITING, Outcome
 from .replica import Replica
 from .sequence import Sequence
 
 if TYPE_CHECKING:
     from .policies import Policy
-
-
-@dataclass(frozen=True)
-class Fault:
-    """Replica ``replica`` is down from ``start_s`` until ``end_s``; infinite: it does not come back."""
-
-    replica: int
-    start_s: float
-    end_s: float
 
 
 class Simulation:
@@ -39,10 +30,10 @@ class Simulation:
 
     def __init__(
         self, log: RequestLog, policy: Policy, *, longest: int | None = None, seed: int = 0,
-        longest_jump: int = 1 << 30, faults: Many[Fault] = (), until_s: float | None = None,
+        longest_jump: int = 1 << 30, faults: Many[Fault | LinkFault] = (), until_s: float | None = None,
     ) -> None:  # fmt: skip
         self.log, self.policy, self.longest, self.seed = log, policy, longest, seed
-        self.longest_jump, self.faults, self.until_s = longest_jump, tuple(faults), until_s
+        self.longest_jump, self.until_s = longest_jump, until_s
         self.env = simpy.Environment()
         self.random = np.random.default_rng(seed)
         self.outcome = Outcome(len(log))
@@ -58,10 +49,9 @@ class Simulation:
         self._next = 0
         self.homeless: list[Sequence] = []
         self.together: dict[Replica, None] | None = None
+        self.links: list[Link] = []
         self.replicas: list[Replica] = policy.build(self)
-        for fault in self.faults:
-            if not 0 <= fault.replica < len(self.replicas):
-                raise InputError(f"fault of replica {fault.replica}: there are {len(self.replicas)}, from 0")
+        self.faults = Faults(self, faults)
 
     @property
     def now(self) -> float:
@@ -81,18 +71,36 @@ class Simulation:
         """``call`` with an event of ``value`` in ``delay_s`` seconds."""
         self.env.timeout(delay_s, value).callbacks.append(call)
 
+    def every(self, period_s: float, call: Callable[[], None]) -> None:
+        """``call()`` every ``period_s`` seconds, until all requests have ended or nothing else can happen any more."""
+
+        def tick(_: Any) -> None:
+            if self.busy:
+                call()
+                if self.env.peek() < float("inf"):
+                    self.after(period_s, tick)
+
+        self.after(period_s, tick)
+
     def done(self) -> Simulation:
         """Itself, after :meth:`run`."""
         self.run()
         return self
 
-    def run(self) -> Outcome:
-        """Simulate until every request has ended."""
-        for fault in self.faults:
-            self.after(fault.start_s, self._down, fault)
+    def start(self) -> None:
+        """Put faults, the policy's own work and the first requests on the clock."""
+        self.faults.begin()
         self.policy.begin(self)
         self._arrivals()
+
+    def run(self) -> Outcome:
+        """Simulate until every request has ended."""
+        self.start()
         self.env.run(until=self.until_s)
+        return self.finish()
+
+    def finish(self) -> Outcome:
+        """The clock has stopped: who still waits will not be served."""
         if self.until_s is None:
             for i in np.flatnonzero(np.frombuffer(bytes(self.outcome.state), dtype=np.uint8) == WAITING).tolist():
                 self.reject(i, "no replica came back to serve it")
@@ -141,11 +149,11 @@ class Simulation:
         if replica is None:
             self.homeless.append(sequence)
             return
-        pool = replica.pool
-        if -(-(sequence.prompt + sequence.left) // pool.size) > pool.total:
+        size, room = replica.pool.size, self.policy.capacity(replica)
+        if -(-(sequence.prompt + sequence.left) // size) > room:
             self.reject(
                 sequence.index,
-                f"{sequence.prompt} + {sequence.left} tokens exceed the KV cache of {pool.total} × {pool.size}",
+                f"{sequence.prompt} + {sequence.left} tokens exceed the KV cache of {room} × {size}",
             )
             return
         replica.submit(sequence)
@@ -189,19 +197,16 @@ class Simulation:
             for j in self._turns.pop(start):
                 self._arrive(j)
 
-    # -- faults ----------------------------------------------------------------------------------
-    def _down(self, fault: Fault) -> None:
-        replica = self.replicas[fault.replica]
-        lost = replica.fail()
-        if np.isfinite(fault.end_s):
-            self.after(fault.end_s - self.env.now, self._up, replica)
-        with self.at_once():
-            for sequence in lost:
-                self.place(sequence)
-
-    def _up(self, replica: Replica) -> None:
-        waiting, self.homeless = self.homeless, []
+    def recovered(self, replica: Replica) -> None:
+        """``replica`` is back; who had nowhere to go goes."""
         with self.at_once():
             replica.recover()
+            self.policy.recovered(replica)
+            self.rehouse()
+
+    def rehouse(self) -> None:
+        """Send those who had nowhere to go by the policy again."""
+        waiting, self.homeless = self.homeless, []
+        with self.at_once():
             for sequence in waiting:
                 self.place(sequence)

@@ -27,7 +27,8 @@ import numpy.typing as npt
 
 from ..errors import InputError
 from ..hw.collective import collective_time
-from ..hw.cost import cost, kind_modules, prepare, rated_power
+from ..hw.cost import OperatorModel, cost, kind_modules, prepare, rated_power
+from ..hw.frequency import Clock, scaled, slowed
 from ..hw.spec import Device
 from ..workloads.compiled import CompiledTrace, compile_trace
 from ..workloads.parallel import ONE_DEVICE, Parallel, tensor_parallel
@@ -47,7 +48,8 @@ class StepModel:
     """Seconds and joules of iterations of one replica: ``parallel.tp`` × ``parallel.pp`` devices.
 
     ``longest``: the longest context that will be asked for. Energies are those of all devices of the replica.
-    ``slower``: factors on the devices' times of decode and of mixed iterations.
+    ``clock``: below the rated one, where it is given. ``slower``: factors on the devices' times of decode and of mixed
+    iterations.
     Raises ``InputError`` for devices and models that the cost model refuses.
     """
 
@@ -58,16 +60,20 @@ class StepModel:
         parallel: Parallel = ONE_DEVICE,
         profile: EngineProfile | None = None,
         longest: int | None = None,
+        clock: Clock | None = None,
     ) -> None:
         if parallel.dp > 1:
             raise InputError(f"{parallel}: a replica has no data parallelism; ask for replicas")
-        self.trace, self.device, self.parallel = trace, device, parallel
+        self.trace, self.parallel = trace, parallel
+        self.device, self.clock = device, clock
+        if clock is not None:
+            self.device = device = slowed(device, clock)
         self.share = tensor_parallel(trace, parallel.tp)
         self.profile = profile or EngineProfile()
         self.slower = (1.0, 1.0)
         self.longest = int(longest or trace.max_context or 32768)
         self._compiled = compiled = compile_trace(self.share)
-        _, self.model = prepare(compiled, device)
+        self.model = self._prepared(compiled)
         mixed = getattr(kind_modules().get(device.kind), "mixed_attention", None)
         self._mixed = mixed(compiled, device) if mixed is not None else None
         token, sequence, context = sorts(compiled)
@@ -85,7 +91,11 @@ class StepModel:
         self._bits = next(
             (t.bits for op, _ in self.share.operators() for t in op.writes if t.role == "activation"), 16.0
         )
-        self.contexts = ContextTable(compiled, self.model, context, device, self.longest)
+        self.contexts = ContextTable(compiled, self.model, context, self._prepared, self.longest)
+
+    def _prepared(self, compiled: CompiledTrace) -> OperatorModel:
+        model = prepare(compiled, self.device)[1]
+        return scaled(model, self.device, self.clock) if self.clock else model
 
     @property
     def devices(self) -> int:

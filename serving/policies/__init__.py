@@ -14,12 +14,13 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from ...errors import InputError, unknown_name
 from ...settings import Parameter, Value, read_settings
 from ..blocks import BlockPool
-from ..memory import KvMemory, kv_memory
+from ..memory import CacheBytes, KvMemory, kv_memory
 from ..pipeline import Pipeline
 from ..replica import Replica
-from ..scheduling import ORDERS, Schedule
+from ..scheduling import ORDERS, Plan, Schedule
 from ..sequence import Sequence
 from ..steps import StepModel
+from ..tiers import Tiers, described
 
 if TYPE_CHECKING:
     from ..cluster import Cluster
@@ -87,7 +88,15 @@ class Policy:
         stages = steps.parallel.pp
         pool = BlockPool(memory.blocks // stages, memory.block, *shared)
         seats = max(memory.seats // stages, 1)
-        return Replica(self.simulation, number, steps, pool, self.schedule(role), seats, role)
+        replica = Replica(self.simulation, number, steps, pool, self.schedule(role), seats, role)
+        if self.settings.get("preempt") == "swap" or self.settings.get("spill", "no") != "no":
+            replica.tiers = Tiers(replica, CacheBytes(self.cluster.trace), self.settings)
+        return replica
+
+    def unstaged(self) -> None:
+        """Raise ``InputError`` where replicas are pipelines, whose stages this policy does not know."""
+        if self.cluster.parallel.pp > 1:
+            raise InputError(f"policy {self.name}: replicas with pipeline stages; accepted: --parallel tp=N,dp=N")
 
     # -- what happens --------------------------------------------------------------------------------
     def begin(self, simulation: Simulation) -> None:
@@ -110,12 +119,26 @@ class Policy:
         """``sequence`` has its first token at ``replica``; True: it goes on elsewhere, which is this policy's doing."""
         return False
 
+    def computing(self, replica: Replica, plan: Plan, seconds: float) -> None:
+        """``replica`` begins an iteration with chunks, which ends in ``seconds``."""
+
     def iterated(self, replica: Replica) -> None:
         """An iteration of ``replica`` has ended."""
 
+    def capacity(self, replica: Replica) -> int:
+        """KV blocks that a request which goes to ``replica`` may fill."""
+        return replica.pool.total
+
+    def failed(self, replica: Replica) -> list[Sequence]:
+        """``replica`` has gone down; the sequences that are lost with it beyond those in it, to start over."""
+        return []
+
+    def recovered(self, replica: Replica) -> None:
+        """``replica`` is back, empty."""
+
     def result(self) -> dict[str, Any]:
         """What this policy adds to a result document."""
-        return {}
+        return described(self.simulation.replicas)
 
 
 def _load(replica: Replica) -> int:

@@ -6,6 +6,7 @@ from typing import ClassVar
 
 from ...settings import Parameter
 from ..scheduling import Schedule
+from ..tiers import TIERS
 from . import ORDER, ROUTE, Policy
 from .vllm import TokenBudget
 
@@ -21,6 +22,7 @@ class Sarathi(Policy):
         "tile": Parameter(128, "chunks are cut to a multiple of it", low=1, high=4096),
         "order": ORDER,
         "route": ROUTE,
+        **TIERS,
     }
 
     def schedule(self, role: str = "") -> Schedule:

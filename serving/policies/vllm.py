@@ -8,6 +8,7 @@ from ...settings import Parameter
 from ..replica import Replica
 from ..scheduling import Plan, Schedule
 from ..sequence import Sequence
+from ..tiers import TIERS
 from . import ORDER, ROUTE, Policy
 
 
@@ -26,6 +27,8 @@ class TokenBudget(Schedule):
 
     def plan(self, replica: Replica) -> Plan | None:
         preempted = bool(replica.decoding) and self._make_room(replica)
+        if replica.leaving and replica.grown(1) > replica.pool.free:
+            return None  # until what is on its way out has left room
         if not (replica.waiting or replica.prefilling):
             return Plan() if replica.decoding else None
         left = self.limit(replica) - len(replica.decoding)
@@ -48,7 +51,7 @@ class TokenBudget(Schedule):
     def _make_room(replica: Replica) -> bool:
         """Preempt until the next token of everybody has room; whether anybody had to go."""
         preempted = False
-        while replica.decoding and replica.grown(1) > replica.pool.free:
+        while replica.decoding and replica.grown(1) > replica.pool.free + replica.leaving:
             youngest = replica.youngest()
             assert youngest is not None  # somebody decodes
             replica.preempt(youngest)
@@ -60,12 +63,13 @@ class Vllm(Policy):
     """See :class:`TokenBudget`."""
 
     name = "vllm"
-    description = "token budget per iteration: decoding sequences first, prompts in chunks, preemption by recomputing"
+    description = "token budget per iteration: decoding sequences first, prompts in chunks; recomputes or swaps"
     source = "vLLM V1, vllm/v1/core/sched/scheduler.py; paging: Kwon et al., SOSP 2023"
     parameters: ClassVar[dict[str, Parameter]] = {
         "budget": Parameter(0, "most tokens of an iteration; 0 = the engine's", low=0, high=1e6),
         "order": ORDER,
         "route": ROUTE,
+        **TIERS,
     }
 
     def schedule(self, role: str = "") -> Schedule:
