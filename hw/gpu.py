@@ -302,7 +302,7 @@ class _Maker:
 
         def time(at: Points) -> Answer:
             batch, kv = at(d["batch"]), at(d["kv"])
-            most = np.minimum(skew * kv + longer, batch * kv)
+            most = np.minimum(skew, batch) * kv + longer
             parts = attention_parts(
                 batch, at(d["query"]), kv, heads, kv_heads, head_dim, value_dim,
                 self.card, constants, kernel, kv_max=most, window=window, bits=bits,

@@ -30,7 +30,7 @@ TILE = 128
 """Keys of the longest tile that kernels round a context up to."""
 SAMPLES = (np.arange(4) + 0.5) / 4 - 0.5
 """Where around a knot costs are sampled, in tiles."""
-LONGER = (0.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0)
+LONGER = (0.0, *(256.0 * 2**k for k in range(9)))
 """Tokens by which the longest context exceeds the mean, at which curves are kept."""
 EXACT_BATCH, GROUP, PER_OCTAVE = 32, 8, 16
 """Decoding batches are evaluated one by one up to the first, so many at a time; then so many per doubling."""
@@ -61,19 +61,33 @@ class Rows:
         energy = sum((e[self.mask] for e in costs.energy_j.values()), np.zeros_like(costs.time_s[self.mask]))
         return Part(counts @ costs.time_s[self.mask], counts @ energy)
 
-    def alone(self, device: Device) -> Rows:
-        """The same rows as a trace of their own, which is quicker where the model's rows do not depend on others."""
+    def alone(self, device: Device) -> Rows | None:
+        """The same rows as a trace of their own, which is quicker; None where rows depend on others of the trace."""
         kept = replace(
             self.compiled,
             rows=tuple(r for r, here in zip(self.compiled.rows, self.mask, strict=True) if here),
             coefficients={name: matrix[self.mask] for name, matrix in self.compiled.coefficients.items()},
             counts=self.compiled.counts[self.mask],
         )
-        rows = Rows(kept, prepare(kept, device)[1], np.ones(len(kept.rows), dtype=bool))
+        try:
+            rows = Rows(kept, prepare(kept, device)[1], np.ones(len(kept.rows), dtype=bool))
+        except KeyError:  # a model that looks for every operator of the trace
+            return None
         points = np.array([1.0, 3.0, 1.0]), np.array([1.0, 1.0, 200.0]), np.array([100.0, 700.0, 50.0])
         mine, theirs = self.at(*points), rows.at(*points)
         same = np.allclose(mine.time_s, theirs.time_s, rtol=1e-12) and np.allclose(mine.energy_j, theirs.energy_j)
-        return rows if same else self
+        return rows if same else None
+
+
+class Increase(Rows):
+    """What a context adds to a pass: all rows less the others at no cached tokens. For models whose rows share what
+    they wait for (operators fused into one), where the rows that depend on contexts are not all that does."""
+
+    def at(self, b: npt.ArrayLike, q: npt.ArrayLike, c: npt.ArrayLike) -> Part:
+        """At points (batch, query, context) that broadcast to (points,)."""
+        everything = Rows(self.compiled, self.model, np.ones_like(self.mask)).at(b, q, c)
+        others = Rows(self.compiled, self.model, ~self.mask).at(b, q, np.zeros_like(np.asarray(c, dtype=float)))
+        return Part(everything.time_s - others.time_s, everything.energy_j - others.energy_j)
 
 
 class ContextTable:
@@ -83,7 +97,7 @@ class ContextTable:
         self._device, self._any, self._longest = device, bool(mask.any()), longest
         self._rows = Rows(compiled, model, mask)
         if self._any:
-            self._rows = self._rows.alone(device)
+            self._rows = self._rows.alone(device) or Increase(compiled, model, mask)
         lengths = np.unique(np.round(np.concatenate([np.arange(1, 17), 2 ** np.arange(4, 24, 0.125)])))
         self._lengths: list[float] = lengths[: max(int(np.searchsorted(lengths, longest)) + 1, 2)].tolist()
         self._cached: list[float] = knots(longest).tolist()
@@ -196,8 +210,11 @@ class ContextTable:
         """Index into :data:`LONGER`, and the weight of the next."""
         if longer <= 0 or not self.uneven_matters:
             return 0, 0.0
-        i = min(bisect_right(LONGER, longer), len(LONGER) - 1) - 1
-        return i, min((longer - LONGER[i]) / (LONGER[i + 1] - LONGER[i]), 1.0)
+        i = bisect_right(LONGER, longer) - 1
+        if i > len(LONGER) - 2:
+            return len(LONGER) - 2, 1.0
+        low = LONGER[i]
+        return i, (longer - low) / (LONGER[i + 1] - low)
 
     @cached_property
     def uneven_matters(self) -> bool:
@@ -213,7 +230,7 @@ class ContextTable:
             compiled = replace(
                 self._rows.compiled, rows=tuple(_uneven(row, longer) for row in self._rows.compiled.rows)
             )
-            self._rows_of[longer] = Rows(compiled, prepare(compiled, self._device)[1], self._rows.mask)
+            self._rows_of[longer] = type(self._rows)(compiled, prepare(compiled, self._device)[1], self._rows.mask)
         return self._rows_of[longer]
 
     # -- chunks ------------------------------------------------------------------------------

@@ -57,12 +57,14 @@ def spread(values: Array, weights: Array | None = None) -> dict[str, float | Non
     if not values.size:
         return {"mean": None, **dict.fromkeys(QUANTILES)}
     if weights is None:
-        return {"mean": float(values.mean()), **{k: float(np.quantile(values, q)) for k, q in QUANTILES.items()}}
+        found = np.quantile(values, list(QUANTILES.values())).tolist()
+        return {"mean": float(values.mean()), **dict(zip(QUANTILES, found, strict=True))}
     weights = weights[here]
     order = np.argsort(values, kind="stable")
     total = np.cumsum(weights[order])
-    found = {k: float(values[order][np.searchsorted(total, q * total[-1])]) for k, q in QUANTILES.items()}
-    return {"mean": float((values * weights).sum() / total[-1]), **found}
+    at = np.searchsorted(total, np.array(list(QUANTILES.values())) * total[-1])
+    found = values[order[at]].tolist()
+    return {"mean": float((values * weights).sum() / total[-1]), **dict(zip(QUANTILES, found, strict=True))}
 
 
 @dataclass(frozen=True)

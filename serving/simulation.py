@@ -153,6 +153,8 @@ class Simulation:
     def finished(self, replica: Replica, sequence: Sequence, now: float) -> None:
         """All tokens of ``sequence`` are written."""
         outcome, i = self.outcome, sequence.index
+        if outcome.state[i] != WAITING:
+            raise AssertionError(f"request {i} ends twice")
         outcome.last_s[i] = now
         outcome.finish_s[i] = now
         outcome.written[i] = self._output[i]

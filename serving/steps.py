@@ -192,7 +192,7 @@ class StepModel:
 
     def _contexts_j(self, n: Whole, mean: Array) -> Array:
         out = np.zeros(n.size)
-        for batch in np.unique(n[n > 0]):
+        for batch in np.flatnonzero(np.bincount(n, minlength=1)[1:]) + 1:
             here = n == batch
             out[here] = self.contexts.decode_j(int(batch), mean[here])
         return out
@@ -216,13 +216,15 @@ class _Integers:
 
     def time(self, n: int) -> float:
         """Seconds at ``n`` ≥ 1."""
-        return self._block(-1)[0][n] if n < FEW else self._block(n // BLOCK)[0][n % BLOCK]
+        i = -1 if n < FEW else n // BLOCK
+        times = (self._blocks.get(i) or self._block(i))[0]
+        return times[n] if i < 0 else times[n % BLOCK]
 
     def energies(self, n: Whole) -> Array:
         """Joules at each of ``n``; 0 where it is 0."""
         out = np.zeros(n.size)
         blocks = np.where(n < FEW, -1, n // BLOCK)
-        for i in np.unique(blocks[n > 0]):
+        for i in np.flatnonzero(np.bincount(blocks[n > 0] + 1)) - 1:
             here = (n > 0) & (blocks == i)
             out[here] = self._block(int(i))[1][n[here] - max(int(i), 0) * BLOCK]
         return out
