@@ -21,6 +21,8 @@ HIGH = 2.6
 """Inches of the figure of one run."""
 FAR = 30.0
 """A limit that is this many times beyond all latencies is told, and not drawn."""
+LABEL = 0.6
+"""Inches of a mark's label and its distance."""
 WIDE = 10.0
 """Least ratio of the ends of the axis: a steady latency is a cliff, not a wide curve."""
 
@@ -54,7 +56,10 @@ def _panel(canvas: Canvas, runs: Sequence[Run], name: str) -> None:
         return
     limits = _limits(runs, name)
     left, right = _ends([q for _, q in drawn], limits)
-    box = (0.42, 0.26, canvas.width - 0.5, canvas.height - 0.66)
+    box = (0.42, 0.26, canvas.width - 0.66, canvas.height - 0.66)
+    if len(runs) == 1:  # room for the last mark's label beside its dot
+        last = max(left, getattr(runs[0].document, name).p99 or left)
+        right = max(right, left * (last / left) ** (1 / (1 - LABEL / box[2])))
     axes = canvas.axes(*box)
     axes.grid(True)
     log_axis(axes, "x", left, right, tick("s"))
