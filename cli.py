@@ -10,15 +10,16 @@ import os
 import shlex
 import sys
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated
 
 import typer
 
 from . import __version__
 from .cli_bench import bench
-from .cli_common import Json, Quiet, answer
+from .cli_common import Json, Name, Quiet, answer, card, listing
 from .cli_place import place as place_command
 from .cli_rtl import rtl
+from .cli_serve import policies as policies_command
 from .cli_serve import serve as serve_command
 from .errors import InputError, unknown_name
 from .files import check_writable, json_text, write_whole
@@ -42,7 +43,6 @@ Output = Annotated[int, typer.Option(help="Tokens written per sequence.")]
 Apply = Annotated[list[str] | None, typer.Option("--apply", help="Technique, as name:key=value,key=value. Repeatable.")]
 Count = Annotated[int | None, typer.Option(help="Devices; without --parallel they share every layer (tp).")]
 ParallelText = Annotated[str | None, typer.Option("--parallel", help="Degrees, as tp=4,pp=2,dp=1.")]
-Name = Annotated[str | None, typer.Argument(help="Show this one with all its fields.")]
 
 app.add_typer(rtl, name="rtl")
 app.add_typer(bench, name="bench")
@@ -103,12 +103,6 @@ def _fail(message: str, code: int = 2) -> int:
     return code
 
 
-def _listing(kind: str, entries: list[dict[str, Any]], as_json: bool, quiet: bool) -> None:
-    if quiet and not as_json:
-        return print(*(e["name"] for e in entries), sep="\n")
-    answer(entries, as_json, quiet, lambda: terminal.listing(kind, entries))
-
-
 # -- what there is -------------------------------------------------------------------------------
 @app.command()
 def models(name: Name = None, json_: Json = False, quiet: Quiet = False) -> None:
@@ -120,7 +114,7 @@ def models(name: Name = None, json_: Json = False, quiet: Quiet = False) -> None
 
     if name is None:
         entries = [{"name": n, "description": load_config(n).description} for n in model_names()]
-        return _listing("models", entries, json_, quiet)
+        return listing("models", entries, json_, quiet)
     fields = load_config(name).model_dump(exclude_none=True)
     answer(fields, json_, quiet, lambda: terminal.fields(fields))
 
@@ -137,7 +131,7 @@ def devices(name: Name = None, json_: Json = False, quiet: Quiet = False) -> Non
     if name is None:
         found = [load_device(n) for n in device_names()]
         entries = [{"name": d.name, "kind": d.kind, "year": d.year, "description": d.description} for d in found]
-        return _listing("devices", entries, json_, quiet)
+        return listing("devices", entries, json_, quiet)
     card = load_device(name)
     fields = card.to_dict() | {"area_parts": area_document(card), "price_parts": price_document(card)}
     answer(fields, json_, quiet, lambda: terminal.fields(card.to_dict()))
@@ -153,19 +147,11 @@ def techniques(name: Name = None, json_: Json = False, quiet: Quiet = False) -> 
 
     if name is None:
         entries = [{"name": t.name, "description": t.description} for t in known().values()]
-        return _listing("techniques", entries, json_, quiet)
+        return listing("techniques", entries, json_, quiet)
     if name not in known():
         raise unknown_name("technique", name, known())
     found = known()[name]
-    parameters = {
-        key: {
-            "default": p.default, "meaning": p.meaning, "choices": list(p.choices),
-            "range": None if isinstance(p.default, str) else [p.low, p.high],
-        }
-        for key, p in found.parameters.items()
-    }  # fmt: skip
-    fields = {"name": name, "description": found.description, "source": found.source, "parameters": parameters}
-    answer(fields, json_, quiet, lambda: terminal.technique_card(fields))
+    card(name, found.description, found.source, found.parameters, json_, quiet)
 
 
 # -- the spine -----------------------------------------------------------------------------------
@@ -419,6 +405,7 @@ def calibrate(
 
 app.command("place")(place_command)
 app.command("serve")(serve_command)
+app.command("policies")(policies_command)
 
 
 # -- published systems -----------------------------------------------------------------------------
@@ -434,7 +421,7 @@ def systems(name: Name = None, json_: Json = False, quiet: Quiet = False) -> Non
         found = [load_system(n) for n in system_names()]
         entries = [{"name": s.name, "year": s.year, "claims": len(s.claims), "description": s.description}
                    for s in found]  # fmt: skip
-        return _listing("systems", entries, json_, quiet)
+        return listing("systems", entries, json_, quiet)
     fields = load_system(name).model_dump(exclude_none=True)
     answer(fields, json_, quiet, lambda: terminal.fields(fields))
 

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Annotated, Any
 
 import typer
 
 from .files import json_text
+from .reports import terminal
+from .settings import Parameter
 
+Name = Annotated[str | None, typer.Argument(help="Show this one with all its fields.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
 Quiet = Annotated[bool, typer.Option("--quiet", help="No text and no progress; files are written. Lists: names only.")]
 
@@ -20,3 +23,25 @@ def answer(document: Any, as_json: bool, quiet: bool, say: Callable[[], None]) -
         sys.stdout.write(json_text(document, ascii_only=(sys.stdout.encoding or "").lower() != "utf-8"))
     elif not quiet:
         say()
+
+
+def listing(kind: str, entries: list[dict[str, Any]], as_json: bool, quiet: bool) -> None:
+    """What there is of a ``kind``; with ``quiet`` the names alone."""
+    if quiet and not as_json:
+        return print(*(e["name"] for e in entries), sep="\n")
+    answer(entries, as_json, quiet, lambda: terminal.listing(kind, entries))
+
+
+def card(
+    name: str, description: str, source: str, parameters: Mapping[str, Parameter], as_json: bool, quiet: bool
+) -> None:  # fmt: skip
+    """One thing that is chosen by name, with its parameters."""
+    told = {
+        key: {
+            "default": p.default, "meaning": p.meaning, "choices": list(p.choices),
+            "range": None if isinstance(p.default, str) else [p.low, p.high],
+        }
+        for key, p in parameters.items()
+    }  # fmt: skip
+    fields = {"name": name, "description": description, "source": source, "parameters": told}
+    answer(fields, as_json, quiet, lambda: terminal.technique_card(fields))

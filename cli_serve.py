@@ -7,7 +7,8 @@ from typing import Annotated
 
 import typer
 
-from .cli_common import Json, Quiet, answer
+from .cli_common import Json, Name, Quiet, answer, card, listing
+from .errors import unknown_name
 from .files import check_writable, json_text, write_whole
 
 
@@ -20,15 +21,16 @@ def serve(
     requests: Annotated[
         str, typer.Option(help="FILE.csv, FILE.jsonl, or poisson:rate=2,n=1000,prompt=512,output=128 and the like.")
     ],
-    policy: Annotated[
-        str, typer.Option(help="NAME or NAME:key=value,… (tokenfab serve --policies lists them).")
-    ] = "vllm",
+    policy: Annotated[str, typer.Option(help="NAME or NAME:key=value,… (tokenfab policies lists them).")] = "vllm",
     count: Annotated[int | None, typer.Option(help="Devices; a multiple of tp × pp adds replicas.")] = None,
     parallel: Annotated[str | None, typer.Option(help="Of one replica, as tp=4,pp=2; dp=N: replicas.")] = None,
     engine: Annotated[str, typer.Option(help="Engine profile: overheads, memory, limits.")] = "ideal",
     slo: Annotated[str | None, typer.Option(help="Limits of goodput, as ttft=0.5,tpot=0.05 (seconds).")] = None,
     apply: Annotated[
         list[str] | None, typer.Option("--apply", help="Technique, as name:key=value,key=value. Repeatable.")
+    ] = None,
+    fault: Annotated[
+        list[str] | None, typer.Option(help="As replica=3,at=10,for=60 or link=NAME,at=…,for=…,factor=0.1. Repeatable.")
     ] = None,
     find: Annotated[
         float | None, typer.Option("--capacity", help="Highest rate at which this share of requests keeps --slo.")
@@ -52,6 +54,7 @@ def serve(
     from .serving.capacity import capacity
     from .serving.cluster import Cluster
     from .serving.engine import load_profile
+    from .serving.faults import parse_fault
     from .serving.run import parse_slo
     from .serving.run import serve as simulate
     from .serving.timeline import timeline as draw
@@ -62,6 +65,7 @@ def serve(
 
     limits = parse_slo(slo)
     degrees = parse_parallel(parallel, count)
+    faults = [parse_fault(text) for text in fault or []]
     log = parse_requests(requests, seed=seed, skip_bad=skip_bad)
     trace = apply_techniques(load_trace(model), apply or [])
     cluster = Cluster(
@@ -70,7 +74,7 @@ def serve(
     )  # fmt: skip
     for path in filter(None, (save, timeline)):
         check_writable(path)
-    document, simulation = simulate(log, cluster, policy, slo=limits, seed=seed, interval=interval)
+    document, simulation = simulate(log, cluster, policy, slo=limits, seed=seed, faults=faults, interval=interval)
     document["command"] = run_.obj
     if find is not None:
         document["capacity"] = asdict(capacity(log, cluster, policy, limits, find, seed))
@@ -79,3 +83,19 @@ def serve(
     if save is not None:
         write_whole(save, json_text(document))
     answer(document, json_, quiet, lambda: serving_summary(document))
+
+
+def policies(name: Name = None, json_: Json = False, quiet: Quiet = False) -> None:
+    """List the policies of tokenfab serve, or show one with its parameters.
+
+    Example: tokenfab policies sarathi
+    """
+    from .serving.policies import policies as known
+
+    if name is None:
+        entries = [{"name": p.name, "description": p.description} for p in known().values()]
+        return listing("policies", entries, json_, quiet)
+    if name not in known():
+        raise unknown_name("policy", name, known())
+    found = known()[name]
+    card(name, found.description, found.source, found.parameters, json_, quiet)
