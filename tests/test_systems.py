@@ -18,6 +18,7 @@ from tokenfab.hw.estimate import Request, estimate
 from tokenfab.hw.gates import integer_mac, lookup_mac
 from tokenfab.systems.metrics import MEANS, METRICS, Value, known_figures, known_metrics, mean
 from tokenfab.systems.runner import STATUSES, reproduce, status
+from tokenfab.systems.served import SERVED
 from tokenfab.systems.spec import load_system, system_names
 from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.techniques import apply_techniques
@@ -275,5 +276,5 @@ def test_the_command_line_prints_the_promised_keys(tmp_path: Path, capsys: pytes
 
 def test_the_page_lists_every_metric_and_figure() -> None:
     page = (Path(__file__).parents[1] / "docs/systems.md").read_text(encoding="utf-8")
-    for name, (text, _) in {**known_metrics(), **known_figures()}.items():
+    for name, (text, _) in {**known_metrics(), **known_figures(), **SERVED}.items():
         assert f"| `{name}` | {text} |" in page
