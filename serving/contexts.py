@@ -18,6 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..hw.cost import OperatorModel, prepare
+from ..hw.event import busy_of
 from ..hw.spec import Device
 from ..workloads.compiled import CompiledTrace, Row
 from .curves import Curve, knots
@@ -39,24 +40,35 @@ EXACT_BATCH, PER_OCTAVE = 32, 16
 
 @dataclass(frozen=True)
 class Part:
-    """Seconds and joules (dynamic) of some rows of one pass on one device, repetitions counted; (points,)."""
+    """Seconds and joules (dynamic) of some rows of one pass on one device, repetitions counted; (points,).
+
+    ``busy_s``: seconds for which they occupy each resource that was asked for, (resources, points).
+    """
 
     time_s: Array
     energy_j: Array
+    busy_s: Array
 
 
 class Rows:
-    """Some rows of a compiled trace under its device's model."""
+    """Some rows of a compiled trace under its device's model. ``resources``: whose occupation is asked for."""
 
-    def __init__(self, compiled: CompiledTrace, model: OperatorModel, mask: Mask) -> None:
-        self.compiled, self.model, self.mask = compiled, model, mask
+    def __init__(
+        self, compiled: CompiledTrace, model: OperatorModel, mask: Mask, resources: tuple[str, ...] = ()
+    ) -> None:
+        self.compiled, self.model, self.mask, self.resources = compiled, model, mask, resources
 
     def at(self, b: npt.ArrayLike, q: npt.ArrayLike, c: npt.ArrayLike) -> Part:
         """At points (batch, query, context) that broadcast to (points,)."""
         costs = self.model.rows(self.compiled.basis_at(b, q, c))
         counts = self.compiled.counts[self.mask]
         energy = sum((e[self.mask] for e in costs.energy_j.values()), np.zeros_like(costs.time_s[self.mask]))
-        return Part(counts @ costs.time_s[self.mask], counts @ energy)
+        busy = np.zeros((len(self.resources), costs.time_s.shape[1]))
+        if self.resources:
+            found = busy_of(costs, self.model.reasons)
+            for i, name in enumerate(self.resources):
+                busy[i] = counts @ found[name][self.mask] if name in found else 0.0
+        return Part(counts @ costs.time_s[self.mask], counts @ energy, busy)
 
     def alone(self, device: Device) -> Rows:
         """The same rows as a trace of their own, which is quicker where the model's rows do not depend on others."""
@@ -66,7 +78,7 @@ class Rows:
             coefficients={name: matrix[self.mask] for name, matrix in self.compiled.coefficients.items()},
             counts=self.compiled.counts[self.mask],
         )
-        rows = Rows(kept, prepare(kept, device)[1], np.ones(len(kept.rows), dtype=bool))
+        rows = Rows(kept, prepare(kept, device)[1], np.ones(len(kept.rows), dtype=bool), self.resources)
         points = np.array([1.0, 3.0, 1.0]), np.array([1.0, 1.0, 200.0]), np.array([100.0, 700.0, 50.0])
         mine, theirs = self.at(*points), rows.at(*points)
         same = np.allclose(mine.time_s, theirs.time_s, rtol=1e-12) and np.allclose(mine.energy_j, theirs.energy_j)
@@ -74,21 +86,28 @@ class Rows:
 
 
 class ContextTable:
-    """Seconds and joules of the context rows (``mask``) of one pass, up to ``longest`` tokens."""
+    """Seconds and joules of the context rows (``mask``) of one pass, up to ``longest`` tokens.
 
-    def __init__(self, compiled: CompiledTrace, model: OperatorModel, mask: Mask, device: Device, longest: int) -> None:
-        self._device, self._any = device, bool(mask.any())
-        self._rows = Rows(compiled, model, mask)
+    ``query``: new tokens of each sequence of a decode step (more than one where a draft's proposals are verified).
+    ``resources``: whose occupation is kept too.
+    """
+
+    def __init__(
+        self, compiled: CompiledTrace, model: OperatorModel, mask: Mask, device: Device, longest: int, query: int = 1,
+        resources: tuple[str, ...] = (),
+    ) -> None:  # fmt: skip
+        self._device, self._any, self._query = device, bool(mask.any()), float(query)
+        self._rows = Rows(compiled, model, mask, resources)
         if self._any:
             self._rows = self._rows.alone(device)
         self.at = knots(longest)
         lengths = np.unique(np.round(np.concatenate([np.arange(1, 17), 2 ** np.arange(4, 24, 0.125)])))
         self._lengths = lengths[: int(np.searchsorted(lengths, longest)) + 1]
         self._skewed: dict[float, Rows] = {1.0: self._rows}
-        self._blocks: dict[tuple[int, int], tuple[Array, Array, Array]] = {}
+        self._blocks: dict[tuple[int, int], tuple[Array, ...]] = {}
         self._curves: dict[tuple[int, int], Curve] = {}
-        self._columns: dict[int, tuple[Array, Array]] = {}
-        self._chunks: dict[tuple[int, int], tuple[float, float]] = {}
+        self._columns: dict[int, tuple[Array, ...]] = {}
+        self._chunks: dict[tuple[int, int], tuple[float, ...]] = {}
 
     @cached_property
     def launch_s(self) -> float:
@@ -111,6 +130,24 @@ class ContextTable:
         (e0, e1), w = self._pair(n, 0, 2)
         return np.interp(mean, self.at, e0 + w * (e1 - e0))
 
+    def knot_times(self, n: int, longer: float) -> Array:
+        """Seconds of a decode step of ``n`` sequences at the mean contexts ``at``, (knots,)."""
+        level, weight = self._level(longer)
+        (t0, t1), w = self._pair(n, level, 1)
+        found = t0 + w * (t1 - t0)
+        if weight:
+            (t0, t1), w = self._pair(n, level + 1, 1)
+            found = found + weight * (t0 + w * (t1 - t0) - found)
+        return found
+
+    def knot_busy(self, n: int) -> Array:
+        """Seconds for which a decode step of ``n`` sequences occupies each resource, (resources, knots)."""
+        found = []
+        for i in range(len(self._rows.resources)):
+            (b0, b1), w = self._pair(n, 0, 3 + i)
+            found.append(b0 + w * (b1 - b0))
+        return np.stack(found)
+
     def _curve(self, n: int, level: int) -> Curve:
         found = self._curves.get((n, level))
         if found is None:
@@ -119,7 +156,8 @@ class ContextTable:
         return found
 
     def _pair(self, n: int, level: int, which: int) -> tuple[tuple[Array, Array], float]:
-        """The evaluated batches around ``n``, and the weight of the upper: seconds (1) or joules (2) at the knots."""
+        """The evaluated batches around ``n``, and the weight of the upper: seconds (1), joules (2) or seconds of a
+        resource (from 3) at the knots."""
         octave = max(int(np.ceil(np.log2(n / EXACT_BATCH))), 0) if n > EXACT_BATCH else 0
         if (octave, level) not in self._blocks:
             self._blocks[octave, level] = self._block(octave, level)
@@ -128,15 +166,16 @@ class ContextTable:
         i = min(int(np.searchsorted(nodes, n, side="right")) - 1, nodes.size - 2)
         return (values[i], values[i + 1]), float((n - nodes[i]) / (nodes[i + 1] - nodes[i]))
 
-    def _block(self, octave: int, level: int) -> tuple[Array, Array, Array]:
-        """Batches of an octave, ascending: (nodes,), and seconds and joules at the knots, (nodes, knots)."""
+    def _block(self, octave: int, level: int) -> tuple[Array, ...]:
+        """Batches of an octave, ascending: (nodes,), and seconds, joules and seconds of each resource at the knots,
+        (nodes, knots)."""
         if octave:
             nodes = np.unique(np.round(EXACT_BATCH * 2 ** (octave - 1) * (1 + np.arange(PER_OCTAVE + 1) / PER_OCTAVE)))
         else:
             nodes = np.arange(1.0, EXACT_BATCH + 1)
         shape = nodes.size, self.at.size
         if not self._any:
-            return nodes, np.zeros(shape), np.zeros(shape)
+            return nodes, *(np.zeros(shape) for _ in range(2 + len(self._rows.resources)))
         even = self._sampled(self._rows, nodes)
         time = even.time_s.reshape(shape)
         if level:
@@ -149,17 +188,17 @@ class ContextTable:
             w = np.where(j > i, (ratio - here[i]) / np.where(j > i, here[j] - here[i], 1.0), 0.0).clip(0, 1)
             low = np.take_along_axis(times, i[None], axis=0)[0]
             time = low + w * (np.take_along_axis(times, j[None], axis=0)[0] - low)
-        return nodes, time, even.energy_j.reshape(shape)
+        return nodes, time, even.energy_j.reshape(shape), *(busy.reshape(shape) for busy in even.busy_s)
 
     def _sampled(self, rows: Rows, nodes: Array) -> Part:
         """Means over a tile of keys around each knot (below one tile as it is); (nodes × knots,)."""
         around = self.at[:, None] + np.where(self.at[:, None] > TILE, TILE * SAMPLES, 0.0)
         n = np.broadcast_to(nodes[:, None, None], (nodes.size, *around.shape))
         c = np.broadcast_to(np.maximum(around, 0.0), n.shape)
-        part = rows.at(n.ravel(), 1.0, c.ravel())
-        return Part(
-            part.time_s.reshape(n.shape).mean(axis=2).ravel(), part.energy_j.reshape(n.shape).mean(axis=2).ravel()
-        )
+        part = rows.at(n.ravel(), self._query, c.ravel())
+        time, energy = (x.reshape(n.shape).mean(axis=2).ravel() for x in (part.time_s, part.energy_j))
+        busy = part.busy_s.reshape(len(rows.resources), *n.shape).mean(axis=3).reshape(len(rows.resources), time.size)
+        return Part(time, energy, busy)
 
     def _level(self, longer: float) -> tuple[int, float]:
         """Index into :data:`LONGER`, and the weight of the next."""
@@ -184,12 +223,14 @@ class ContextTable:
             compiled = replace(
                 self._rows.compiled, rows=tuple(_with_skew(row, float(skew)) for row in self._rows.compiled.rows)
             )
-            self._skewed[skew] = Rows(compiled, prepare(compiled, self._device)[1], self._rows.mask)
+            model = prepare(compiled, self._device)[1]
+            self._skewed[skew] = Rows(compiled, model, self._rows.mask, self._rows.resources)
         return self._skewed[skew]
 
     # -- chunks ------------------------------------------------------------------------------
-    def chunk(self, query: int, cached: int) -> tuple[float, float]:
-        """Seconds and dynamic joules of ``query`` new tokens of one sequence after ``cached``."""
+    def chunk(self, query: int, cached: int) -> tuple[float, ...]:
+        """Seconds, dynamic joules and seconds of each resource of ``query`` new tokens of one sequence after
+        ``cached``."""
         found = self._chunks.get((query, cached))
         if found is None:
             i = int(np.searchsorted(self.at, cached, side="right")) - 1
@@ -197,22 +238,21 @@ class ContextTable:
             w = float((cached - self.at[i]) / (self.at[i + 1] - self.at[i]))
             low = self._column(i)
             high = self._column(i + 1) if w else low
-            time, energy = (
+            if len(self._chunks) > 1 << 20:
+                self._chunks.clear()
+            found = self._chunks[query, cached] = tuple(
                 float((1 - w) * np.interp(query, self._lengths, x) + w * np.interp(query, self._lengths, y))
                 for x, y in zip(low, high, strict=True)
             )
-            if len(self._chunks) > 1 << 20:
-                self._chunks.clear()
-            found = self._chunks[query, cached] = time, energy
         return found
 
-    def _column(self, i: int) -> tuple[Array, Array]:
+    def _column(self, i: int) -> tuple[Array, ...]:
         if i not in self._columns:
             if self._any:
                 part = self._rows.at(1.0, self._lengths, float(max(self.at[i], 0.0)))
-                self._columns[i] = part.time_s, part.energy_j
+                self._columns[i] = part.time_s, part.energy_j, *part.busy_s
             else:
-                self._columns[i] = np.zeros_like(self._lengths), np.zeros_like(self._lengths)
+                self._columns[i] = (np.zeros_like(self._lengths),) * (2 + len(self._rows.resources))
         return self._columns[i]
 
 

@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..hw.hourly import hourly_usd
 from .outcome import FINISHED, REJECTED
 from .replica import Replica
 from .simulation import Simulation
@@ -87,6 +86,7 @@ def energy_of(replica: Replica, end_s: float, bins: int = POWER_POINTS) -> Energ
     mixed = tokens > 0
     joules = np.zeros(n.size)
     joules[~mixed] = steps.decode_j(n[~mixed], c.mean[~mixed]) * c.steps[~mixed]
+    joules[~mixed] += c.chunk_j[~mixed] * steps.parallel.tp
     joules[mixed] = steps.mixed_j(tokens[mixed], ends[mixed], n[mixed], c.mean[mixed], c.chunk_j[mixed])
     joules *= replica.energy_scale
     busy = float(c.duration_s.sum())
@@ -121,8 +121,7 @@ def metrics(simulation: Simulation, slo: Mapping[str, float] | None = None) -> d
     power = np.sum([e.power_w for e in energies], axis=0)
     devices = sum(r.steps.devices for r in replicas)
     hourly = [
-        hourly_usd(r.steps.device, r.steps.devices, e.total_j / end if end else 0.0)
-        for r, e in zip(replicas, energies, strict=True)
+        r.steps.hourly_usd(e.total_j / end if end else 0.0) for r, e in zip(replicas, energies, strict=True)
     ]
     usd = None if any(h is None for h in hourly) else sum(h[0] for h in hourly if h)
     ok = lat.within(slo or {})

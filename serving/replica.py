@@ -24,9 +24,16 @@ if TYPE_CHECKING:
     from .simulation import Simulation
 
 
+def parts_of(plan: Plan) -> tuple[list[tuple[int, int]], int]:
+    """Chunks of ``plan`` as (tokens, cached tokens), and how many of them end their prompt."""
+    chunks = [(tokens, s.done) for s, tokens in plan.chunks]
+    return chunks, sum(tokens == s.prompt - s.done for s, tokens in plan.chunks)
+
+
 class Replica:
     """One engine on its devices. ``speed`` divides iteration times (a power cap); ``up`` is False while it is down;
-    ``load`` counts the requests that are here, waiting or running."""
+    ``load`` counts the requests that are here, waiting or running. ``held``: whose answers are written, but who keep
+    their seat (:attr:`.Schedule.together`)."""
 
     def __init__(
         self, simulation: Simulation, number: int, steps: StepModel, pool: BlockPool, schedule: Schedule, seats: int,
@@ -40,6 +47,7 @@ class Replica:
         self.waiting: list[tuple[tuple[float, ...], int, Sequence]] = []
         self.prefilling: list[Sequence] = []
         self.decoding: list[tuple[int, int, Sequence]] = []
+        self.held: list[Sequence] = []
         self.counter = 0
         self.runs, self.gaps = Runs(), Gaps()
         self.energy_scale = 1.0
@@ -64,7 +72,12 @@ class Replica:
 
     def has_seat(self) -> bool:
         """Whether one more sequence may be admitted."""
-        return len(self.prefilling) + len(self.decoding) < self.seats
+        return len(self.prefilling) + len(self.decoding) + len(self.held) < self.seats
+
+    @property
+    def batch(self) -> int:
+        """Sequences that a decode step computes."""
+        return len(self.decoding) + len(self.held)
 
     def context(self, sequence: Sequence) -> int:
         """Cached tokens of a decoding sequence."""
@@ -73,7 +86,7 @@ class Replica:
     @property
     def mean(self) -> float:
         """Cached tokens per decoding sequence."""
-        return self._bases / len(self.decoding) + self.counter if self.decoding else 0.0
+        return self._bases / self.batch + self.counter if self.decoding else 0.0
 
     @property
     def longer(self) -> float:
@@ -81,7 +94,7 @@ class Replica:
         heap = self._tallest
         while heap and heap[0][2].place != 2:
             heappop(heap)
-        return -heap[0][0] - self._bases / len(self.decoding) if heap else 0.0
+        return -heap[0][0] - self._bases / self.batch if heap else 0.0
 
     def grown(self, steps: int) -> int:
         """Blocks that ``steps`` decode steps need."""
@@ -201,23 +214,24 @@ class Replica:
     # -- iterations ----------------------------------------------------------------------------------
     def _begin(self) -> None:
         plan = self.schedule.plan(self)
-        if plan is None or not (plan.chunks or (plan.decode and self.decoding)):
+        n = self.batch if plan is not None and plan.decode else 0
+        if plan is None or not (plan.chunks or n or plan.extra_s):
             self._plan = None
             return
         self._plan = plan
         self._started = self.simulation.now
-        n = len(self.decoding) if plan.decode else 0
-        if plan.chunks:
-            self._steps = 1
-            chunks = [(tokens, s.done) for s, tokens in plan.chunks]
-            ends = sum(tokens == s.prompt - s.done for s, tokens in plan.chunks)
-            seconds = self.steps.mixed_s(chunks, ends, n, self.mean, self.longer if n else 0.0)
-        else:
-            self._steps = self._horizon(plan)
-            seconds = self.steps.decode_s(n, self.mean, self.longer, self._steps)
-        self._duration = seconds / self.speed + plan.extra_s
+        self._steps = 1 if plan.chunks or plan.proposals or not n else self._horizon(plan)
+        self._duration = self.seconds(plan) / self.speed + plan.extra_s
         self._version += 1
         self.simulation.after(self._duration, self._ended, self._version)
+
+    def seconds(self, plan: Plan) -> float:
+        """What the iterations of ``plan`` take: one, or as many decode steps as it was found to stand for."""
+        n = self.batch if plan.decode else 0
+        if plan.chunks:
+            chunks, ends = parts_of(plan)
+            return self.steps.mixed_s(chunks, ends, n, self.mean, self.longer if n else 0.0)
+        return self.steps.decode_s(n, self.mean, self.longer, self._steps) if n else 0.0
 
     def _horizon(self, plan: Plan) -> int:
         """Decode steps that pass before a sequence ends or blocks run out."""
@@ -237,7 +251,7 @@ class Replica:
         if plan is None or plan.chunks or self._steps == 1:
             return
         passed = self.simulation.now - self._started
-        n, mean, longer = len(self.decoding), self.mean, self.longer
+        n, mean, longer = self.batch, self.mean, self.longer
 
         def until(steps: int) -> float:
             return self.steps.decode_s(n, mean, longer, steps) / self.speed + plan.extra_s
@@ -259,35 +273,35 @@ class Replica:
         if version != self._version or self._plan is None:
             return  # a run that was cut short, or a replica that went down
         plan, self._plan = self._plan, None
-        now, n = self.simulation.now, len(self.decoding) if plan.decode else 0
+        now, n = self.simulation.now, self.batch if plan.decode else 0
         self._record(plan, n)
         if n:
-            self._advance(n, now)
+            self._advance(plan, now)
         for sequence, tokens in plan.chunks:
             sequence.done += tokens
             if sequence.done >= sequence.prompt and sequence.place == 1:
                 self._prompt_ends(sequence, now)
+        if self.schedule.together:
+            self._sweep(now)
         self.simulation.policy.iterated(self)
         if self.up and self._plan is None:
             self._begin()
 
     def _record(self, plan: Plan, n: int) -> None:
         tokens = ends = 0
-        joules = 0.0
+        joules = plan.extra_j
         if plan.chunks:
-            for s, q in plan.chunks:
-                tokens += q
-                ends += q == s.prompt - s.done
-                joules += self.steps.contexts.chunk(q, s.done)[1]
-            tokens += n
+            chunks, ends = parts_of(plan)
+            tokens = sum(q for q, _ in chunks) + n
+            joules += self.steps.chunks_j(chunks, ends, n, self.mean, self.longer if n else 0.0)
         mean = self.mean + (self._steps - 1) / 2 if n else 0.0
         self.runs.add((
             self._started, self._duration, self._steps, n, mean, tokens, ends, joules, self.pool.held, len(self.waiting)
         ))  # fmt: skip
 
-    def _advance(self, n: int, now: float) -> None:
+    def _advance(self, plan: Plan, now: float) -> None:
         """``_steps`` decode steps are done."""
-        steps, each = self._steps, self._duration / self._steps
+        n, steps, each = len(self.decoding), self._steps, self._duration / self._steps
         first = self._started + each
         for stamp, count in self._cohorts.items():
             self.gaps.add(first - stamp, count)
@@ -298,11 +312,26 @@ class Replica:
         self.counter += steps
         if not self.pool.take(grown):
             raise AssertionError("a run of decode steps was planned without blocks")
-        heap, counter = self.decoding, self.counter
+        self._sweep(now)
+
+    def _sweep(self, now: float) -> None:
+        """Who has written all tokens leaves; of a batch that stays together, when all of them have."""
+        heap, counter, together = self.decoding, self.counter, self.schedule.together
         while heap and heap[0][0] <= counter:
             sequence = heappop(heap)[2]
-            self._leave(sequence)
-            self._finish(sequence, now)
+            if together:
+                self.simulation.outcome.last_s[sequence.index] = now
+                self._part(sequence)
+                self.held.append(sequence)
+            else:
+                self._leave(sequence)
+                self._finish(sequence, now)
+        if self.held and not heap and not self.prefilling:
+            done = list(self.held)
+            for sequence in done:
+                self._leave(sequence)
+            for sequence in done:
+                self._finish(sequence, now)
 
     def _leave(self, sequence: Sequence, *, heap: bool = False) -> None:
         """A decoding sequence leaves; its own blocks are known again."""
@@ -317,6 +346,13 @@ class Replica:
             sequence.blocks = -(-context // self.pool.size) - sequence.shared
         sequence.left = sequence.finish_at - self.counter
         sequence.place = 0
+        if sequence in self.held:
+            self.held.remove(sequence)
+        else:
+            self._part(sequence)
+
+    def _part(self, sequence: Sequence) -> None:
+        """A sequence writes no more tokens with the others."""
         # Who has made a step since it joined got its last token with all others, else when it joined.
         if self.counter > sequence.joined:
             sequence.stamp = self._stepped
@@ -338,7 +374,7 @@ class Replica:
             given = self.pool.publish(sequence.node, sequence.used, sequence.blocks)
             sequence.blocks -= given
             sequence.shared += given
-        if sequence.left == 0:
+        if sequence.left == 0 and not self.schedule.together:
             sequence.place = 0
             self._finish(sequence, now)
         elif not self.simulation.policy.prefilled(self, sequence):
@@ -366,8 +402,12 @@ class Replica:
         self._version += 1
         self._plan = None
         lost = [s for _, _, s in sorted(self.waiting, key=lambda w: w[:2])]
-        for sequence in [s for _, _, s in self.decoding] + self.prefilling:
+        for sequence in [*self.held, *(s for _, _, s in self.decoding), *self.prefilling]:
+            held = sequence in self.held
             self.withdraw(sequence)
+            if held:  # the answer is lost before it was returned: its last token is written again
+                sequence.prompt, sequence.left = sequence.prompt - 1 + sequence.left, 1
+                self.simulation.outcome.last_s[sequence.index] = float("nan")
             sequence.done = 0
             lost.append(sequence)
         self.waiting = []

@@ -20,13 +20,16 @@ class Plan:
     """An iteration: ``chunks`` are (sequence, tokens of its prompt); ``decode`` whether decoding sequences get a token.
 
     A plan without chunks is repeated for ``most`` steps at most, or until something can change it. ``extra_s`` is added
-    to the first iteration (cache blocks swapped in or out).
+    to the first iteration (cache blocks swapped in or out, other work), ``extra_j`` are the joules of a device in it; a
+    plan may be nothing else. ``proposals``: tokens that a draft proposes to each decoding sequence, where it does.
     """
 
     chunks: list[tuple[Sequence, int]] = field(default_factory=list)
     decode: bool = True
     most: int = 1 << 30
     extra_s: float = 0.0
+    extra_j: float = 0.0
+    proposals: int = 0
 
 
 Key = Callable[[float, int, int, int], tuple[float, ...]]
@@ -41,9 +44,11 @@ ORDERS: dict[str, Key] = {
 
 
 class Schedule:
-    """Base of schedules. ``order`` is one of :data:`ORDERS`."""
+    """Base of schedules. ``order`` is one of :data:`ORDERS`. ``together``: who is admitted is decided for a batch, and
+    a sequence whose answer is written keeps its seat, computed as before, until those of all others are."""
 
     order = "fcfs"
+    together = False
 
     def plan(self, replica: Replica) -> Plan | None:
         """The next iteration of ``replica``; None where there is nothing to do. May admit, preempt and reject."""

@@ -129,7 +129,8 @@ class Simulation:
     def finished(self, replica: Replica, sequence: Sequence, now: float) -> None:
         """All tokens of ``sequence`` are written."""
         outcome, i = self.outcome, sequence.index
-        outcome.last_s[i] = now
+        if outcome.last_s[i] != outcome.last_s[i]:  # not a number: it was not held back
+            outcome.last_s[i] = now
         outcome.finish_s[i] = now
         outcome.written[i] = self._output[i]
         outcome.state[i] = FINISHED

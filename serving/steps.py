@@ -27,6 +27,7 @@ import numpy.typing as npt
 from ..errors import InputError
 from ..hw.collective import collective_time
 from ..hw.cost import cost, prepare, rated_power
+from ..hw.hourly import hourly_usd
 from ..hw.spec import Device
 from ..workloads.compiled import CompiledTrace, compile_trace
 from ..workloads.parallel import ONE_DEVICE, Parallel, tensor_parallel
@@ -105,13 +106,23 @@ class StepModel:
 
         The first step has ``mean`` cached tokens per sequence, ``mean + longer`` at most.
         """
+        return self.profile.iterations_s(self.device_decode_s(n, mean, longer, steps) * self.slower[0], 0, n, steps)
+
+    def device_decode_s(self, n: int, mean: float, longer: float, steps: int = 1) -> float:
+        """What the devices take of :meth:`decode_s`."""
         fixed = self._decode_tokens.time(self.profile.padded(n)) + self.hop_s(n)
-        device_s = fixed * steps + self.contexts.decode_s(n, mean, longer, steps)
-        return self.profile.iterations_s(device_s * self.slower[0], 0, n, steps)
+        return fixed * steps + self.contexts.decode_s(n, mean, longer, steps)
 
     def mixed_s(self, chunks: Sequence[tuple[int, int]], ends: int, n: int, mean: float, longer: float) -> float:
         """Seconds of one iteration of ``chunks`` (tokens, cached tokens), ``ends`` of which end their prompt, and
         ``n`` decoding sequences."""
+        device_s = self.device_mixed_s(chunks, ends, n, mean, longer)
+        return self.profile.iterations_s(device_s * self.slower[1], sum(q for q, _ in chunks), ends + n, 1)
+
+    def device_mixed_s(
+        self, chunks: Sequence[tuple[int, int]], ends: int, n: int, mean: float, longer: float
+    ) -> float:  # fmt: skip
+        """What the devices take of :meth:`mixed_s`."""
         tokens = n + sum(q for q, _ in chunks)
         seconds = self._mixed_tokens.time(self.profile.padded(tokens)) + self.hop_s(tokens)
         if ends + n:
@@ -120,8 +131,7 @@ class StepModel:
             seconds += self.contexts.chunk(q, c)[0]
         if n:
             seconds += self.contexts.decode_s(n, mean, longer)
-        seconds -= (len(chunks) - (n == 0)) * self.contexts.launch_s
-        return self.profile.iterations_s(seconds * self.slower[1], tokens - n, ends + n, 1)
+        return seconds - (len(chunks) - (n == 0)) * self.contexts.launch_s
 
     def interval(self, n: float, mean: float, query: float) -> tuple[tuple[float, float], tuple[float, float]]:
         """Low and high ends over the time, of a decode step of ``n`` sequences at ``mean`` cached tokens and of a
@@ -131,6 +141,14 @@ class StepModel:
             costs = cost(self._compiled, self.device, b, q, c)
             found.append((float(costs.low_s[0] / costs.latency_s[0]), float(costs.high_s[0] / costs.latency_s[0])))
         return found[0], found[1]
+
+    def hourly_usd(self, watts: float) -> tuple[float, str] | None:
+        """US dollars per hour of a replica that draws ``watts`` (:func:`tokenfab.hw.hourly.hourly_usd`)."""
+        return hourly_usd(self.device, self.devices, watts)
+
+    def chunks_j(self, chunks: Sequence[tuple[int, int]], ends: int, n: int, mean: float, longer: float) -> float:
+        """Dynamic joules of a mixed iteration that :meth:`mixed_j` is told: of the chunks' context rows, per device."""
+        return sum(self.contexts.chunk(q, c)[1] for q, c in chunks)
 
     # -- energies, after the run, in arrays --------------------------------------------------
     def decode_j(self, n: Whole, mean: Array) -> Array:

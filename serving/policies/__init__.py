@@ -39,6 +39,7 @@ class Policy:
     description: ClassVar[str]
     source: ClassVar[str]
     parameters: ClassVar[dict[str, Parameter]] = {}
+    kind: ClassVar[type[Replica]] = Replica
 
     def __init__(self, cluster: Cluster, **settings: Value) -> None:
         self.cluster = cluster
@@ -65,15 +66,17 @@ class Policy:
     def replica(self, number: int, steps: StepModel, role: str = "") -> Replica:
         """A replica whose blocks are what its device's memory leaves."""
         if role not in self.memory:
-            self.memory[role] = self.cluster.blocks or kv_memory(
-                steps.share, steps.device, steps.profile, steps.parallel.pp
-            )
+            self.memory[role] = self.cluster.blocks or self.room(steps)
         memory, log = self.memory[role], self.simulation.log
         shared = (
             (log.prefix_tokens, log.prefix_parent) if self.cluster.prefix_caching and log.prefix_tokens.size else ()
         )
         pool = BlockPool(memory.blocks, memory.block, *shared)
-        return Replica(self.simulation, number, steps, pool, self.schedule(role), memory.seats, role)
+        return self.kind(self.simulation, number, steps, pool, self.schedule(role), memory.seats, role)
+
+    def room(self, steps: StepModel) -> KvMemory:
+        """Blocks and seats of a replica. Raises ``InputError`` where its devices have none."""
+        return kv_memory(steps.share, steps.device, steps.profile, steps.parallel.pp)
 
     # -- what happens --------------------------------------------------------------------------------
     def begin(self, simulation: Simulation) -> None:
