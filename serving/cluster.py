@@ -22,8 +22,8 @@ class Cluster:
     """``replicas`` engines, each on ``parallel.tp`` × ``parallel.pp`` devices of one kind.
 
     ``others``: further devices by role, for policies that use several kinds. ``blocks``: KV blocks where they
-    are given and not counted from memory. ``longest``: tokens of the longest request. ``slower``: factors on the devices' times of
-    decode and of mixed iterations, for the ends of an interval.
+    are given and not counted from memory. ``longest``: tokens of the longest request. ``slower``: factors on the
+    devices' times of decode and of mixed iterations, for the ends of an interval.
     """
 
     trace: Trace
@@ -47,7 +47,7 @@ class Cluster:
         return self.made(key, lambda: StepModel(trace, device, parallel, self.profile, self.longest))
 
     def made(self, key: object, make: Callable[[], Model]) -> Model:
-        """What ``make`` makes for ``key``: once, for copies of this cluster too, as its tables fill while it is used."""
+        """What ``make`` makes for ``key``: once, for copies of this cluster too, as tables fill while they are used."""
         key = (key, id(self.profile), self.longest)
         if key not in self._made:
             self._made[key] = make()

@@ -89,7 +89,7 @@ class ContextTable:
     """Seconds and joules of the context rows (``mask``) of one pass, up to ``longest`` tokens.
 
     ``query``: new tokens of each sequence of a decode step (more than one where a draft's proposals are verified).
-    ``resources``: whose occupation is kept too.
+    ``resources``: whose occupation is kept too. ``rows``: what is tabulated.
     """
 
     def __init__(
@@ -97,14 +97,15 @@ class ContextTable:
         resources: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
         self._device, self._any, self._query = device, bool(mask.any()), float(query)
-        self._rows = Rows(compiled, model, mask, resources)
+        self.rows = Rows(compiled, model, mask, resources)
         if self._any:
-            self._rows = self._rows.alone(device)
+            self.rows = self.rows.alone(device)
         self.at = knots(longest)
         lengths = np.unique(np.round(np.concatenate([np.arange(1, 17), 2 ** np.arange(4, 24, 0.125)])))
         self._lengths = lengths[: int(np.searchsorted(lengths, longest)) + 1]
-        self._skewed: dict[float, Rows] = {1.0: self._rows}
+        self._skewed: dict[float, Rows] = {1.0: self.rows}
         self._blocks: dict[tuple[int, int], tuple[Array, ...]] = {}
+        self._occupied: dict[int, Array] = {}
         self._curves: dict[tuple[int, int], Curve] = {}
         self._columns: dict[int, tuple[Array, ...]] = {}
         self._chunks: dict[tuple[int, int], tuple[float, ...]] = {}
@@ -112,14 +113,14 @@ class ContextTable:
     @cached_property
     def launch_s(self) -> float:
         """Seconds of launches of all context rows: further groups of sequences in one call repeat none."""
-        costs = self._rows.model.rows(self._rows.compiled.basis_at(1.0, 1.0, 1.0))
-        return float(self._rows.compiled.counts[self._rows.mask] @ costs.launch_s[self._rows.mask, 0])
+        costs = self.rows.model.rows(self.rows.compiled.basis_at(1.0, 1.0, 1.0))
+        return float(self.rows.compiled.counts[self.rows.mask] @ costs.launch_s[self.rows.mask, 0])
 
     # -- decoding ----------------------------------------------------------------------------
     def decode_s(self, n: int, mean: float, longer: float, steps: int = 1) -> float:
         """Seconds of ``steps`` decode steps of ``n`` sequences: the first has ``mean`` cached tokens on average and
         ``mean + longer`` at most."""
-        level, weight = self._level(longer)
+        level, weight = self.level(longer)
         total = self._curve(n, level).steps(mean, steps)
         if weight:
             total += weight * (self._curve(n, level + 1).steps(mean, steps) - total)
@@ -132,7 +133,7 @@ class ContextTable:
 
     def knot_times(self, n: int, longer: float) -> Array:
         """Seconds of a decode step of ``n`` sequences at the mean contexts ``at``, (knots,)."""
-        level, weight = self._level(longer)
+        level, weight = self.level(longer)
         (t0, t1), w = self._pair(n, level, 1)
         found = t0 + w * (t1 - t0)
         if weight:
@@ -143,10 +144,19 @@ class ContextTable:
     def knot_busy(self, n: int) -> Array:
         """Seconds for which a decode step of ``n`` sequences occupies each resource, (resources, knots)."""
         found = []
-        for i in range(len(self._rows.resources)):
+        for i in range(len(self.rows.resources)):
             (b0, b1), w = self._pair(n, 0, 3 + i)
             found.append(b0 + w * (b1 - b0))
         return np.stack(found)
+
+    def decode_busy(self, n: int, mean: float) -> Array:
+        """Seconds for which a decode step of ``n`` sequences at ``mean`` occupies each resource, (resources,)."""
+        found = self._occupied.get(n)
+        if found is None:
+            found = self._occupied[n] = self.knot_busy(n)
+        i = min(max(int(np.searchsorted(self.at, mean, side="right")) - 1, 0), self.at.size - 2)
+        w = (mean - self.at[i]) / (self.at[i + 1] - self.at[i])
+        return np.asarray(found[:, i] + w * (found[:, i + 1] - found[:, i]))
 
     def _curve(self, n: int, level: int) -> Curve:
         found = self._curves.get((n, level))
@@ -175,8 +185,8 @@ class ContextTable:
             nodes = np.arange(1.0, EXACT_BATCH + 1)
         shape = nodes.size, self.at.size
         if not self._any:
-            return nodes, *(np.zeros(shape) for _ in range(2 + len(self._rows.resources)))
-        even = self._sampled(self._rows, nodes)
+            return nodes, *(np.zeros(shape) for _ in range(2 + len(self.rows.resources)))
+        even = self._sampled(self.rows, nodes)
         time = even.time_s.reshape(shape)
         if level:
             at = np.maximum(self.at, 1.0)
@@ -200,7 +210,7 @@ class ContextTable:
         busy = part.busy_s.reshape(len(rows.resources), *n.shape).mean(axis=3).reshape(len(rows.resources), time.size)
         return Part(time, energy, busy)
 
-    def _level(self, longer: float) -> tuple[int, float]:
+    def level(self, longer: float) -> tuple[int, float]:
         """Index into :data:`LONGER`, and the weight of the next."""
         if longer <= 0 or not self.skew_matters:
             return 0, 0.0
@@ -215,16 +225,16 @@ class ContextTable:
         if not self._any:
             return False
         points = np.array([4.0, 16.0, 64.0]), 1.0, 1024.0
-        return bool(np.any(np.abs(self._of(8.0).at(*points).time_s / self._rows.at(*points).time_s - 1) > 1e-6))
+        return bool(np.any(np.abs(self._of(8.0).at(*points).time_s / self.rows.at(*points).time_s - 1) > 1e-6))
 
     def _of(self, skew: float) -> Rows:
         """The rows where the longest sequence of a batch has ``skew`` times the mean context."""
         if skew not in self._skewed:
             compiled = replace(
-                self._rows.compiled, rows=tuple(_with_skew(row, float(skew)) for row in self._rows.compiled.rows)
+                self.rows.compiled, rows=tuple(_with_skew(row, float(skew)) for row in self.rows.compiled.rows)
             )
             model = prepare(compiled, self._device)[1]
-            self._skewed[skew] = Rows(compiled, model, self._rows.mask, self._rows.resources)
+            self._skewed[skew] = Rows(compiled, model, self.rows.mask, self.rows.resources)
         return self._skewed[skew]
 
     # -- chunks ------------------------------------------------------------------------------
@@ -249,10 +259,10 @@ class ContextTable:
     def _column(self, i: int) -> tuple[Array, ...]:
         if i not in self._columns:
             if self._any:
-                part = self._rows.at(1.0, self._lengths, float(max(self.at[i], 0.0)))
+                part = self.rows.at(1.0, self._lengths, float(max(self.at[i], 0.0)))
                 self._columns[i] = part.time_s, part.energy_j, *part.busy_s
             else:
-                self._columns[i] = (np.zeros_like(self._lengths),) * (2 + len(self._rows.resources))
+                self._columns[i] = (np.zeros_like(self._lengths),) * (2 + len(self.rows.resources))
         return self._columns[i]
 
 

@@ -32,8 +32,8 @@ class EngineProfile:
     iteration (``max_num_batched_tokens``), ``seats``: most sequences (``max_num_seqs``). ``host_s`` and
     ``host_sequence_s``: the host prepares the next iteration, fixed and per sequence; hidden behind the device where
     ``asynchronous`` is 1. What nothing hides: ``step_s`` of each iteration, ``sequence_s`` of each sequence that gets a
-    token, ``prompt_s`` of each iteration that computes prompts, ``prompt_token_s`` of each of their tokens. ``graphs``: token counts that are captured, ascending; iterations of
-    fewer tokens are padded to the next.
+    token, ``prompt_s`` of each iteration that computes prompts, ``prompt_token_s`` of each of their tokens. ``graphs``:
+    token counts that are captured, ascending; iterations of fewer tokens are padded to the next.
     """
 
     name: str = "ideal"

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import InputError
 from ..hw.spec import Device
@@ -94,6 +94,25 @@ def _stage(part: Trace, device: Device, profile: EngineProfile) -> KvMemory:
     return KvMemory(
         count, profile.block, weights + far_weights, activations, profile.reserved_bytes, room + far_room, near + far,
         empty, seats,
+    )  # fmt: skip
+
+
+def beside(memory: KvMemory, share: Trace, model: str) -> KvMemory:
+    """What is left of ``memory``, which ``model`` has counted, where ``share`` of a second model keeps its weights and
+    its cache on the same devices: a block then holds the cache of both. Raises ``InputError`` where none is left."""
+    weights = sum(weight_demand(share, tiered=False))
+    token = (sum(kv_demand(share, 1.0, PROBE)) - sum(kv_demand(share, 1.0, 0.0))) / PROBE
+    left = memory.kv_bytes - weights
+    each = (memory.token_bytes + token) * memory.block
+    blocks = math.floor(left / each) if each else memory.blocks
+    if blocks < 1 or left < 0:
+        raise InputError(
+            f"{model} leaves {_gb(memory.kv_bytes)}: {share.model} beside it, of {_gb(weights)}, leaves no room for a "
+            "KV block; accepted: more devices (--count), a smaller second model"
+        )
+    return replace(
+        memory, blocks=blocks, weights_bytes=memory.weights_bytes + weights, kv_bytes=left,
+        token_bytes=memory.token_bytes + token,
     )  # fmt: skip
 
 

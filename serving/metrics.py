@@ -120,9 +120,7 @@ def metrics(simulation: Simulation, slo: Mapping[str, float] | None = None) -> d
     total = sum(e.total_j for e in energies)
     power = np.sum([e.power_w for e in energies], axis=0)
     devices = sum(r.steps.devices for r in replicas)
-    hourly = [
-        r.steps.hourly_usd(e.total_j / end if end else 0.0) for r, e in zip(replicas, energies, strict=True)
-    ]
+    hourly = [r.steps.hourly_usd(e.total_j / end if end else 0.0) for r, e in zip(replicas, energies, strict=True)]
     usd = None if any(h is None for h in hourly) else sum(h[0] for h in hourly if h)
     ok = lat.within(slo or {})
     document: dict[str, Any] = {

@@ -20,6 +20,7 @@ beside a host) see a mixed iteration as a prefill pass, and its decoding sequenc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -27,6 +28,7 @@ import numpy.typing as npt
 from ..errors import InputError
 from ..hw.collective import collective_time
 from ..hw.cost import cost, prepare, rated_power
+from ..hw.event import busy_of
 from ..hw.hourly import hourly_usd
 from ..hw.spec import Device
 from ..workloads.compiled import CompiledTrace, compile_trace
@@ -47,9 +49,12 @@ class StepModel:
     """Seconds and joules of iterations of one replica: ``parallel.tp`` × ``parallel.pp`` devices.
 
     ``longest``: the longest context that will be asked for. Energies are those of all devices of the replica.
-    ``slower``: factors on the devices' times of decode and of mixed iterations.
+    ``slower``: factors on the devices' times of decode and of mixed iterations. ``resources``: whose occupation is
+    kept, for models of overlap that set ``overlaps``.
     Raises ``InputError`` for devices and models that the cost model refuses.
     """
+
+    overlaps: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -69,11 +74,15 @@ class StepModel:
         self._compiled = compiled = compile_trace(self.share)
         _, self.model = prepare(compiled, device)
         token, sequence, context = sorts(compiled)
-        decoding, tokens, sequences = (Rows(compiled, self.model, m) for m in (token | sequence, token, sequence))
+        found = busy_of(self.model.rows(compiled.basis_at(1.0, 1.0, 1.0)), self.model.reasons) if self.overlaps else {}
+        self.resources = tuple(sorted(found))
+        decoding, tokens, sequences = (
+            Rows(compiled, self.model, m, self.resources) for m in (token | sequence, token, sequence)
+        )
         self._decode_tokens = _Integers(lambda n: decoding.at(n, 1.0, 0.0))
         self._mixed_tokens = _Integers(lambda t: tokens.at(1.0, t, 0.0))
         self._sequences = _Integers(lambda s: sequences.at(s, 1.0, 0.0))
-        self.contexts = ContextTable(compiled, self.model, context, device, self.longest)
+        self.contexts = ContextTable(compiled, self.model, context, device, self.longest, resources=self.resources)
 
     @property
     def devices(self) -> int:
@@ -175,19 +184,24 @@ class _Integers:
 
     def __init__(self, evaluate: Callable[[Array], Part]) -> None:
         self._evaluate = evaluate
-        self._blocks: dict[int, tuple[list[float], Array]] = {}
+        self._blocks: dict[int, tuple[list[float], Array, Array]] = {}
 
-    def _block(self, i: int) -> tuple[list[float], Array]:
+    def _block(self, i: int) -> tuple[list[float], Array, Array]:
         found = self._blocks.get(i)
         if found is None:
             part = self._evaluate(np.arange(i * BLOCK + 1, (i + 1) * BLOCK + 1, dtype=float))
-            found = self._blocks[i] = part.time_s.tolist(), part.energy_j
+            found = self._blocks[i] = part.time_s.tolist(), part.energy_j, part.busy_s
         return found
 
     def time(self, n: int) -> float:
         """Seconds at ``n`` ≥ 1."""
         n -= 1
         return self._block(n // BLOCK)[0][n % BLOCK]
+
+    def busy(self, n: int) -> Array:
+        """Seconds of each resource at ``n`` ≥ 1, (resources,)."""
+        n -= 1
+        return self._block(n // BLOCK)[2][:, n % BLOCK]
 
     def energies(self, n: Whole) -> Array:
         """Joules at each of ``n``; 0 where it is 0."""

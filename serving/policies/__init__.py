@@ -40,6 +40,7 @@ class Policy:
     source: ClassVar[str]
     parameters: ClassVar[dict[str, Parameter]] = {}
     kind: ClassVar[type[Replica]] = Replica
+    caches_prefixes: ClassVar[bool] = True
 
     def __init__(self, cluster: Cluster, **settings: Value) -> None:
         self.cluster = cluster
@@ -68,9 +69,8 @@ class Policy:
         if role not in self.memory:
             self.memory[role] = self.cluster.blocks or self.room(steps)
         memory, log = self.memory[role], self.simulation.log
-        shared = (
-            (log.prefix_tokens, log.prefix_parent) if self.cluster.prefix_caching and log.prefix_tokens.size else ()
-        )
+        reuse = self.cluster.prefix_caching and self.caches_prefixes
+        shared = (log.prefix_tokens, log.prefix_parent) if reuse and log.prefix_tokens.size else ()
         pool = BlockPool(memory.blocks, memory.block, *shared)
         return self.kind(self.simulation, number, steps, pool, self.schedule(role), memory.seats, role)
 
