@@ -15,10 +15,10 @@ equal, which is where Lamina's rotation of B batches over B − 1 replicas leave
 section 4.3).
 
 Prompts are computed whole on a model device, attention too; their keys and values go to the attention devices
-meanwhile, and the cached part of a chunk's prompt comes back. Wires: one per device, as many at a time as the side
-with fewer devices has; bandwidth and latency are those of the slower of the two devices' links to a host, else of
-their widest. Left out: sending queries before keys and values, energy of the network, contention of prompts' traffic
-with decoding within a layer.
+meanwhile, and the cached part of a chunk's prompt comes back; a chunk of one token is a decoding sequence's. Wires: one
+per device, as many at a time as the side with fewer devices has; bandwidth and latency are those of the slower of the
+two devices' links to a host, else of their widest. Left out: sending queries before keys and values, energy of the
+network, contention of prompts' traffic with decoding within a layer.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from ..workloads.trace import Operator, Trace
 from .contexts import LONGER, Array, ContextTable
 from .curves import Curve
 from .engine import EngineProfile
-from .steps import StepModel, Whole, sorts
+from .steps import StepModel, Whole, gathered, sorts
 
 Chunks = Sequence[tuple[int, int]]
 
@@ -187,12 +187,14 @@ class ApartSteps(StepModel):
 
     def device_mixed_s(self, chunks: Chunks, ends: int, n: int, mean: float, longer: float) -> float:
         """What the devices take of :meth:`mixed_s`: one of the batches has the chunks with it."""
-        prompt = sum(q for q, _ in chunks)
-        batches, m = self._batches(n) if n else (0, 0)
-        t_m = self._mixed_tokens.time(self.profile.padded(m + prompt))
-        if ends + m:
-            t_m += self._sequences.time(ends + m)
-        t_m += sum(self.contexts.chunk(q, c)[0] for q, c in chunks) - max(len(chunks) - 1, 0) * self.contexts.launch_s
+        done = ends + n
+        chunks, n, mean, longer = gathered(chunks, n, mean, longer)
+        batches, m = self._batches(n) if n else (1, 0)
+        here = sum(q for q, _ in chunks)
+        t_m = self._mixed_tokens.time(self.profile.padded(m + here))
+        t_m += self._sequences.time(max(done - (n - m), 1))
+        if chunks:
+            t_m += sum(self.contexts.chunk(q, c)[0] for q, c in chunks) - (len(chunks) - 1) * self.contexts.launch_s
         kept = self.cached_bytes * sum(q + c for q, c in chunks)
         if not n:
             return max(t_m, self.wires_s(kept, self.parallel.tp))

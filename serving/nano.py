@@ -30,7 +30,7 @@ from ..workloads.trace import Trace
 from .contexts import LONGER, Array
 from .curves import Curve
 from .engine import EngineProfile
-from .steps import StepModel, Whole
+from .steps import StepModel, Whole, gathered
 
 Chunks = Sequence[tuple[int, int]]
 
@@ -105,15 +105,21 @@ class NanoSteps(StepModel):
         tokens = n + sum(q for q, _ in chunks)
         if self.most == 1:
             return best
+        sequences = ends + n
+        chunks, n, mean, longer = gathered(chunks, n, mean, longer)
         hop, launch = self.hop_s(tokens), self.contexts.launch_s
-        found = np.array([self.contexts.chunk(q, c) for q, c in chunks]).reshape(len(chunks), -1).sum(axis=0)
+        found = (
+            np.array([self.contexts.chunk(q, c) for q, c in chunks]).reshape(len(chunks), -1).sum(axis=0)
+            if chunks
+            else np.zeros(2 + len(self.resources))
+        )
         asked = found[0] - max(len(chunks) - 1, 0) * launch
         for k in range(2, min(self.most, tokens) + 1):
             padded = self.profile.padded(-(-tokens // k))
             alone = self._mixed_tokens.time(padded) + asked / k
             busy = self._mixed_tokens.busy(padded) + found[2:] / k
-            if ends + n:
-                part = -(-(ends + n) // k)
+            if sequences:
+                part = -(-sequences // k)
                 alone += self._sequences.time(part)
                 busy = busy + self._sequences.busy(part)
             if n:

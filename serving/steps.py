@@ -136,11 +136,12 @@ class StepModel:
         seconds = self._mixed_tokens.time(self.profile.padded(tokens)) + self.hop_s(tokens)
         if ends + n:
             seconds += self._sequences.time(ends + n)
+        chunks, n, mean, longer = gathered(chunks, n, mean, longer)
         for q, c in chunks:
             seconds += self.contexts.chunk(q, c)[0]
         if n:
             seconds += self.contexts.decode_s(n, mean, longer)
-        return seconds - (len(chunks) - (n == 0)) * self.contexts.launch_s
+        return seconds - max(len(chunks) - (n == 0), 0) * self.contexts.launch_s
 
     def interval(self, n: float, mean: float, query: float) -> tuple[tuple[float, float], tuple[float, float]]:
         """Low and high ends over the time, of a decode step of ``n`` sequences at ``mean`` cached tokens and of a
@@ -211,6 +212,20 @@ class _Integers:
             here = (index >= 0) & (index // BLOCK == i)
             out[here] = self._block(int(i))[1][index[here] % BLOCK]
         return out
+
+
+def gathered(
+    chunks: Sequence[tuple[int, int]], n: int, mean: float, longer: float
+) -> tuple[Sequence[tuple[int, int]], int, float, float]:
+    """Chunks, decoding sequences, their mean context and what the longest has beyond it, where chunks of one token are
+    counted as decoding sequences: attention kernels see no difference."""
+    single = [c for q, c in chunks if q == 1]
+    if not single:
+        return chunks, n, mean, longer
+    total = n + len(single)
+    longest = max(*single, mean + longer if n else 0.0)
+    mean = (n * mean + sum(single)) / total
+    return [(q, c) for q, c in chunks if q > 1], total, mean, longest - mean
 
 
 def sorts(compiled: CompiledTrace) -> tuple[Mask, Mask, Mask]:

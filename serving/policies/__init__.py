@@ -27,6 +27,11 @@ if TYPE_CHECKING:
 ORDER = Parameter("fcfs", "who of the waiting comes first", choices=tuple(ORDERS))
 ROUTE = Parameter("least", "which replica a request goes to", choices=("least", "turns"))
 """Requests here, or one after another."""
+PROMPTS = Parameter(
+    "here", "where prompts are computed; elsewhere: their caches come along", choices=("here", "elsewhere")
+)
+"""Elsewhere, at no cost here: all but a prompt's last token is cached when the request arrives. Whoever is preempted
+computes it again here."""
 
 
 class Policy:
@@ -84,6 +89,8 @@ class Policy:
 
     def route(self, sequence: Sequence) -> Replica | None:
         """The replica that ``sequence`` goes to; None while there is none."""
+        if self.settings.get("prompts") == "elsewhere":
+            sequence.parked, sequence.done = True, sequence.prompt - 1
         return self.choose([r for r in self.simulation.replicas if r.up], sequence)
 
     def choose(self, replicas: list[Replica], sequence: Sequence) -> Replica | None:
@@ -130,4 +137,4 @@ def parse_policy(text: str) -> tuple[type[Policy], dict[str, Value]]:
     return known[name], read_settings("policy", name, known[name].parameters, settings)
 
 
-__all__ = ["ORDER", "ROUTE", "InputError", "Parameter", "Policy", "Value", "parse_policy", "policies"]
+__all__ = ["ORDER", "PROMPTS", "ROUTE", "InputError", "Parameter", "Policy", "Value", "parse_policy", "policies"]

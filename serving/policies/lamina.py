@@ -13,7 +13,7 @@ from ..apart import Apart, ApartSteps
 from ..memory import KvMemory, kv_memory, weights_fit
 from ..scheduling import Schedule
 from ..steps import StepModel
-from . import ORDER, ROUTE, Policy
+from . import ORDER, PROMPTS, ROUTE, Policy
 from .vllm import TokenBudget
 
 
@@ -39,6 +39,7 @@ class Lamina(Policy):
         "bandwidth_gbs": Parameter(0.0, "of a wire, GB/s; 0 = the slower device's", low=0.0),
         "latency_us": Parameter(-1.0, "of a message, microseconds; -1 = the slower device's", low=-1.0, high=1e6),
         "budget": Parameter(0, "most tokens of an iteration; 0 = the engine's", low=0, high=1e6),
+        "prompts": PROMPTS,
         "order": ORDER,
         "route": ROUTE,
     }  # fmt: skip
