@@ -1,20 +1,22 @@
 """Nano-batches: an iteration is divided, so that one part computes while others load or communicate.
 
 k nano-batches of an iteration run beside one another. Each is an iteration of its own of 1/k of the tokens and of the
-sequences, whose operators depend on each other; weights are read once per nano-batch. With B_r the seconds for which
-resource r is occupied (``RowCosts.busy_s``) by all of them, L the seconds of one of them alone, launches included, and
-r* the resource with the largest B,
+sequences, whose operators depend on each other; weights are read once per nano-batch. Alone it takes L seconds,
+launches included, and occupies resource r for D_r of them (``RowCosts.busy_s``). Layer after layer each goes round the
+same resources, so that they are k customers of a closed network of queues, with Z = max(L − Σ D_r, 0) that wait for
+nothing: by mean value analysis (Reiser and Lavenberg, JACM 27(2), 1980)
 
-    T_k = max( L,  B_r* + (L − B_r*/k) / layers )
+    R_r(j) = D_r (1 + Q_r(j − 1))      X(j) = j / (Z + Σ R_r(j))      Q_r(j) = X(j) R_r(j)        j = 1 … k
+    T_k    = max( k / X(k),  L,  k max_r D_r )
 
-No resource does more than one thing at a time, so T ≥ B_r*; no nano-batch is quicker than alone, so T ≥ L; and r* has
-nothing to do before the first nano-batch reaches it and after the last has left it, which in a stack of equal layers
-is what one nano-batch spends on other resources in one layer (the bound of a flow shop: head and tail of the
-bottleneck). k = 1 is the sequential iteration; the quickest of k = 1 … ``most`` is taken.
+T has the two bounds that any schedule has, no nano-batch is quicker than alone and no resource does two things at a
+time, and between them what nano-batches wait for each other without a plan. k = 1 is the sequential iteration; the
+quickest of k = 1 … ``most`` is taken. The discrete-event level (``--streams``, :mod:`tokenfab.hw.event`) is the check.
 
-After Zhu et al., NanoFlow, arXiv:2408.12757, section 4. Left out: what kernels that share a device cost each other
-beyond occupation (multiprocessors divided between kernels, caches), which makes T a lower bound of what overlapping
-reaches; a pipeline's stages are passed as without nano-batches.
+After Zhu et al., NanoFlow, arXiv:2408.12757, section 4. Left out: a plan that keeps nano-batches out of each other's
+way, and what kernels that share a device cost each other beyond occupation (multiprocessors divided between kernels,
+caches), of which the paper's search weighs one against the other; a pipeline's stages are passed as without
+nano-batches.
 """
 
 from __future__ import annotations
@@ -45,14 +47,19 @@ class NanoSteps(StepModel):
     ) -> None:
         super().__init__(trace, device, parallel, profile, longest)
         self.most = most
-        self.layers = float(self._compiled.counts.max())
         self._combined: dict[tuple[int, int], tuple[Curve, npt.NDArray[np.intp]]] = {}
 
     def overlapped_s(self, alone_s: Array, busy_s: Array, k: int) -> Array:
         """T_k of nano-batches that take ``alone_s`` (points,) and occupy resources for ``busy_s`` (resources, points)
         each."""
-        longest = k * busy_s.max(axis=0)
-        return np.asarray(np.maximum(alone_s, longest + np.maximum(alone_s - longest / k, 0.0) / self.layers))
+        waits_for_nothing = np.maximum(alone_s - busy_s.sum(axis=0), 0.0)
+        queued = np.zeros_like(busy_s)
+        together = alone_s
+        for j in range(1, k + 1):
+            there = busy_s * (1 + queued)
+            together = waits_for_nothing + there.sum(axis=0)
+            queued = j * there / together
+        return np.asarray(np.maximum(np.maximum(together, alone_s), k * busy_s.max(axis=0)))
 
     # -- decode steps ------------------------------------------------------------------------
     def device_decode_s(self, n: int, mean: float, longer: float, steps: int = 1) -> float:
