@@ -1,7 +1,7 @@
 """Attention and its cache on devices of their own, the rest of a model on others, a network between them.
 
-Token rows (linear layers, norms, head) run on the model devices, context rows of decoding sequences (attention, and
-the cache that it reads) on ``count`` attention devices, each under its own cost model. In every layer the queries,
+What holds a cache or a state (attention, its cache's writes, scans) runs for decoding sequences on ``count`` attention
+devices, everything else on the model devices, each under its own cost model. In every layer the queries,
 keys and values of all tokens go one way and the results the other: bytes of the trace's operands, two messages.
 
 n sequences are divided into B batches in flight over M replicas of the model; one pool of attention devices serves
@@ -61,22 +61,24 @@ class Apart:
 
 
 def context_part(share: Trace) -> Trace:
-    """``share`` with its context rows alone. Raises ``InputError`` where it has none."""
-    compiled = compile_trace(share)
-    mask = sorts(compiled)[2]
-    names = {name for row, here in zip(compiled.rows, mask, strict=True) if here for name in row.names}
+    """``share`` with its operators that hold a cache or a state alone. Raises ``InputError`` where it has none."""
     blocks = []
     for block in share.blocks:
-        kept = tuple(op for op in block.operators if f"{block.name}.{op.name}" in names)
+        kept = tuple(op for op in block.operators if holds(op))
         here = {op.name for op in kept}
         kept = tuple(op.model_copy(update={"deps": tuple(d for d in op.deps if d in here)}) for op in kept)
         if kept:
             blocks.append(block.model_copy(update={"operators": kept}))
     if not blocks:
-        raise InputError(f"{share.model}: no operator depends on the context, so none can run on devices of its own")
+        raise InputError(f"{share.model}: no operator holds a cache, so none can run on devices of its own")
     left = {block.name for block in blocks}
     order = tuple((name, times) for name, times in share.order if name in left)
     return share.model_copy(update={"blocks": tuple(blocks), "order": order})
+
+
+def holds(op: Operator) -> bool:
+    """Whether ``op`` reads or writes a cache or a state."""
+    return any(t.role in ("kv", "state") for t in (*op.reads, *op.writes))
 
 
 def wire_of(device: Device) -> Link:
@@ -103,6 +105,8 @@ class ApartSteps(StepModel):
         compiled, self.other = prepare(compile_trace(self.part), apart.device)
         every = np.ones(len(compiled.rows), dtype=bool)
         self.attention = ContextTable(compiled, self.other, every, apart.device, self.longest)
+        rest = sorts(self._compiled)[2] & ~np.array([holds(row.operator) for row in self._compiled.rows])
+        self.rest = ContextTable(self._compiled, self.model, rest, device, self.longest)
         operators = list(whole.operators())
         self.sent_bytes, self.back_bytes = (
             sum(count * _activation_bytes(op, side) for op, count in operators) for side in ("reads", "writes")
@@ -157,7 +161,7 @@ class ApartSteps(StepModel):
         """Seconds of ``size`` bytes between so many model devices and the attention devices."""
         return size / (self.bandwidth * min(model_devices, self.apart.count))
 
-    def _period(self, batches: int, own: Array, model: float, attention: Array, wires: float) -> Array:
+    def _period(self, batches: int, own: Array, model: Array, attention: Array, wires: float) -> Array:
         """P: a batch's own way round, and what the model's replicas, the attention devices and the wires can serve."""
         return np.maximum(np.maximum(own, model / self.apart.models), np.maximum(batches * attention, wires))
 
@@ -165,7 +169,7 @@ class ApartSteps(StepModel):
         """P of decode steps of ``n`` sequences whose batches' attention takes ``attention`` seconds, (points,)."""
         batches, m = self._batches(n)
         size = (self.sent_bytes + self.back_bytes) * m
-        t_m = self._decode_tokens.time(self.profile.padded(m))
+        t_m = self._decode_tokens.time(self.profile.padded(m)) + self.rest.knot_times(m, 0.0)
         own = t_m + attention + self.wires_s(size, self.parallel.tp) + 2 * self.layers * self.latency_s
         return self._period(batches, own, batches * t_m, attention, batches * self.wires_s(size, self.model_devices))
 
@@ -198,12 +202,13 @@ class ApartSteps(StepModel):
         kept = self.cached_bytes * sum(q + c for q, c in chunks)
         if not n:
             return max(t_m, self.wires_s(kept, self.parallel.tp))
-        t_a = self.attention.decode_s(self._local(m), mean, longer)
+        t_a, t_rest = self.attention.decode_s(self._local(m), mean, longer), self.rest.decode_s(m, mean, 0.0)
+        t_m += t_rest
         size = (self.sent_bytes + self.back_bytes) * m
         own = t_m + t_a + self.wires_s(size, self.parallel.tp) + 2 * self.layers * self.latency_s
-        model = t_m + (batches - 1) * self._decode_tokens.time(self.profile.padded(m))
+        model = t_m + (batches - 1) * (self._decode_tokens.time(self.profile.padded(m)) + t_rest)
         wires = self.wires_s(batches * size + kept, self.model_devices)
-        return float(self._period(batches, np.array([own]), model, np.array([t_a]), wires)[0])
+        return float(self._period(batches, np.array([own]), np.array([model]), np.array([t_a]), wires)[0])
 
     # -- energies -------------------------------------------------------------------------------
     def decode_j(self, n: Whole, mean: Array) -> Array:

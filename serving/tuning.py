@@ -65,7 +65,9 @@ class TuningSteps(StepModel):
             if op.kind not in NOT_KEPT:
                 kept = [t for t in op.reads if t.role == "activation"]
                 kept += [t for t in op.writes if t.role == "activation" and op.kind == "attention"]
-                size += count * sum(float(t.stored_bytes(1.0, float(length), 0.0)) for t in kept)
+                for t in kept:  # training computes the head at every position
+                    one, all_ = (float(t.stored_bytes(1.0, float(x), 0.0)) for x in (1, length))
+                    size += count * max(all_, one * length)
         return size
 
     def beside_s(

@@ -32,6 +32,7 @@ class Batches(Schedule):
 
     def __init__(self, order: str, batch: int, timeout_s: float, padding: bool) -> None:
         self.order, self.batch, self.timeout_s, self.padding = order, batch, timeout_s, padding
+        self._timed = self._called = False
 
     def plan(self, replica: Replica) -> Plan | None:
         if replica.batch:
@@ -44,9 +45,13 @@ class Batches(Schedule):
             arrivals = replica.simulation.outcome.arrival_s
             due = min(arrivals[s.index] for _, _, s in first) + self.timeout_s
             wait = due - replica.simulation.now
-            if wait > PRECISION_S:
-                replica.simulation.after(wait, lambda _: replica.wake())
+            # A timer even where nobody has to wait: who arrives at the same moment belongs to the batch.
+            if wait > PRECISION_S or not self._called:
+                if not self._timed:
+                    self._timed = True
+                    replica.simulation.after(max(wait, 0.0), self._call, replica)
                 return None
+        self._called = False
         members, whole = self._members(replica, [s for _, _, s in first])
         prompt = max(s.prompt for s in members)
         plan = Plan(decode=False)
@@ -57,6 +62,12 @@ class Batches(Schedule):
             assert admitted is sequence  # counted above
             plan.chunks.append((sequence, sequence.todo))
         return plan
+
+    def _call(self, replica: Replica) -> None:
+        """The time is up."""
+        self._timed, self._called = False, True
+        replica.wake()
+        self._called = False
 
     @staticmethod
     def _members(replica: Replica, first: list[Sequence]) -> tuple[list[Sequence], int]:
