@@ -24,12 +24,6 @@ if TYPE_CHECKING:
     from .simulation import Simulation
 
 
-def parts_of(plan: Plan) -> tuple[list[tuple[int, int]], int]:
-    """Chunks of ``plan`` as (tokens, cached tokens), and how many of them end their prompt."""
-    chunks = [(tokens, s.done) for s, tokens in plan.chunks]
-    return chunks, sum(tokens == s.prompt - s.done for s, tokens in plan.chunks)
-
-
 class Replica:
     """One engine on its devices. ``speed`` divides iteration times (a power cap); ``up`` is False while it is down;
     ``load`` counts the requests that are here, waiting or running. ``held``: whose answers are written, but who keep
@@ -86,7 +80,7 @@ class Replica:
     @property
     def mean(self) -> float:
         """Cached tokens per decoding sequence."""
-        return self._bases / self.batch + self.counter if self.decoding else 0.0
+        return self._bases / (len(self.decoding) + len(self.held)) + self.counter if self.decoding else 0.0
 
     @property
     def longer(self) -> float:
@@ -94,7 +88,7 @@ class Replica:
         heap = self._tallest
         while heap and heap[0][2].place != 2:
             heappop(heap)
-        return -heap[0][0] - self._bases / self.batch if heap else 0.0
+        return -heap[0][0] - self._bases / (len(self.decoding) + len(self.held)) if heap else 0.0
 
     def grown(self, steps: int) -> int:
         """Blocks that ``steps`` decode steps need."""
@@ -229,7 +223,7 @@ class Replica:
         """What the iterations of ``plan`` take: one, or as many decode steps as it was found to stand for."""
         n = self.batch if plan.decode else 0
         if plan.chunks:
-            chunks, ends = parts_of(plan)
+            chunks, ends = plan.parts()
             return self.steps.mixed_s(chunks, ends, n, self.mean, self.longer if n else 0.0)
         return self.steps.decode_s(n, self.mean, self.longer, self._steps) if n else 0.0
 
@@ -291,8 +285,10 @@ class Replica:
         tokens = ends = 0
         joules = plan.extra_j
         if plan.chunks:
-            chunks, ends = parts_of(plan)
-            tokens = sum(q for q, _ in chunks) + n
+            chunks, ends = plan.parts()
+            tokens = n
+            for q, _ in chunks:
+                tokens += q
             joules += self.steps.chunks_j(chunks, ends, n, self.mean, self.longer if n else 0.0)
         mean = self.mean + (self._steps - 1) / 2 if n else 0.0
         self.runs.add((

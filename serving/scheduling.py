@@ -30,6 +30,17 @@ class Plan:
     extra_s: float = 0.0
     extra_j: float = 0.0
     proposals: int = 0
+    _parts: tuple[list[tuple[int, int]], int] | None = None
+
+    def parts(self) -> tuple[list[tuple[int, int]], int]:
+        """Chunks as (tokens, cached tokens), and how many of them end their prompt; as they were when first asked."""
+        if self._parts is None:
+            chunks = [(tokens, s.done) for s, tokens in self.chunks]
+            ends = 0
+            for s, tokens in self.chunks:
+                ends += tokens == s.prompt - s.done
+            self._parts = chunks, ends
+        return self._parts
 
 
 Key = Callable[[float, int, int, int], tuple[float, ...]]

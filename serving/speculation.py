@@ -26,7 +26,7 @@ from ..workloads.parallel import Parallel
 from ..workloads.trace import Trace
 from .contexts import ContextTable
 from .engine import EngineProfile
-from .replica import Replica, parts_of
+from .replica import Replica
 from .scheduling import Plan
 from .sequence import Sequence
 from .steps import StepModel
@@ -129,14 +129,14 @@ class SpeculativeReplica(Replica):
         if not (plan.chunks or plan.proposals):
             return super().seconds(plan)
         n = self.batch if plan.decode else 0
-        chunks, ends = parts_of(plan)
+        chunks, ends = plan.parts()
         return self.steps.round_s(
             chunks, ends, n, self.mean, self.longer if n else 0.0, plan.proposals, self.missed
         )  # fmt: skip
 
     def _record(self, plan: Plan, n: int) -> None:
         if plan.chunks or plan.proposals:
-            plan.extra_j += self.steps.round_j(*parts_of(plan), n, self.mean, plan.proposals)
+            plan.extra_j += self.steps.round_j(*plan.parts(), n, self.mean, plan.proposals)
         super()._record(plan, n)
 
     def _advance(self, plan: Plan, now: float) -> None:

@@ -125,14 +125,19 @@ class StepModel:
     def mixed_s(self, chunks: Sequence[tuple[int, int]], ends: int, n: int, mean: float, longer: float) -> float:
         """Seconds of one iteration of ``chunks`` (tokens, cached tokens), ``ends`` of which end their prompt, and
         ``n`` decoding sequences."""
+        prompt = 0
+        for q, _ in chunks:
+            prompt += q
         device_s = self.device_mixed_s(chunks, ends, n, mean, longer)
-        return self.profile.iterations_s(device_s * self.slower[1], sum(q for q, _ in chunks), ends + n, 1)
+        return self.profile.iterations_s(device_s * self.slower[1], prompt, ends + n, 1)
 
     def device_mixed_s(
         self, chunks: Sequence[tuple[int, int]], ends: int, n: int, mean: float, longer: float
     ) -> float:  # fmt: skip
         """What the devices take of :meth:`mixed_s`."""
-        tokens = n + sum(q for q, _ in chunks)
+        tokens = n
+        for q, _ in chunks:
+            tokens += q
         seconds = self._mixed_tokens.time(self.profile.padded(tokens)) + self.hop_s(tokens)
         if ends + n:
             seconds += self._sequences.time(ends + n)
@@ -158,7 +163,10 @@ class StepModel:
 
     def chunks_j(self, chunks: Sequence[tuple[int, int]], ends: int, n: int, mean: float, longer: float) -> float:
         """Dynamic joules of a mixed iteration that :meth:`mixed_j` is told: of the chunks' context rows, per device."""
-        return sum(self.contexts.chunk(q, c)[1] for q, c in chunks)
+        joules = 0.0
+        for q, c in chunks:
+            joules += self.contexts.chunk(q, c)[1]
+        return joules
 
     # -- energies, after the run, in arrays --------------------------------------------------
     def decode_j(self, n: Whole, mean: Array) -> Array:

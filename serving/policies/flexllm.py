@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from ...settings import Parameter
 from ..memory import KvMemory, kv_memory
-from ..replica import Replica, parts_of
+from ..replica import Replica
 from ..scheduling import Plan, Schedule
 from ..steps import StepModel
 from ..tuning import TuningSteps
@@ -41,7 +41,7 @@ class CoServing(TokenBudget):
         steps = replica.steps
         assert isinstance(steps, TuningSteps)
         n = replica.batch if plan.decode else 0
-        chunks, ends = parts_of(plan)
+        chunks, ends = plan.parts()
         mean, longer = (replica.mean, replica.longer) if n else (0.0, 0.0)
         before = 0.0
         if chunks:
