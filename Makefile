@@ -5,6 +5,7 @@
 #   make test      lint, types, tests                     make bench    time the hot paths
 #   make lint      ruff and mypy only                     make clean    remove what tools left (distclean: .venv too)
 #   make coverage  the tests again, counting lines: twice the time
+#   make traces    capture the presets again, after a change of a preset or of the capture
 #
 # As root on Debian, `make test` also installs what simulates RTL (see docs/rtl.md); RTL_TOOLS=no leaves that.
 #
@@ -25,10 +26,10 @@ export TOKENFAB_TRUTH ?= $(abspath ../shared/truth)
 test coverage bench: export OMP_NUM_THREADS = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help study test coverage lint format bench docs clean distclean
+.PHONY: help study test coverage lint format bench traces docs clean distclean
 
 help:
-	@sed -n '4,11s/^# \{0,1\}//p' Makefile
+	@sed -n '4,12s/^# \{0,1\}//p' Makefile
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' \
@@ -69,6 +70,9 @@ bench: $(VENV)/.installed-dev
 	$(BIN)/python -m pytest benchmarks -o python_files='bench_*.py' -q \
 	  --benchmark-timer=time.process_time --benchmark-json=$(OUT)/bench.json
 	$(BIN)/python benchmarks/compare.py $(OUT)/bench.json benchmarks/baseline.json
+
+traces: $(VENV)/.installed
+	$(BIN)/python -m tokenfab.workloads.shipped
 
 docs: $(VENV)/.installed
 	for script in docs/draw_*.py; do $(BIN)/python $$script || exit 1; done

@@ -192,7 +192,7 @@ def trace(
     from .workloads.techniques import apply_techniques
     from .workloads.trace import check_point
 
-    captured = apply_techniques(load_trace(model), apply or [])
+    captured = apply_techniques(load_trace(model, fresh=True), apply or [])
     at = {"batch": batch, "query": query, "context": context}
     check_point(captured, **at)
     flops, moved = (float(captured.total(q)(batch, query, context)) for q in ("flops", "bytes"))
@@ -281,13 +281,13 @@ def estimate(
 @app.command()
 def report(
     run_: typer.Context,
-    results: Annotated[list[Path], typer.Argument(help="Result files of estimate or study.")],
+    results: Annotated[list[Path], typer.Argument(help="Result files of estimate, place, serve or study.")],
     output: Annotated[Path, typer.Option("-o", "--output", help="The PDF; the .html is written beside it.")],
     title: Annotated[str | None, typer.Option(help="Title of the report.")] = None,
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """PDF and HTML from results.
+    """PDF and HTML from results; several of serve are compared.
 
     Example: tokenfab report out/study.json -o report.pdf
     """
@@ -312,7 +312,7 @@ def study(
     json_: Json = False,
     quiet: Quiet = False,
 ) -> None:
-    """The main job: trace, estimates on every device, report.
+    """The main job: trace, estimates on every device, placement over a mixed node of them, report.
 
     Example: tokenfab study llama-2-7b -o out
     """
@@ -326,6 +326,7 @@ def study(
     document = {
         "report": str(done.report), "html": str(done.report.with_suffix(".html")), "pages": done.pages,
         "results": [str(r) for r in done.results], "wall_s": done.wall_s, "refused": done.refused,
+        "placed": done.placement.told,
     }  # fmt: skip
     answer(document, json_, quiet, lambda: terminal.study_summary(done.documents, document))
 

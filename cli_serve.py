@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from .cli_common import Json, Quiet, answer
-from .files import json_text, write_whole
+from .files import check_writable, json_text, write_whole
 
 
 def serve(
@@ -30,6 +30,11 @@ def serve(
     apply: Annotated[
         list[str] | None, typer.Option("--apply", help="Technique, as name:key=value,key=value. Repeatable.")
     ] = None,
+    find: Annotated[
+        float | None, typer.Option("--capacity", help="Highest rate at which this share of requests keeps --slo.")
+    ] = None,
+    timeline: Annotated[Path | None, typer.Option(help="Write a Perfetto timeline here (.json).")] = None,
+    interval: Annotated[bool, typer.Option(help="Repeat at both ends of the cost model's interval.")] = True,
     seed: Annotated[int, typer.Option(help="Seed of everything that is drawn.")] = 0,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave bad records of a request file out.")] = False,
     save: Annotated[Path | None, typer.Option("-o", "--save", help="Write the result here.")] = None,
@@ -40,12 +45,16 @@ def serve(
 
     Example: tokenfab serve --model llama-2-7b -d a100-80g-sxm --requests poisson:rate=2,n=500,prompt=512,output=128
     """
+    from dataclasses import asdict
+
     from .hw.devices import load_device
     from .reports.serving import serving_summary
+    from .serving.capacity import capacity
     from .serving.cluster import Cluster
     from .serving.engine import load_profile
     from .serving.run import parse_slo
     from .serving.run import serve as simulate
+    from .serving.timeline import timeline as draw
     from .workloads.load import load_trace
     from .workloads.parallel import Parallel, parse_parallel
     from .workloads.requests import parse_requests
@@ -59,7 +68,14 @@ def serve(
         trace, load_device(device), Parallel(degrees.tp, degrees.pp), degrees.dp, load_profile(engine),
         trace.max_context or int((log.prompt + log.output).max()),
     )  # fmt: skip
-    document = simulate(log, cluster, policy, slo=limits, seed=seed)[0] | {"command": run_.obj}
+    for path in filter(None, (save, timeline)):
+        check_writable(path)
+    document, simulation = simulate(log, cluster, policy, slo=limits, seed=seed, interval=interval)
+    document["command"] = run_.obj
+    if find is not None:
+        document["capacity"] = asdict(capacity(log, cluster, policy, limits, find, seed))
+    if timeline is not None:
+        write_whole(timeline, json_text(draw(simulation)))
     if save is not None:
         write_whole(save, json_text(document))
     answer(document, json_, quiet, lambda: serving_summary(document))

@@ -1,9 +1,7 @@
 """The hot paths of the spine, timed. ``make bench`` compares them with ``baseline.json``.
 
-Each benchmark names a yardstick: a piece of fixed work of the same nature (interpreter or array
-arithmetic), timed just before and just after it. What is compared is the ratio to it, so a baseline
-taken on one machine holds on another, and a busy minute slows both. Times are processor times, of
-the whole process where one is started. What the issue promises in seconds is asserted beside it.
+Each benchmark names a yardstick (``conftest.py``). Times are processor times, of the whole process where one is
+started. What the issue promises in seconds is asserted beside it.
 """
 
 from __future__ import annotations
@@ -11,9 +9,7 @@ from __future__ import annotations
 import resource
 import subprocess
 import sys
-import time
 import tracemalloc
-from collections.abc import Callable, Iterator
 
 import numpy as np
 import pytest
@@ -40,33 +36,6 @@ def trace() -> Trace:
     return capture(MODEL)
 
 
-def count_words() -> int:
-    """The interpreter's yardstick: dictionary and string work."""
-    counts: dict[str, int] = {}
-    for i in range(40_000):
-        word = str(i % 997)
-        counts[word] = counts.get(word, 0) + len(word)
-    return sum(counts.values())
-
-
-def multiply_arrays() -> float:
-    """The arrays' yardstick: one product of the shape that pricing a sweep needs."""
-    return float((np.ones((16, 12)) @ np.ones((12, 200_000))).sum())
-
-
-YARDSTICKS: dict[str, Callable[[], object]] = {"python": count_words, "arrays": multiply_arrays}
-
-
-def best_of(work: Callable[[], object], rounds: int = 7) -> float:
-    """Shortest processor time of ``work``, in seconds."""
-    times = []
-    for _ in range(rounds):
-        start = time.process_time()
-        work()
-        times.append(time.process_time() - start)
-    return min(times)
-
-
 def children() -> float:
     """A timer of processes: processor seconds of those that were started and have ended."""
     used = resource.getrusage(resource.RUSAGE_CHILDREN)
@@ -75,14 +44,6 @@ def children() -> float:
 
 def start(*arguments: str) -> None:
     subprocess.run([*PROGRAM, *arguments], stdout=subprocess.DEVNULL, stdin=subprocess.DEVNULL, check=True)
-
-
-@pytest.fixture(autouse=True)
-def yardsticks(benchmark) -> Iterator[None]:
-    """Time both yardsticks around the benchmark and put the better time beside its result."""
-    before = {name: best_of(work) for name, work in YARDSTICKS.items()}
-    yield
-    benchmark.extra_info["yardsticks_s"] = {n: min(before[n], best_of(work)) for n, work in YARDSTICKS.items()}
 
 
 def test_capture_a_model(benchmark):

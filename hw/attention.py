@@ -62,6 +62,7 @@ class AttentionConstants:
     next_launch_s: float
     token_s: float
     split_s: float
+    dram_share: float = DRAM_SHARE
 
 
 BOUNDS: dict[str, tuple[float, float, str]] = {
@@ -73,6 +74,10 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "split_s": (0.0, 1e-6, "one more partial result in the chain of the combine kernel"),
 }
 """Bounds in the constants' units, and meaning."""
+OPTIONAL: dict[str, tuple[float, float, str]] = {
+    "dram_share": (0.5, 1.0, "share of the DRAM bandwidth where nothing else limits; 0.93 where a file has none"),
+}
+"""The same of constants that a file may leave out."""
 
 
 @dataclass(frozen=True)
@@ -83,6 +88,8 @@ class Kernel:
     one KV head may share a tile in prefill too (they always do in decoding). ``fill``: share of the
     slots (multiprocessors × ``ctas_per_sm``) that splitting aims at. ``tail``: share of the longest
     tile that runs on while multiprocessors idle at the end: a half for tiles in ascending order.
+    ``persistent``: blocks fetch tiles from a list; others have a block for each place of the grid (largest
+    number of tiles × sequences × heads), and those of short sequences find nothing to do.
     """
 
     name: str
@@ -99,6 +106,7 @@ class Kernel:
     max_splits: int
     max_split_batch: float
     tail: float
+    persistent: bool = False
 
 
 _FLASH2_TILES = ((80, 64, 256), (128, 64, 128), (512, 64, 64))
@@ -116,7 +124,7 @@ FLASH3 = Kernel(
     narrow_tiles=((64, 192, 160), (96, 192, 128), (192, 128, 160), (512, 128, 128)),
     narrow_small=((64, 64, 128), (128, 64, 96)),
     packs_prefill=True, splits_prefill=True, splits_single_heads=True, gather_kernels=0,
-    ctas_per_sm=1, fill=1 / 1.1, max_splits=32, max_split_batch=992, tail=0.2,
+    ctas_per_sm=1, fill=1 / 1.1, max_splits=32, max_split_batch=992, tail=0.2, persistent=True,
 )  # fmt: skip
 """vllm-project/flash-attention hopper: tile_size.h, heuristics.h (should_pack_gqa), flash_prepare_scheduler.cu
 (splits such that the blocks of keys, plus 10 %, are spread over the SMs; none beyond 992 sequences)."""
@@ -181,10 +189,16 @@ class AttentionParts:
     memory: Array
     rest: Array
     """Partial results combined, grouped heads gathered: further kernels."""
+    corner: float | Array = 2.0
+    """Power mean in which compute and memory overlap."""
 
     @property
     def seconds(self) -> Array:
-        total: Array = self.launch_s + self.write + np.hypot(self.compute, self.memory) + self.rest
+        if np.ndim(self.corner) == 0 and self.corner == 2:
+            core = np.hypot(self.compute, self.memory)
+        else:
+            core = (self.compute**self.corner + self.memory**self.corner) ** (1 / np.asarray(self.corner))
+        total: Array = self.launch_s + self.write + core + self.rest
         return total
 
 
@@ -192,7 +206,7 @@ def write_time(tokens: Size, row_elements: Size, card: Card, c: AttentionConstan
     """Seconds beyond its launch of writing ``tokens`` new cache rows of ``row_elements`` (keys and values)."""
     written = np.asarray(tokens, dtype=float) * row_elements * (2 + bits / 8)  # 16-bit values read, elements written
     blocks = np.asarray(tokens) * np.minimum(np.asarray(row_elements) / 2, WRITE_THREADS) / (THREADS_PER_SM * card.sms)
-    return np.maximum(written / (DRAM_SHARE * card.dram_bytes_s), blocks * c.token_s)
+    return np.maximum(written / (c.dram_share * card.dram_bytes_s), blocks * c.token_s)
 
 
 def attention_parts(
@@ -221,11 +235,7 @@ def attention_parts(
     last = s_max if window is None else np.minimum(s_max, np.asarray(window) + rows / share - 1)
     longest_steps = np.ceil(last / keys)
     splits = _splits(kernel, card, count, longest_steps, b, q, group)
-    rate = card.matrix_flops / card.sms
-    port = LOAD_BYTES_PER_CLOCK * card.clock_hz
-    softmax = SOFTMAX_SHARE / (EXPONENTIALS_PER_CLOCK * card.clock_hz)
-    step = np.maximum(rows * keys * (2 * head / (rate * c.matrix_share) + softmax), keys * head * width / port)
-    tile = c.tile_s + head * (keys + rows) * width / port
+    step, tile = tile_times(rows, keys, head, width, card, c)
     longest = np.maximum(longest_steps / splits, 1.0) * step + tile
     # Several tiles per head differ in length: list scheduling. One tile per head: whole waves.
     work = (b * h / share * steps * step + count * splits * tile) / card.sms
@@ -233,7 +243,7 @@ def attention_parts(
     mean = np.maximum(np.ceil(seen / keys) / splits, 1.0) * step + tile
     compute = np.maximum(longest, np.where(tiles > 1, work + kernel.tail * longest, waves * mean))
 
-    dram = DRAM_SHARE * card.dram_bytes_s
+    dram = c.dram_share * card.dram_bytes_s
     kv_bytes = b * seen * hk * head * width
     qo_bytes = b * q * h * (d * width + 2 * dv)
     missed = np.clip(kv_bytes / (L2_SHARE * card.l2_bytes) - 1, 0.0, 1.0) if warm and card.l2_bytes else 1.0
@@ -246,6 +256,20 @@ def attention_parts(
         gathered = (q == 1) & (h > hk) & (hk > 1) & (b > 1)
         combine = combine + np.where(gathered, kernel.gather_kernels * (c.next_launch_s + qo_bytes / dram), 0.0)
     return AttentionParts(c.launch_s, write_time(b * q, hk * head, card, c, bits), compute, memory, combine)
+
+
+def tile_times(
+    rows: Size, keys: Size, head: Size, width: float, card: Card, c: AttentionConstants
+) -> tuple[Array, Array]:
+    """Seconds of one step of a tile of ``rows`` × ``keys``, and of its start and end.
+
+    ``head``: elements of a key and a value together, of ``width`` bytes each.
+    """
+    rate = card.matrix_flops / card.sms
+    port = LOAD_BYTES_PER_CLOCK * card.clock_hz
+    softmax = SOFTMAX_SHARE / (EXPONENTIALS_PER_CLOCK * card.clock_hz)
+    step = np.maximum(rows * keys * (2 * head / (rate * c.matrix_share) + softmax), keys * head * width / port)
+    return step, c.tile_s + np.asarray(head * (keys + rows) * width / port)
 
 
 def tiling(

@@ -137,7 +137,9 @@ def kind_modules() -> dict[str, Any]:
     Beside ``prepare`` a module may define ``peak(trace, device)``, the format and FLOP/s of its fastest engine for the
     trace (else the matrix rate, of the host where there is one), and ``constants(device)``, lines that say what its
     times rest on, and ``placement(trace, device, batch, query, context)``, where data lies. ``HOST_APART = True`` says
-    that the power in a device file of its kinds is without the host's.
+    that the power in a device file of its kinds is without the host's. ``mixed_attention(compiled, device)`` gives a
+    function of the seconds of attention where chunks of prompts and decoding sequences share a call, or ``None``;
+    ``sampling(device, vocabulary)`` one of the seconds of choosing tokens for a number of sequences.
     """
     found: dict[str, Any] = {}
     package = __package__ or "tokenfab.hw"

@@ -68,8 +68,12 @@ class SizeTable:
         return seconds, self._bound[index]
 
     def _fill(self, index: npt.NDArray[np.intp]) -> None:
-        new = np.unique(index[np.isnan(self._seconds[index])])
-        if new.size:
+        absent = np.isnan(self._seconds[index])
+        if absent.any():
+            # Marked and listed, which sorts them too: np.unique would import numpy.ma, for as long as a table takes.
+            asked = np.zeros(NODES.size, bool)
+            asked[index[absent]] = True
+            new = np.flatnonzero(asked)
             # The index first: whoever sees the time filled in may read it.
             seconds, self._bound[new] = self._compute(NODES[new])
             self._seconds[new] = seconds

@@ -15,7 +15,7 @@ Left out: overlap between operators, programmatic launches, and kernels that fus
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -27,11 +27,13 @@ from ..workloads.expr_functions import Array
 from ..workloads.trace import Operator, Tensor
 from . import elementwise, roofline
 from .attention import attention_kernels, attention_parts, write_time
+from .attention_mixed import MixedCall
 from .card import card_of
 from .cost import Errors, RowCosts
 from .gemm import LIMITS, gemm_kernels, gemm_kernels_8bit, gemm_time
 from .gemm_table import Place, experts_table, gemm_table, place
 from .moe import NAIVE_OVERHEAD, moe_kernels
+from .sampler import sampler_time
 from .spec import Device
 from .units import Quantity, number_format
 
@@ -171,13 +173,42 @@ def prepare(compiled: CompiledTrace, device: Device) -> GpuModel:
             launch[i] = kernel.launch_s
             kernels.append(kernel)
         elif row.operator.kind not in ROOFLINE_KINDS:
-            times[dram, i] = maker.moved(i) / elementwise.bandwidth(row.operator.kind, maker.card, maker.flat)
             launch[i] = maker.flat.launch_s
-            if row.operator.kind in elementwise.SHARES:
+            if maker.flat.cache_share:  # no longer proportional to bytes
+                times[dram, i] = 0.0
+            else:
+                times[dram, i] = maker.moved(i) / elementwise.bandwidth(row.operator.kind, maker.card, maker.flat)
+            if maker.flat.cache_share or row.operator.kind in elementwise.SHARES:
                 kernels.append(maker.by_rows(i, row))
     low, high = roofline.sides(compiled, device, (*REASONS, "small"))
     base = replace(base, matrix=times.reshape(base.matrix.shape))
     return GpuModel(compiled, base, tuple(kernels), launch, low, high, work)
+
+
+def sampling(device: Device, vocabulary: float) -> Callable[[Array], Array]:
+    """Seconds of the greedy sampler over the number of sequences (:mod:`.sampler`)."""
+    card, flat = card_of(device), elementwise.elementwise_constants(device)
+    return lambda sequences: sampler_time(sequences, vocabulary, card, flat)
+
+
+def mixed_attention(compiled: CompiledTrace, device: Device) -> Callable[..., float] | None:
+    """Seconds of all attention of one pass over (chunks, n, keys on average, keys at most), as
+    :meth:`.attention_mixed.MixedCall.seconds`; ``None`` where some layer has a window or a latent cache."""
+    calls = []
+    for row in compiled.rows:
+        op, d = row.operator, row.operator.dims
+        if op.kind == "scan" or (op.kind == "attention" and ("latent_dim" in d or "window" in d)):
+            return None
+        if op.kind == "attention":
+            bits = _bits(op.reads, "kv")
+            h, hk, width, value = (int(d[x].constant or 1) for x in ("heads", "kv_heads", "head_dim", "value_dim"))
+            call = MixedCall(h, hk, width, value, card_of(device), *attention_kernels(device, bits), bits)
+            calls.append((row.count, call))
+
+    def seconds(chunks: Sequence[tuple[int, int]], n: int, kv: float, kv_max: float) -> float:
+        return sum(count * call.seconds(chunks, n, kv, kv_max) for count, call in calls)
+
+    return seconds
 
 
 class _Maker:
@@ -186,6 +217,10 @@ class _Maker:
     def __init__(self, compiled: CompiledTrace, device: Device) -> None:
         self.compiled, self.device = compiled, device
         self.card, self.flat = card_of(device), elementwise.elementwise_constants(device)
+
+    def rate(self, op: Operator) -> float:
+        """Peak FLOP/s of the arithmetic of ``op`` at the clock the card runs at."""
+        return self.device.rate(op.format)[1].value * self.card.boost
 
     def moved(self, i: int) -> Array:
         """Coefficients of the bytes that row ``i`` moves."""
@@ -207,7 +242,7 @@ class _Maker:
     def gemm(self, i: int, op: Operator) -> Kernel:
         """A linear layer: its table by m; any other product, shape by shape."""
         constants, kernels = gemm_kernels(self.device)
-        rate, bits = self.device.rate(op.format)[1].value, _bits(op.reads, "activation")
+        rate, bits = self.rate(op), _bits(op.reads, "activation")
         if number_format(op.format).bits <= 8:
             eight, kernels = gemm_kernels_8bit(self.device)
             rate *= eight.rate_share
@@ -246,7 +281,7 @@ class _Maker:
         launch_s = NAIVE_OVERHEAD * constants.overhead_s
         table = experts_table(
             hidden, inner, experts, top_k, self.card, gemm_kernels(self.device)[0], constants, kernels,
-            rate=self.device.rate(op.format)[1].value, bits=bits, weight_bits=weight_bits,
+            rate=self.rate(op), bits=bits, weight_bits=weight_bits,
             gated=bool(op.attrs["gated"]), imbalance=float(op.attrs.get("imbalance", 0.0)),
         )  # fmt: skip
 
@@ -263,13 +298,14 @@ class _Maker:
             d[x].constant or 1 for x in ("heads", "kv_heads", "head_dim", "value_dim")
         )
         window = d["window"].constant if "window" in d else None
-        skew = float(op.attrs.get("skew", 1.0))
+        skew, longer = float(op.attrs.get("skew", 1.0)), float(op.attrs.get("longer", 0.0))
 
         def time(at: Points) -> Answer:
             batch, kv = at(d["batch"]), at(d["kv"])
+            most = np.minimum(skew, batch) * kv + longer
             parts = attention_parts(
                 batch, at(d["query"]), kv, heads, kv_heads, head_dim, value_dim,
-                self.card, constants, kernel, kv_max=np.minimum(skew, batch) * kv, window=window, bits=bits,
+                self.card, constants, kernel, kv_max=most, window=window, bits=bits,
             )  # fmt: skip
             return np.hypot(parts.compute, parts.memory) + parts.rest, np.where(parts.compute > parts.memory, 0, 1)
 
@@ -289,13 +325,20 @@ class _Maker:
         return Kernel(i, 0.0, time)
 
     def by_rows(self, i: int, row: Row) -> Kernel:
-        """A kernel with a block of threads per token: the elements of a token are the factor of its size."""
-        kind, elements, moved = row.operator.kind, row.operator.dims["elements"], self.moved(i)
+        """A kernel with a block of threads per token: the elements of a token are the factor of its size.
+
+        Where L2 keeps operands its stream is here too, and kinds without rows are nothing but that.
+        """
+        kind, moved, dram = row.operator.kind, self.moved(i), REASONS.index("dram")
+        elements = row.operator.dims.get("elements", ONE)
         width = float(np.abs(self.compiled.vector(elements)).max())
 
         def time(at: Points) -> Answer:
-            rows = at(elements) / width
-            return elementwise.row_time(kind, rows, at.of(moved) / rows, self.card, self.flat), REASONS.index("dram")
+            rows, operands = at(elements) / width, at.of(moved)
+            seconds = elementwise.row_time(kind, rows, operands / rows, self.card, self.flat)
+            if self.flat.cache_share:
+                seconds = np.maximum(seconds, elementwise.stream_time(kind, operands, self.card, self.flat))
+            return seconds, dram
 
         return Kernel(i, self.flat.launch_s, time)
 

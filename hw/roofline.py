@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import partial
+from functools import partial, reduce
 
 import numpy as np
 import numpy.typing as npt
@@ -103,7 +103,7 @@ def longest(times: Array) -> tuple[Array, Index]:
 
 def within_power(energy: dict[str, Array], limit_j: Array) -> dict[str, Array]:
     """Joules by part, all of them shrunk alike where together they exceed ``limit_j``, what may be drawn meanwhile."""
-    drawn = np.sum(list(energy.values()), axis=0)
+    drawn: Array = reduce(np.add, energy.values())  # np.sum would copy all parts into one array first
     if (drawn <= limit_j).all():
         return energy
     share = np.divide(limit_j, drawn, out=np.ones_like(drawn), where=drawn > limit_j)

@@ -44,10 +44,11 @@ class _Data(BaseModel):
 
 
 class Compute(_Data):
-    """``units``: how many SMs, CUs or cores; ``clock``: hertz, the clock the rates are quoted at."""
+    """``units``: SMs, CUs or cores; ``clock``: hertz, of the quoted rates; ``boost``: a higher one that kernels had."""
 
     units: Quantity
     clock: Quantity
+    boost: Quantity | None = None
 
 
 ROLES: Final = ("weights", "kv", "activations", "far-weights", "far-kv")
@@ -339,6 +340,8 @@ def parse_device(
         fields["host"] = _host(fields["host"], file, host)
         digest.update(fields["host"].digest.encode())
     device: Device = _checked(Device, {**fields, "digest": digest.hexdigest()}, file, "")
+    if (boost := device.compute.boost) and boost.value < (clock := device.compute.clock).value:
+        raise InputError(f"{file}: compute.boost {boost.text} is below the clock; accepted: {clock.text} or more")
     return device
 
 

@@ -150,7 +150,7 @@ _SHARE = Key("number", "0.01", "10", "0.8", False)
 _SHORT = Key("time", "1 ps", "100 ms", "2 us", False)
 _ATTENTION = {
     "library": _LIBRARY._replace(example="flash-2"), "matrix_share": _SHARE, "tile": _SHORT, "launch": _SHORT,
-    "next_launch": _SHORT, "token": _SHORT, "split": _SHORT,
+    "next_launch": _SHORT, "token": _SHORT, "split": _SHORT, "dram_share": _SHARE,
 }  # fmt: skip
 _EXPERTS = {
     "library": _LIBRARY._replace(example="triton-0.24"), "overhead": _SHORT,
@@ -173,7 +173,7 @@ KERNEL_KEYS: Final[Mapping[str, Mapping[str, Key]]] = {
     "experts_4bit": _EXPERTS,
     "elementwise": {
         "launch": _SHORT, "row": _SHORT, "row_bytes_per_clock": _SHARE._replace(high="10000"), "stream_share": _SHARE,
-        "row_share": _SHARE, "rotate_share": _SHARE,
+        "row_share": _SHARE, "rotate_share": _SHARE, "cache_share": _SHARE, "cache_speedup": _SHARE,
     },
 }  # fmt: skip
 """Constants of GPU kernels by family; their meaning is in :mod:`.gemm`, :mod:`.attention`, :mod:`.elementwise`."""
@@ -190,6 +190,7 @@ KEYS: Final[Mapping[str, Key]] = {
     "engines.*.*": _RATE,
     "compute.units": Key("count", "1", "10000000", "108"),
     "compute.clock": Key("frequency", "1 MHz", "20 GHz", "1410 MHz"),
+    "compute.boost": Key("frequency", "1 MHz", "20 GHz", "1755 MHz", required=False),
     "memory.dram.technology": Key("text", example="HBM2e", required=False),
     "memory.dram.holds": Key("text", example="kv", required=False),
     "memory.dram.capacity": _SIZE,

@@ -1,8 +1,10 @@
-"""``python -m tokenfab.mapping``: how far each way to solve gets on a synthetic layer graph, and in what CPU time."""
+"""``python -m tokenfab.mapping``: how far each way to solve gets on a synthetic layer graph, and in what CPU time; with
+``--show``, what the mapper must show: exit code 1 where a row misses its bar."""
 
 from __future__ import annotations
 
 import argparse
+import sys
 import time
 
 import numpy as np
@@ -12,6 +14,7 @@ from .dynamic import chain, lagrange
 from .ilp import solve_flat
 from .place import solve
 from .problem import Problem, evaluate
+from .shown import SECTIONS, show
 from .solver import available
 from .synthetic import PER_LAYER, layer_graph
 
@@ -54,7 +57,13 @@ def main() -> None:
     parser.add_argument("--seconds", type=float, default=60.0, help="time limit of each method")
     methods = ["free", "prices", "all", *available(), *(f"{s}-weak" for s in available())]
     parser.add_argument("--methods", default="free,prices,all", help=f"of {','.join(methods)}")
+    parser.add_argument("--show", default="", help=f"all, or some of {','.join(SECTIONS)}: run these instead")
     given = parser.parse_args()
+    if given.show:
+        names = list(SECTIONS) if given.show == "all" else given.show.split(",")
+        if unknown := set(names) - set(SECTIONS):
+            parser.error(f"--show {sorted(unknown)[0]}: accepted: all, {', '.join(SECTIONS)}")
+        sys.exit(0 if show(names) else 1)
     problem = layer_graph(given.layers, given.devices, given.seed)
     print(f"{given.layers * PER_LAYER} operators, {given.devices} devices, seed {given.seed}")
     compare(problem, given.seconds, [m for m in given.methods.split(",") if m in methods])

@@ -7,25 +7,50 @@ exact mapper: the same options, capacities and limits on memory (limits on metri
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
 from .dynamic import between_costs, chain, own_costs, repair, sum_weights
-from .problem import INPUT, Array, Choice, Problem, all_allowed, flat, unflatten
+from .problem import INPUT, Array, Choice, Operator, Problem, all_allowed, flat, unflatten
 
 Layers = list[Choice]
 
 
 def singles(problem: Problem) -> dict[str, Layers]:
-    """Placements that use one option everywhere, by its name, where all operators have it and may take it."""
-    used = set(problem.order)
+    """Placements that use one place everywhere, by its name, where all operators have it and may take it; where there
+    are formats, each of them (``PLACE @ FORMAT``), and the cheapest mix that fits (``PLACE @ mixed``)."""
+    operators = [op for b in sorted(set(problem.order)) for op in problem.blocks[b].operators]
+    formats = list(dict.fromkeys(f for op in operators for f in op.formats if "|" not in f))
     found = {}
-    for name in problem.blocks[problem.order[0]].operators[0].options:
-        if all(name in op.options for b in used for op in problem.blocks[b].operators):
-            layers = [tuple(op.options.index(name) for op in problem.blocks[b].operators) for b in problem.order]
+    for name in dict.fromkeys(problem.blocks[problem.order[0]].operators[0].options):
+        if not all(name in op.options for op in operators):
+            continue
+        for format_ in formats or [""]:
+            layers = [tuple(_at(op, name, format_) for op in problem.blocks[b].operators) for b in problem.order]
             if all_allowed(problem, layers):
-                found[name] = layers
+                found[f"{name} @ {format_}" if formats else name] = layers
+        if formats and (mixed := _mixed(problem, name)) is not None:
+            found[f"{name} @ mixed"] = mixed
     return found
+
+
+def _at(op: Operator, place: str, format_: str) -> int:
+    """The option of ``place`` in ``format_``, or where there is none such the one that loses least."""
+    here = [k for k, name in enumerate(op.options) if name == place]
+    return min(here, key=lambda k: (not op.formats or op.formats[k] != format_, op.losses[k]))
+
+
+def _mixed(problem: Problem, place: str) -> Layers | None:
+    """The best formats at one place, as :func:`.dynamic.repair` makes them fit."""
+    blocks = tuple(
+        replace(b, operators=tuple(
+            replace(op, allowed=op.allowed & np.array([name == place for name in op.options])) for op in b.operators
+        )) for b in problem.blocks
+    )  # fmt: skip
+    only = replace(problem, blocks=blocks)
+    free = chain(only)
+    return None if free is None else repair(only, free)
 
 
 def greedy(problem: Problem) -> Layers | None:
@@ -39,19 +64,21 @@ def greedy(problem: Problem) -> Layers | None:
     for b in problem.order:
         block, (own, between) = problem.blocks[b], tables[b]
         choice: list[int] = []
+        places: list[int] = []
         for j, op in enumerate(block.operators):
             added = own[j].copy()
             for e in block.entering[j]:
                 source = block.edges[e].source
-                added += between[e][entry if source == INPUT else choice[source]]
+                added += between[e][entry if source == INPUT else places[source]][op.place]
             added[(op.memory > left).any(axis=1)] = np.inf
             k = int(np.argmin(added))
             if not np.isfinite(added[k]):
                 return None
             choice.append(k)
+            places.append(int(op.place[k]))
             left = left - op.memory[k]
         layers.append(tuple(choice))
-        entry = choice[block.output]
+        entry = block.exit(layers[-1])
     return layers
 
 
@@ -85,7 +112,7 @@ def heft(problem: Problem) -> Layers | None:
         ready = np.zeros(len(op.options))
         for e in block.entering[i]:
             s = block.edges[e].source
-            ready = np.maximum(ready, finish[s] + delays[e][choice[s]])
+            ready = np.maximum(ready, finish[s] + delays[e][block.operators[s].place[choice[s]]][op.place])
         busy = np.asarray(op.busy_s.any(axis=1))
         start = np.maximum(ready, np.where(busy, free, 0.0).max(axis=1, initial=0.0))
         end = start + times[i]

@@ -16,6 +16,10 @@ the cost models, what an engine draws beyond idle while it works, links; the nod
 engine is paid for while it works, sends or receives (its other seconds are other batches'), electricity on top where it
 is bought.
 
+Formats (``menu``): an option also says in which format its operator's weights are, one wherever both phases read them;
+where prefill and decode run from different memories each may have its own, and the worse counts for quality. A limit on
+quality (loss, bits) is a pool that options fill.
+
 Left out: the token that goes back from the head to the embedding (4 bytes and one latency per step); adding up partial
 sums (a read and a write of one activation).
 """
@@ -23,7 +27,7 @@ sums (a read and a write of one activation).
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import replace
 
 import numpy as np
 
@@ -35,70 +39,41 @@ from ..workloads.trace import Operator as TraceOperator
 from ..workloads.trace import Tensor, Trace
 from .costs import Costs, Piece
 from .node import Node
-from .problem import INPUT, Array, Block, Edge, Mask, Objective, Operator, Problem
-from .spreads import Spread, Transfers, divided, groups, replicated, whole
+from .options import QUALITY, Built, Form, Joint, Option, Sizes
+from .problem import INPUT, Array, Block, Edge, Index, Mask, Objective, Operator, Problem
+from .quality import Menu
+from .spreads import Spread, Transfers, divided, groups, may_part, replicated, whole
 
 PHASES = ("prefill", "handover", "decode")
 PARTS = 8
 """Shares that matrices are divided into, and heads and experts where their number is a multiple."""
 POINTWISE = frozenset({"rope", "activation"})
-Sizes = tuple[float, float, float]
-"""Bytes of an edge in each phase."""
 REPLICATED = frozenset({"norm", "elementwise", "router", "embedding"})
-
-
-@dataclass(frozen=True)
-class Joint:
-    """Where an operator runs in prefill and in decode."""
-
-    prefill: Spread
-    decode: Spread
-
-    def label(self, names: Sequence[str]) -> str:
-        """One name where both are alike, else ``A | B``."""
-        a, b = self.prefill.label(names), self.decode.label(names)
-        return a if self.prefill == self.decode else f"{a} | {b}"
-
-
-@dataclass
-class Built:
-    """A problem, and what its numbers mean: ``joints[block][operator][option]``, ``pieces[block][operator]``,
-    ``bytes[block][edge]`` per phase, transfers, memory by use (weights, caches) per option."""
-
-    problem: Problem
-    node: Node
-    trace: Trace
-    request: Request
-    joints: list[list[list[Joint]]]
-    pieces: list[list[Piece]]
-    sizes: list[list[Sizes]]
-    transfers: Transfers
-    reserve: float
-    weights: list[list[Array]] = field(default_factory=list)
-    caches: list[list[Array]] = field(default_factory=list)
-    prompt_cache: list[list[float]] = field(default_factory=list)
 
 
 def build(
     trace: Trace, node: Node, request: Request, objective: Objective, *,
     split: bool = True, move: bool = True, pins: Mapping[str, str] | None = None,
-    together: Sequence[Sequence[str]] = (),
+    together: Sequence[Sequence[str]] = (), formats: Menu | None = None, quality: Mapping[str, float] | None = None,
 ) -> Built:  # fmt: skip
     """The placement problem of ``request`` on ``node``.
 
     ``split``: operators may be divided over engines. ``move``: an operator may run elsewhere at decode than at prefill.
-    ``pins``: operator (or operator kind, or BLOCK.OPERATOR) → engine, or "PREFILL|DECODE". ``together``: groups of
-    operators of one block that share their place. Raises ``InputError`` for unknown names, requests the model cannot
+    ``pins``: operator (or operator kind, or BLOCK.OPERATOR) → engine, or "PREFILL|DECODE",
+    each also with @FORMAT or @FORMAT alone. ``together``: groups of operators of one block that share their place.
+    ``formats``: what weights may be stored in (:func:`.quality.menu`); ``quality``: the most ``loss``, the least
+    ``bits``. Raises ``InputError`` for unknown names, requests the model cannot
     take, and prices that are not known where cost is asked for.
     """
     request.check(trace)
-    return _Builder(trace, node, request, objective, split, move, dict(pins or {}), together).built()
+    return _Builder(trace, node, request, objective, split, move, dict(pins or {}), together,
+                    formats, dict(quality or {})).built()  # fmt: skip
 
 
 class _Builder:
     def __init__(
         self, trace: Trace, node: Node, request: Request, objective: Objective, split: bool, move: bool,
-        pins: dict[str, str], together: Sequence[Sequence[str]],
+        pins: dict[str, str], together: Sequence[Sequence[str]], menu: Menu | None, quality: dict[str, float],
     ) -> None:  # fmt: skip
         self.trace, self.node, self.request, self.objective = trace, node, request, objective
         self.split, self.move, self.pins, self.together = split, move, pins, together
@@ -116,20 +91,24 @@ class _Builder:
         self.port_usd = np.array([rate[port.partition(" ")[0]] for port in node.ports])
         self.hidden = self._hidden_joints()
         self.used_pins: set[str] = set()
+        self.menu, self.quality = menu, quality
+        if menu is not None and quality.get("bits", 0.0) > menu.widest:
+            raise InputError(f"--limit bits={quality['bits']:g}: the widest of the formats has {menu.widest:.4g}")
 
     # -- pieces ------------------------------------------------------------------------------------
     def built(self) -> Built:
         blocks = self.trace.blocks
         pieces = [self._pieces(b) for b in blocks]
-        self.costs = Costs(self.trace, self.node.engines, self.points, [p for ps in pieces for p in ps])
-        made, joints, sizes, weights, caches = [], [], [], [], []
-        for block, ps in zip(blocks, pieces, strict=True):
-            one = self._block(block, ps, first=self.trace.order[0][0] == block.name)
+        forms = [[self._forms(b, p) for p in ps] for b, ps in zip(blocks, pieces, strict=True)]
+        self.costs = Costs(self.trace, self.node.engines, self.points,
+                           [f.piece for here in forms for fs in here for f in fs])  # fmt: skip
+        made, joints, sizes, options = [], [], [], []
+        for block, ps, fs in zip(blocks, pieces, forms, strict=True):
+            one = self._block(block, ps, fs, first=self.trace.order[0][0] == block.name)
             made.append(one[0])
-            joints.append(one[1])
+            options.append(one[1])
+            joints.append([[o.joint for o in os] for os in one[1]])
             sizes.append(one[2])
-            weights.append(one[3])
-            caches.append(one[4])
         if unused := set(self.pins) - self.used_pins:
             known = {p.name for ps in pieces for p in ps} | {p.kind for ps in pieces for p in ps}
             raise unknown_name("operator", sorted(unused)[0], known, "--pin OPERATOR=DEVICE")
@@ -137,13 +116,27 @@ class _Builder:
         order = tuple(index[name] for name, times in self.trace.order for _ in range(times))
         reserve = self._reserve()
         problem = Problem(
-            PHASES, self.repeats, self.resources, self.node.pools,
-            np.maximum(np.array(self.node.capacity) - reserve, 0.0), self.node.idle_w, tuple(made), order,
-            self.objective,
+            PHASES, self.repeats, self.resources, (*self.node.pools, *self.quality),
+            np.concatenate([np.maximum(np.array(self.node.capacity) - reserve, 0.0), self._budgets()]),
+            self.node.idle_w, tuple(made), order, self.objective,
         )  # fmt: skip
         prompt = [[self._cache(p, self.points[0][1]) for p in ps] for ps in pieces]
         return Built(problem, self.node, self.trace, self.request, joints, pieces, sizes, self.transfers, reserve,
-                     weights, caches, prompt)  # fmt: skip
+                     _each(options, "weights"), _each(options, "caches"), prompt, self.menu,
+                     _each(options, "narrowing"), self.quality)  # fmt: skip
+
+    def _forms(self, block: TraceBlock, piece: Piece) -> list[Form]:
+        """The formats that a piece may be in."""
+        found = [v for op in piece.operators for v in (self.menu.variants.get((block.name, op.name), ())
+                                                       if self.menu is not None else ())]  # fmt: skip
+        if not found:
+            return [Form("", piece)]
+        return [Form(v.name, replace(piece, operators=(v.operator,)), v.loss, v.narrowing) for v in found]
+
+    def _budgets(self) -> Array:
+        """Capacities of the pools that limits on quality are."""
+        widest = self.menu.widest if self.menu is not None else 0.0
+        return np.array([QUALITY[q] * (limit if q == "loss" else widest - limit) for q, limit in self.quality.items()])
 
     def _reserve(self) -> float:
         b, p, _ = self.points[0]
@@ -196,77 +189,95 @@ class _Builder:
         spreads = [whole(a, self.n) for a in range(self.n)]
         if self.split:
             spreads += [replicated(g, self.n) for g in groups(self.node, range(self.n))]
-        return [Joint(s, t) for s in spreads for t in spreads if s == t or self.move]
+        return [Joint(s, t) for s in spreads for t in spreads if s == t or self._may_part(s, t)]
 
-    def _joints(self, piece: Piece) -> list[Joint]:
+    def _joints(self, piece: Piece, forms: list[Form]) -> list[Joint]:
         if piece.mode is None:
             return self.hidden if piece.kind in REPLICATED or not piece.operators else [
                 j for j in self.hidden if j.prefill.mode == j.decode.mode == "whole"
             ]  # fmt: skip
-        able = [a for a in range(self.n) if all(np.isfinite(self.costs.seconds(piece, whole(a, self.n))))]
         singles = [whole(a, self.n) for a in range(self.n)]
-        seconds = [self.costs.seconds(piece, s) for s in singles]
-        speed = [[1 / max(s[phase], 1e-12) if np.isfinite(s[phase]) else 0.0 for s in seconds] for phase in (0, 1)]
+        seconds = [[self.costs.seconds(form.piece, s) for s in singles] for form in forms]
+        able = [a for a in range(self.n) if any(np.isfinite(one[a]).all() for one in seconds)]
+        speed = [[1 / max(s[phase], 1e-12) if np.isfinite(s[phase]) else 0.0 for s in one]
+                 for one in seconds for phase in (0, 1)]  # fmt: skip
         spreads = divided(piece.mode, self.node, able, piece.units, speed)
         joints = [Joint(s, s) for s in (*singles, *spreads)]
         if self.move:
             even = {s.engines: s for s in reversed(spreads) if len({x for x in s.shares if x}) == 1}
             coarse = [*singles, *even.values()]
-            joints += [Joint(s, t) for s in coarse for t in coarse if s != t]
+            joints += [Joint(s, t) for s in coarse for t in coarse if s != t and self._may_part(s, t)]
         return joints
 
-    def _allowed(self, block: TraceBlock, piece: Piece, joints: list[Joint]) -> Mask:
-        allowed = np.ones(len(joints), dtype=bool)
+    def _may_part(self, prefill: Spread, decode: Spread) -> bool:
+        return self.move and may_part(self.node, prefill, decode)
+
+    def _allowed(self, block: TraceBlock, piece: Piece, options: list[Option]) -> Mask:
+        allowed = np.ones(len(options), dtype=bool)
         for key in (piece.name, piece.kind, f"{block.name}.{piece.name}"):
             if key not in self.pins:
                 continue
             self.used_pins.add(key)
-            wanted = self.pins[key]
+            wanted, _, format_ = self.pins[key].partition("@")
             parts = wanted.split("|") if "|" in wanted else [wanted, wanted]
             here = np.array(
-                [all(w.strip() in ("*", s.label(self.names)) or _is_kind(w.strip(), s, self.node)
-                     for w, s in zip(parts, (j.prefill, j.decode), strict=True)) for j in joints]
+                [all(w.strip() in ("", "*", s.label(self.names)) or _is_kind(w.strip(), s, self.node)
+                     for w, s in zip(parts, (o.joint.prefill, o.joint.decode), strict=True)) for o in options]
             )  # fmt: skip
             if not here.any():
-                raise InputError(f"--pin {key}={wanted}: no such place; devices: {', '.join(self.names)}")
+                raise InputError(f"--pin {key}={self.pins[key]}: no such place; devices: {', '.join(self.names)}")
+            if format_:
+                here &= np.array([o.format == format_ for o in options])
+                if not here.any():
+                    known = ", ".join(dict.fromkeys(o.format for o in options if o.format)) or "none, see --formats"
+                    raise InputError(f"--pin {key}={self.pins[key]}: no such format here; formats: {known}")
             allowed &= here
         return allowed
 
     # -- blocks --------------------------------------------------------------------------------------
     def _block(
-        self, block: TraceBlock, pieces: list[Piece], first: bool
-    ) -> tuple[Block, list[list[Joint]], list[Sizes], list[Array], list[Array]]:
-        """The block, its options' places, its edges' bytes, and what options hold of weights and of caches."""
-        joints = [self._joints(p) for p in pieces]
-        made = [self._operator(block, p, js) for p, js in zip(pieces, joints, strict=True)]
+        self, block: TraceBlock, pieces: list[Piece], forms: list[list[Form]], first: bool
+    ) -> tuple[Block, list[list[Option]], list[Sizes]]:
+        """The block, its operators' options, and its edges' bytes."""
+        joints = [self._joints(p, fs) for p, fs in zip(pieces, forms, strict=True)]
+        made = [self._operator(block, p, js, fs) for p, js, fs in zip(pieces, joints, forms, strict=True)]
         edges, sizes = self._edges(block, pieces, joints, first)
         output = next(
             (i for i, p in enumerate(pieces) if p.kind == "output"),
             next(i for i, p in enumerate(pieces) if any(o.name == block.output for o in p.operators)),
         )
         operators = tuple(m[0] for m in made)
-        return (
-            Block(block.name, operators, tuple(edges), output),
-            joints,
-            sizes,
-            [m[1] for m in made],
-            [m[2] for m in made],
-        )
+        return Block(block.name, operators, tuple(edges), output), [m[1] for m in made], sizes
 
-    def _operator(self, block: TraceBlock, piece: Piece, joints: list[Joint]) -> tuple[Operator, Array, Array]:
-        """The operator, and what each option holds of weights and of caches in each pool."""
-        k, f, r = len(joints), len(PHASES), len(self.resources)
+    def _options(self, joints: list[Joint], forms: list[Form]) -> tuple[list[Option], Index]:
+        """Every place in every format, in two where the phases work from different memories; and the place of each."""
+        found, at = [], []
+        for i, joint in enumerate(joints):
+            first, second = ({self.node.engines[a].pool for a in s.engines} for s in (joint.prefill, joint.decode))
+            for a in forms:
+                for b in forms if self.repeats[2] and not first & second else (a,):
+                    found.append(Option(joint, a, b))
+                    at.append(i)
+        return found, np.array(at)
+
+    def _operator(
+        self, block: TraceBlock, piece: Piece, joints: list[Joint], forms: list[Form]
+    ) -> tuple[Operator, list[Option]]:
+        """The operator, and its options with what each holds of weights and of caches in each memory."""
+        options, at = self._options(joints, forms)
+        k, f, r = len(options), len(PHASES), len(self.resources)
         time, busy = np.zeros((k, f)), np.zeros((k, f, r))
         energy, usd = np.zeros(k), np.zeros(k)
         weights, caches = np.zeros((k, len(self.node.pools))), np.zeros((k, len(self.node.pools)))
-        allowed = self._allowed(block, piece, joints)
-        weight_bytes = sum(float(w.stored_bytes.constant or 0) for op in piece.operators for w in op.weights)
+        allowed = self._allowed(block, piece, options)
+        weight_bytes = {form.name: _weight_bytes(form.piece) for form in forms}
         p = self.points[0][1]
         held, prompt = self._cache(piece, p + self.request.output), self._cache(piece, p)
-        for i, joint in enumerate(joints):
-            for phase, spread in ((0, joint.prefill), (2, joint.decode)):
+        for i, option in enumerate(options):
+            joint = option.joint
+            for phase, spread, form in ((0, joint.prefill, option.prefill), (2, joint.decode, option.decode)):
                 for a in spread.engines if piece.operators else ():
-                    seconds, joules = self.costs.of(piece, spread, a, phase // 2)
+                    seconds, joules = self.costs.of(form.piece, spread, a, phase // 2)
                     busy[i, phase, a] = seconds
                     energy[i] += self.repeats[phase] * joules
                     engine = self.node.engines[a]
@@ -281,15 +292,22 @@ class _Builder:
                 busy[i, 1, self.n :] = moved.busy_s
                 energy[i] += moved.energy_j
                 usd[i] += float(moved.busy_s @ self.port_usd)
-            weights[i] = self._held(joint, weight_bytes, weight_bytes)
+            weights[i] = self._held(joint, weight_bytes[option.prefill.name], weight_bytes[option.decode.name])
             caches[i] = self._held(joint, prompt, held)
+            option.weights, option.caches = weights[i], caches[i]
             if not np.isfinite(time[i]).all():
                 allowed[i] = False
         for array in (time, busy, energy, usd):
             array[~np.isfinite(array)] = 0.0
-        labels = tuple(j.label(self.names) for j in joints)
-        made = Operator(piece.name, labels, time, busy, energy, usd, weights + caches, allowed)
-        return made, weights, caches
+        worse = {"loss": np.array([o.loss for o in options]), "bits": np.array([o.narrowing for o in options])}
+        filled = [weights + caches, *(QUALITY[q] * worse[q][:, None] for q in self.quality)]
+        made = Operator(
+            piece.name, tuple(o.joint.label(self.names) for o in options), time, busy, energy, usd,
+            np.concatenate(filled, axis=1), allowed,
+        )  # fmt: skip
+        if len(forms) > 1 or forms[0].name:
+            made = replace(made, at=at, formats=tuple(o.format for o in options), loss=worse["loss"])
+        return made, options
 
     def _held(self, joint: Joint, at_prefill: float, at_decode: float) -> Array:
         """Bytes in each pool of something both phases need: once where their places agree, else in both."""
@@ -392,6 +410,15 @@ class _Builder:
                 for m, b in enumerate(target):
                     allowed[k, m] = a.prefill.engines == b.prefill.engines and a.decode.engines == b.decode.engines
         return Edge(*pair, delay, busy, energy, usd, allowed)
+
+
+def _each(options: list[list[list[Option]]], what: str) -> list[list[Array]]:
+    """``what`` of all options of each operator of each block, as arrays."""
+    return [[np.array([getattr(o, what) for o in os]) for os in block] for block in options]
+
+
+def _weight_bytes(piece: Piece) -> float:
+    return sum(float(w.stored_bytes.constant or 0) for op in piece.operators for w in op.weights)
 
 
 def _units(count: int) -> int:

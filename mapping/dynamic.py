@@ -5,22 +5,22 @@ layer. Capacities are brought in by prices (Lagrange): for any prices p ≥ 0
 
     bound(p) = min over placements of (value + p · (memory − capacity))      never above the optimum
 
-and p moves along the excess, with Polyak's step (Held, Wolfe and Crowder, Mathematical Programming 6, 1974). Each
-placement met is made feasible by the moves that cost least per byte. A bottleneck max(busy) is bounded by any mean
-of what resources are busy; the mean's weights move towards the busiest one.
+and p moves along the excess (limits on metrics have prices alike), with Polyak's step (Held, Wolfe and Crowder,
+Mathematical Programming 6, 1974). Each placement met is made feasible by the moves that cost least per byte. A
+bottleneck max(busy) is bounded by any mean of what resources are busy; the mean's weights move towards the busiest one.
 """
 
 from __future__ import annotations
 
 import heapq
 import time
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
 
 import numpy as np
 
 from .eliminate import TooWideError
-from .priced import PricedBlock, Prices, first_shares, objective_prices
+from .priced import PricedBlock, Prices, first_shares, metric_prices, objective_prices
 from .problem import INPUT, ROUNDING, Array, Block, Choice, Edge, Operator, Problem, evaluate, flat, unflatten
 
 
@@ -39,16 +39,16 @@ def sum_weights(problem: Problem) -> Prices:
     spread evenly over the resources."""
     prices = objective_prices(problem)
     even = np.full(len(problem.resources), problem.objective.weights.get("throughput", 0.0))
-    return Prices(prices.phase, even / max(1, len(problem.resources)), prices.energy, prices.cost, prices.pool)
+    return replace(prices, resource=even / max(1, len(problem.resources)))
 
 
 def own_costs(problem: Problem, block: Block, prices: Prices) -> list[Array]:
     """Cost of each operator's options by themselves; infinity where not allowed."""
-    return [_weighed(problem, op, op.time_s, prices) for op in block.operators]
+    return [_weighed(problem, op, op.time_s, prices) + prices.loss * op.losses for op in block.operators]
 
 
 def between_costs(problem: Problem, block: Block, prices: Prices) -> list[Array]:
-    """Cost of each edge for all pairs of options; infinity where not allowed."""
+    """Cost of each edge for all pairs of places; infinity where not allowed."""
     return [_weighed(problem, edge, edge.delay_s, prices) for edge in block.edges]
 
 
@@ -122,6 +122,7 @@ def repair(problem: Problem, layers: Sequence[Choice]) -> list[Choice] | None:
     prices = sum_weights(problem)
     (block,) = flat(problem).blocks
     choice = [k for layer in layers for k in layer]
+    places = list(block.places(tuple(choice)))
     own, between = own_costs(problem, block, prices), between_costs(problem, block, prices)
     touching: list[list[int]] = [[] for _ in block.operators]
     for e, edge in enumerate(block.edges):
@@ -138,7 +139,8 @@ def repair(problem: Problem, layers: Sequence[Choice]) -> list[Choice] | None:
         values = own[i].copy()
         for e in touching[i]:
             edge = block.edges[e]
-            values += between[e][choice[edge.source]] if edge.target == i else between[e][:, choice[edge.target]]
+            to_places = between[e][places[edge.source]] if edge.target == i else between[e][:, places[edge.target]]
+            values += to_places[block.operators[i].place]
         usable = (gain > 1e-12 * excess.sum()) & np.isfinite(values)
         if not usable.any():
             return np.inf, k
@@ -164,7 +166,7 @@ def repair(problem: Problem, layers: Sequence[Choice]) -> list[Choice] | None:
             continue
         memory = block.operators[i].memory
         used = used - memory[choice[i]] + memory[k]
-        choice[i] = k
+        choice[i], places[i] = k, int(block.operators[i].place[k])
         moves += 1
         for j in {i, *(block.edges[e].source for e in touching[i]), *(block.edges[e].target for e in touching[i])}:
             if j != INPUT and np.isfinite(again := move(j)[0]):
@@ -173,31 +175,45 @@ def repair(problem: Problem, layers: Sequence[Choice]) -> list[Choice] | None:
 
 
 def lagrange(
-    problem: Problem, *, rounds: int = 200, time_limit: float = 10.0, gap: float = 1e-4, known: float = np.inf
-) -> Answer:
-    """Bound and feasible placement under prices on memory. ``known``: the value of a placement that is at hand.
+    problem: Problem, *, rounds: int = 200, time_limit: float = 10.0, gap: float = 1e-4, known: float = np.inf,
+    pool: Array | None = None, limits: Mapping[str, float] | None = None,
+) -> Answer:  # fmt: skip
+    """Bound and feasible placement under prices on memory and limits. ``known``: the value of a placement that is at
+    hand; ``pool``, ``limits``: prices to begin with, per byte and per unit of a metric.
 
-    Raises ``TooWideError`` where the graph is. Limits on metrics are not priced; what breaks them is not returned.
+    Raises ``TooWideError`` where the graph is. Limits on the bottleneck are not priced; what breaks limits is not
+    returned.
     """
     began = time.process_time()
     lower = Chain(problem, full=False)
-    base = objective_prices(problem)
+    named = [name for name in problem.objective.limits if name != "throughput"]
+    allowed = np.array([problem.objective.limits[name] for name in named])
     weight = problem.objective.weights.get("throughput", 0.0)
     mean = np.full(len(problem.resources), 1.0 / max(1, len(problem.resources)))
+    memories = len(problem.pools)
     scale = np.maximum(problem.capacity, 1.0)
-    price = np.zeros(len(problem.pools))
+    price = np.concatenate([
+        np.zeros(memories) if pool is None else pool * scale, [(limits or {}).get(n, 0.0) for n in named] * allowed
+    ])  # fmt: skip
+    budget = np.concatenate([problem.capacity / scale, np.ones(len(named))])
     best_layers: list[Choice] | None = None
     best, bound, step, stuck, done = np.inf, -np.inf, 1.0, 0, 0
     for done in range(1, rounds + 1):
-        value, layers = lower.best(Prices(base.phase, weight * mean, base.energy, base.cost, price / scale))
+        metrics = dict(problem.objective.weights)
+        for name, p in zip(named, price[memories:] / allowed, strict=True):
+            metrics[name] = metrics.get(name, 0.0) + float(p)
+        prices = replace(metric_prices(problem, metrics), resource=weight * mean, pool=price[:memories] / scale)
+        value, layers = lower.best(prices)
         if not layers:
             return Answer(None, np.inf, np.inf, done)
-        here = value - float(price @ (problem.capacity / scale))
+        here = value - float(price @ budget)
         stuck = 0 if here > bound else stuck + 1
         bound = max(bound, here)
         if stuck >= 10:
             step, stuck = step / 2, 0
-        totals = evaluate(problem, layers).totals
+        seen = evaluate(problem, layers)
+        if seen.feasible and seen.value < best:
+            best, best_layers = seen.value, layers
         if done < 8 or done % 5 == 0:
             mended = repair(problem, layers)
             if mended is not None:
@@ -207,11 +223,12 @@ def lagrange(
         upper = min(best, known)
         if upper - bound <= gap * abs(upper) or time.process_time() - began > time_limit:
             break
-        excess = (totals.memory - problem.capacity) / scale
+        used = np.array([seen.metrics[name] for name in named])
+        excess = np.concatenate([seen.totals.memory / scale, used / allowed]) - budget
         excess[(price <= 0) & (excess < 0)] = 0.0
         if weight:
             busiest = np.zeros_like(mean)
-            busiest[int(np.argmax(totals.busy_s))] = 1.0
+            busiest[int(np.argmax(seen.totals.busy_s))] = 1.0
             mean += (busiest - mean) / (done + 1)
         norm = float(excess @ excess)
         if norm:
@@ -228,7 +245,7 @@ def _shift_paths(problem: Problem, lower: Chain, layers: Sequence[Choice], step:
     for b, choice in zip(problem.order, layers, strict=True):
         known = seen.setdefault(b, {})
         known[entry, choice] = known.get((entry, choice), 0) + 1
-        entry = choice[problem.blocks[b].output]
+        entry = problem.blocks[b].exit(choice)
     for b, patterns in seen.items():
         left, count = 1.0, sum(patterns.values())
         for (at, choice), times in patterns.items():

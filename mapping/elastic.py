@@ -44,6 +44,10 @@ class Binding:
 
 
 def _amount(name: str, value: float) -> str:
+    if name == "loss":
+        return f"{value / 1e12:.4g}"
+    if name == "bits":
+        return f"{value / 1e9:.4g} per weight below the widest format"
     if name == "energy":
         return f"{value:.4g} J"
     if name == "cost":

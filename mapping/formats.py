@@ -5,9 +5,8 @@ Every matrix takes one of the formats; its *error* is the metric called cost, it
     minimise Σ error[matrix, format] · layers    with    Σ bytes[matrix, format] ≤ budget
 
 which LQ-LoRA (arXiv:2311.12023, section 3.2) and Puzzle (arXiv:2411.19146) solve as an integer program, too. The
-error of a matrix is its sensitivity × elements × relative squared error of the format. Without measured
-sensitivities all are 1, and the format's error is that on normal numbers: a proxy that sees widths and sizes, not the
-model's weights.
+error of a matrix is its sensitivity × elements × relative squared error of the format (:mod:`.quality`). Formats and
+places together are :func:`.build.build`'s ``formats``.
 """
 
 from __future__ import annotations
@@ -18,14 +17,10 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..errors import InputError, unknown_name
-from ..kernels.formats import load_format
 from ..workloads.trace import Trace
 from .place import Solution, solve
 from .problem import Block, Edge, Objective, Operator, Problem
-
-SAMPLE = (64, 4096)
-"""Normal numbers on which a format's error is taken (rows, columns), and the seed below."""
-SEED = 1
+from .quality import gaussian_error
 
 
 @dataclass(frozen=True)
@@ -38,14 +33,6 @@ class Formats:
     bytes: float
     bits: float
     solution: Solution
-
-
-def gaussian_error(name: str) -> tuple[float, float]:
-    """Bits per element of a format, and its relative squared error on normal numbers. Raises ``InputError``."""
-    weights = np.random.default_rng(SEED).standard_normal(SAMPLE)
-    format_ = load_format(name)
-    restored = format_.dequantise(format_.quantise(weights))
-    return float(format_.bits_per_weight(SAMPLE)), float(((restored - weights) ** 2).sum() / (weights**2).sum())
 
 
 def choose_formats(

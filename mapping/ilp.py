@@ -1,8 +1,8 @@
 """The placement as an integer linear program, operator by operator.
 
     x[i, k] ∈ {0, 1}     operator i takes option k                     Σₖ x[i, k] = 1
-    y[e, k, l] ≥ 0       edge e = (i, j) sees the options k and l      Σₗ y[e, k, l] = x[i, k],  Σₖ y[e, k, l] = x[j, l]
-    finish[j, f] ≥ finish[i, f] + Σ delay[e, k, l, f]·y[e, k, l] + Σ time[j, l, f]·x[j, l]
+    y[e, p, q] ≥ 0       edge e = (i, j) sees the places p and q       Σ_q y[e, p, q] = Σ_{k at p} x[i, k], and so for j
+    finish[j, f] ≥ finish[i, f] + Σ delay[e, p, q, f]·y[e, p, q] + Σ time[j, l, f]·x[j, l]
     path[f] ≥ finish[j, f]          bottleneck ≥ busy seconds of each resource
     Σ memory[i, k, m]·x[i, k] ≤ capacity[m]          metric ≤ limit
 
@@ -58,7 +58,8 @@ def formulate(problem: Problem, *, elastic: bool = False, tight: bool = True, re
         if edge.source == INPUT or (edge.allowed.all() and not (edge.delay_s.any() or edge.busy_s.any()
                                     or edge.energy_j.any() or edge.cost_usd.any())):  # fmt: skip
             continue
-        a, b = x[edge.source], x[edge.target]
+        a, b = ([pulp.lpSum(v for v, p in zip(x[i], block.operators[i].place, strict=True) if p == place)
+                 for place in range(block.operators[i].places)] for i in (edge.source, edge.target))  # fmt: skip
         y[e] = [[lp.add_variable(f"y_{e}_{k}_{m}", 0, None if edge.allowed[k, m] else 0) for m in range(len(b))]
                 for k in range(len(a))]  # fmt: skip
         if tight:
@@ -111,7 +112,8 @@ def formulate(problem: Problem, *, elastic: bool = False, tight: bool = True, re
             for e, edge in enumerate(block.edges):
                 terms += crossed(e, edge.busy_s[:, :, :, r] @ problem.repeats)
             lp += bottleneck >= pulp.lpSum(terms), f"busy_{r}"
-    metrics = {"latency": latency, "throughput": bottleneck, "energy": energy, "cost": cost,
+    loss = chosen([list(map(float, op.losses)) for op in block.operators])
+    metrics = {"latency": latency, "throughput": bottleneck, "energy": energy, "cost": cost, "loss": loss,
                **dict(zip(problem.phases, path, strict=True))}  # fmt: skip
     slack: dict[str, Any] = {}
 
@@ -152,10 +154,11 @@ def _choice(model: Model) -> Choice:
 def _values(problem: Problem, model: Model, choice: Choice) -> dict[Any, float]:
     """Values of all variables for a placement, to start a solver from."""
     (block,) = problem.blocks
+    places = block.places(choice)
     values: dict[Any, float] = {row[k]: 1.0 for row, k in zip(model.x, choice, strict=True)}
     for e, table in model.y.items():
         edge = block.edges[e]
-        values[table[choice[edge.source]][choice[edge.target]]] = 1.0
+        values[table[places[edge.source]][places[edge.target]]] = 1.0
     _, finish = arrivals(block, 0, choice, len(problem.phases))
     values |= {v: float(finish[j, f]) for (j, f), v in model.finish.items()}
     if model.finish:

@@ -198,10 +198,21 @@ def _engine(named: Device, costed: Device, part: str, pool: int) -> Engine:
     return Engine(named.name, costed, part, pool, named.power.idle.value, usd, price.purchase is not None)
 
 
+def tier(node: Node, pool: int) -> str:
+    """The memory level of the device file that a pool is: ``dram``, or where a near device keeps caches."""
+    near = [e for e in node.engines if e.pool == pool]
+    return _cache_level(near[0].device) if [e.part for e in near] == ["near"] else "dram"
+
+
+def _cache_level(device: Device) -> str:
+    """The level in which a near device keeps caches: the largest that says so, else its DRAM."""
+    holding = {name: m.usable for name, m in device.memory.items() if getattr(m, "holds", None) == "kv"}
+    return max(holding, key=holding.__getitem__, default="dram")
+
+
 def _cache_memory(device: Device) -> float:
-    """Bytes of the memory in which a near device keeps caches: a level that says so, else its DRAM."""
-    holding = [m for m in device.memory.values() if getattr(m, "holds", None) == "kv"]
-    return max((m.usable for m in holding), default=device.dram.usable)
+    """Bytes of the memory in which a near device keeps caches."""
+    return device.memory[_cache_level(device)].usable
 
 
 def _instances(text: str) -> list[Device]:

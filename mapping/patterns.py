@@ -1,7 +1,7 @@
 """Layers by pattern: how many layers of each type are placed like this and how many like that.
 
-Layers of one type are alike, so a placement is told by counts. A *pattern* is one layer's options, from a given option
-of its input. With n[p] layers of pattern p, s[r, o] = 1 where run r of layers begins at option o of its input:
+Layers of one type are alike, so a placement is told by counts. A *pattern* is one layer's options, from a given place
+of its input. With n[p] layers of pattern p, s[r, o] = 1 where run r of layers begins at place o of its input:
 
     minimise   objective(Σ n[p] · totals[p])
     Σ n[p] = layers            per run of like layers
@@ -13,7 +13,9 @@ best pattern at these prices is found exactly by elimination (:mod:`.priced`); p
 (Gilmore and Gomory, Operations Research 9, 1961). What the best pattern would still gain bounds the optimum (Farley,
 Operations Research 38, 1990). Then the counts are made whole. Rows are few, so few counts are fractional and the
 rounding costs a few layers of dozens: the gap is small where layers are many. Layers that would walk a loop of their
-own are cut off when they appear. The order of layers is a walk along the counts (Hierholzer).
+own are put into the walk where they cost least, and cut off when they appear. The order of layers is a walk along the
+counts (Hierholzer). Loops that cost nothing make the relaxation's bound low where layers are few:
+:func:`.dynamic.lagrange`, which walks from layer to layer, mends it from the prices found here.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from typing import Any
 import numpy as np
 import pulp
 
-from .priced import PricedBlock, Prices, first_shares
+from .priced import PricedBlock, Prices, first_shares, metric_prices
 from .problem import Array, Choice, Problem, Totals, block_totals, evaluate, metrics_of, scaled
 from .solver import solve_model
 
@@ -44,7 +46,7 @@ STALLED = 12
 
 @dataclass(frozen=True)
 class Pattern:
-    """One layer of run ``run``: option of its input (−1: none) and of its output, all options, and what it takes."""
+    """One layer of run ``run``: place of its input (−1: none) and of its output, all options, and what it takes."""
 
     run: int
     entry: int
@@ -62,12 +64,14 @@ class Relaxed:
     layer: Array
     flow: Array
     slack: dict[str, float]
+    limits: dict[str, float]
 
 
 @dataclass(frozen=True)
 class Found:
     """Result: the best feasible layers (or none), their value, the bound on the optimum, by how much capacities and
-    limits must be exceeded at least in the relaxation (nothing if it is feasible), rounds and patterns."""
+    limits must be exceeded at least in the relaxation (nothing if it is feasible), rounds and patterns, and the last
+    prices: value per byte of each pool, value per unit of each limited metric."""
 
     layers: list[Choice] | None
     value: float
@@ -75,6 +79,8 @@ class Found:
     excess: dict[str, float]
     rounds: int
     patterns: int
+    pool: Array
+    limits: dict[str, float]
 
 
 @dataclass
@@ -90,14 +96,14 @@ class Master:
 
     def __post_init__(self) -> None:
         self.runs = self.problem.runs
-        self.options = max(
-            (len(self.problem.blocks[b].operators[self.problem.blocks[b].output].options) for b, _ in self.runs[:-1]),
+        self.places = max(
+            (self.problem.blocks[b].operators[self.problem.blocks[b].output].places for b, _ in self.runs[:-1]),
             default=0,
         )
         last, count = self.runs[-1]
-        if count > 1 or not self.options:
+        if count > 1 or not self.places:
             block = self.problem.blocks[last]
-            self.options = max(self.options, len(block.operators[block.output].options))
+            self.places = max(self.places, block.operators[block.output].places)
 
     # -- patterns ------------------------------------------------------------------------------------
     def add(self, run: int, entry: int, choice: Choice) -> bool:
@@ -107,7 +113,7 @@ class Master:
         self.known.add((run, entry, choice))
         block = self.problem.blocks[self.runs[run][0]]
         totals = block_totals(self.problem, block, max(entry, 0), choice)
-        self.patterns.append(Pattern(run, entry, choice[block.output], choice, totals))
+        self.patterns.append(Pattern(run, entry, block.exit(choice), choice, totals))
         return True
 
     def add_layers(self, layers: Sequence[Choice]) -> None:
@@ -116,7 +122,7 @@ class Master:
         for run, (b, count) in enumerate(self.runs):
             for choice in layers[at : at + count]:
                 self.add(run, entry, choice)
-                entry = choice[self.problem.blocks[b].output]
+                entry = self.problem.blocks[b].exit(choice)
             at += count
 
     # -- the program -----------------------------------------------------------------------------------
@@ -132,7 +138,7 @@ class Master:
         closes = self.runs[-1][1] > 1
         ends = {
             (r, o): lp.add_variable(f"s_{r}_{o}", 0, 1, kind)
-            for r in range(1, len(self.runs) + (1 if closes else 0)) for o in range(self.options)
+            for r in range(1, len(self.runs) + (1 if closes else 0)) for o in range(self.places)
         }  # fmt: skip
         by_run: list[list[int]] = [[] for _ in self.runs]
         for i, p in enumerate(patterns):
@@ -140,7 +146,7 @@ class Master:
         for r, (_, layers) in enumerate(self.runs):
             lp += pulp.lpSum(count[i] for i in by_run[r]) == layers, f"layers_{r}"
             final = r == len(self.runs) - 1 and not closes
-            for o in range(self.options):
+            for o in range(self.places):
                 leaving = [count[i] for i in by_run[r] if patterns[i].entry == o]
                 into = [] if final else [count[i] for i in by_run[r] if patterns[i].exit == o]
                 here, after = ends.get((r, o)), None if final else ends.get((r + 1, o))
@@ -150,7 +156,7 @@ class Master:
                     f"walk_{r}_{o}",
                 )  # fmt: skip
         for r in {r for r, _ in ends}:
-            lp += pulp.lpSum(ends[r, o] for o in range(self.options)) == 1, f"ends_{r}"
+            lp += pulp.lpSum(ends[r, o] for o in range(self.places)) == 1, f"ends_{r}"
         for c, (r, inside) in enumerate(self.cuts):
             within = [count[i] for i in by_run[r] if patterns[i].entry in inside and patterns[i].exit in inside]
             entering = [count[i] for i in by_run[r] if patterns[i].entry not in inside and patterns[i].exit in inside]
@@ -196,38 +202,73 @@ class Master:
         outcome = solve_model(lp, time_limit=30.0, solver=self.solver)
         if outcome.status != "optimal":
             return None
-        dual = {name: float(c.pi or 0.0) for name, c in lp.constraints.items()}
+        dual = {c.name: float(c.pi or 0.0) for c in lp.constraints()}
         w = {} if self.elastic else dict(problem.objective.weights)
         units = np.maximum(problem.capacity, 1.0)
         pool = np.array([max(0.0, -dual[f"capacity_{m}"]) / units[m] for m in range(len(problem.pools))])
-        for name, limit in problem.objective.limits.items():
-            w[name] = w.get(name, 0.0) + max(0.0, -dual[f"limit_{name}"]) / limit
+        limits = {n: max(0.0, -dual[f"limit_{n}"]) / limit for n, limit in problem.objective.limits.items()}
+        for name, price in limits.items():
+            w[name] = w.get(name, 0.0) + price
         busy = np.array([max(0.0, abs(dual.get(f"busy_{r}", 0.0))) for r in range(len(problem.resources))])
-        through = w.get("latency", 0.0) + w.get("energy", 0.0) * problem.idle_w
-        phase = np.array([through * n + w.get(p, 0.0) for p, n in zip(problem.phases, problem.repeats, strict=True)])
         return Relaxed(
-            outcome.value, Prices(phase, busy, w.get("energy", 0.0), w.get("cost", 0.0), pool),
+            outcome.value, replace(metric_prices(problem, w), resource=busy, pool=pool),
             np.array([dual[f"layers_{r}"] for r in range(len(self.runs))]),
-            np.array([[dual[f"walk_{r}_{o}"] for o in range(self.options)] for r in range(len(self.runs))]),
-            {name: float(v.varValue or 0.0) for name, v in slack.items() if (v.varValue or 0.0) > 1e-7},
+            np.array([[dual[f"walk_{r}_{o}"] for o in range(self.places)] for r in range(len(self.runs))]),
+            {name: float(v.varValue or 0.0) for name, v in slack.items() if (v.varValue or 0.0) > 1e-7}, limits,
         )  # fmt: skip
 
     def whole(self, time_limit: float, gap: float) -> list[Choice] | None:
         """The best whole counts over the patterns at hand, as layers in order."""
         deadline = time.process_time() + time_limit
+        best: list[Choice] | None = None
+        value = np.inf
         for _ in range(20):
             lp, count, ends, _ = self.program(whole=True, slack_cost=1.0 if self.elastic else 0.0)
             left = max(0.2, deadline - time.process_time())
             outcome = solve_model(lp, time_limit=left, gap=gap, solver=self.solver)
             if not outcome.found:
-                return None
+                break
             numbers = [round(v.varValue) for v in count]
             start = {r: o for (r, o), v in ends.items() if round(v.varValue or 0) == 1}
-            layers, stray = self.walk(numbers, start)
+            walks, stray, cuts = self.walk(numbers, start)
+            layers = [choice for walk in walks for choice in walk]
             if not stray:
-                return layers
-            self.cuts += stray
-        return None
+                seen = evaluate(self.problem, layers)
+                return layers if self.elastic or (seen.feasible and seen.value < value) else best or layers
+            if not self.elastic:
+                layers = self.joined(walks, stray)
+                seen = evaluate(self.problem, layers)
+                if seen.feasible and seen.value < value:
+                    value, best = seen.value, layers
+                if value <= outcome.value * (1 + gap):
+                    break
+                self.add_layers(layers)  # what joins the loops may not be among the patterns
+            self.cuts += cuts
+        return best
+
+    def joined(self, walks: list[list[Choice]], stray: Sequence[tuple[int, list[Choice]]]) -> list[Choice]:
+        """All layers in one walk: loops of their own go where they cost least. Memory stays as it was counted."""
+        for r, loop in stray:
+            seen: set[tuple[Choice, ...]] = set()
+            best: tuple[tuple[float, float], list[Choice]] | None = None
+            for i in range(len(walks[r]) + 1):
+                around = tuple(walks[r][max(0, i - 1) : i + 1])
+                if around in seen and 0 < i < len(walks[r]):
+                    continue
+                seen.add(around)
+                trial = [*walks[r][:i], *loop, *walks[r][i:]]
+                found = self._of_runs([*walks[:r], trial, *walks[r + 1 :]])
+                if best is None or found < best[0]:
+                    best = found, trial
+            assert best is not None
+            walks[r] = best[1]
+        return [choice for walk in walks for choice in walk]
+
+    def _of_runs(self, walks: Sequence[Sequence[Choice]]) -> tuple[float, float]:
+        """By how much layers by run exceed what they may, and their value."""
+        order = tuple(self.runs[r][0] for r, walk in enumerate(walks) for _ in walk)
+        found = evaluate(replace(self.problem, order=order), [choice for walk in walks for choice in walk])
+        return sum(used / max(allowed, 1e-30) - 1 for used, allowed in found.exceeded.values()), found.value
 
     def keep_promising(self, relaxed: Relaxed, share: float) -> None:
         """Drop the patterns of which one layer alone would make the value worse by more than ``share`` of it."""
@@ -244,31 +285,38 @@ class Master:
 
     def walk(
         self, numbers: Sequence[int], start: dict[int, int]
-    ) -> tuple[list[Choice], list[tuple[int, frozenset[int]]]]:
-        """Layers in an order that the counts allow, and the sets of options that no walk reaches."""
-        layers: list[Choice] = []
-        stray: list[tuple[int, frozenset[int]]] = []
+    ) -> tuple[list[list[Choice]], list[tuple[int, list[Choice]]], list[tuple[int, frozenset[int]]]]:
+        """Per run its layers in an order that the counts allow; the loops that no walk reaches, and their places."""
+        walks: list[list[Choice]] = []
+        stray: list[tuple[int, list[Choice]]] = []
+        places: list[tuple[int, frozenset[int]]] = []
         for r in range(len(self.runs)):
             arcs: dict[int, list[Pattern]] = {}
             for p, n in zip(self.patterns, numbers, strict=True):
                 if p.run == r and n:
                     arcs.setdefault(p.entry, []).extend([p] * n)
-            stack: list[tuple[int, Pattern | None]] = [(start.get(r, -1), None)]
-            done: list[Pattern] = []
-            while stack:
-                at, via = stack[-1]
-                if arcs.get(at):
-                    p = arcs[at].pop()
-                    stack.append((p.exit, p))
-                else:
-                    stack.pop()
-                    if via is not None:
-                        done.append(via)
-            layers += [p.choice for p in reversed(done)]
-            rest = {o for o, ps in arcs.items() if ps} | {p.exit for ps in arcs.values() for p in ps}
-            if any(arcs.values()):
-                stray.append((r, frozenset(rest)))
-        return layers, stray
+            walks.append([p.choice for p in _trail(arcs, start.get(r, -1))])
+            while any(arcs.values()):
+                loop = _trail(arcs, next(o for o, ps in arcs.items() if ps))
+                stray.append((r, [p.choice for p in loop]))
+                places.append((r, frozenset(o for p in loop for o in (p.entry, p.exit))))
+        return walks, stray, places
+
+
+def _trail(arcs: dict[int, list[Pattern]], start: int) -> list[Pattern]:
+    """All arcs that a walk from ``start`` can use up (Hierholzer); they are taken out."""
+    stack: list[tuple[int, Pattern | None]] = [(start, None)]
+    done: list[Pattern] = []
+    while stack:
+        at, via = stack[-1]
+        if arcs.get(at):
+            p = arcs[at].pop()
+            stack.append((p.exit, p))
+        else:
+            stack.pop()
+            if via is not None:
+                done.append(via)
+    return done[::-1]
 
 
 def solve_patterns(
@@ -281,7 +329,9 @@ def solve_patterns(
     Raises :class:`.eliminate.TooWideError` where a block's graph is too wide to be priced.
     """
     began = time.process_time()
+    units = dict(problem.objective.limits)
     problem, unit = scaled(problem)
+    units = {name: limit / problem.objective.limits[name] for name, limit in units.items()}
     master = Master(problem, elastic, solver)
     blocks = {
         b: PricedBlock(problem, problem.blocks[b], first_shares(problem, problem.blocks[b])) for b in set(problem.order)
@@ -326,7 +376,9 @@ def solve_patterns(
             if seen.feasible and seen.value < upper:
                 upper, best = seen.value, layers_found
     scale = 1.0 if elastic else unit
-    return Found(best, upper * unit, bound * scale, excess, rounds, len(master.patterns))
+    pool = np.zeros(len(problem.pools)) if relaxed is None else relaxed.prices.pool * scale
+    limits = {} if relaxed is None else {n: p * scale / units[n] for n, p in relaxed.limits.items()}
+    return Found(best, upper * unit, bound * scale, excess, rounds, len(master.patterns), pool, limits)
 
 
 def _price(master: Master, blocks: dict[int, PricedBlock], relaxed: Relaxed) -> tuple[float, int, bool]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,14 +14,17 @@ from ..errors import InputError
 from ..hw.estimate import Request
 from ..workloads.trace import Trace
 from .baselines import evaluate_all, singles
-from .build import Built, build
+from .build import build
 from .dynamic import chain, lagrange
 from .elastic import Binding, binding
 from .eliminate import TooWideError
 from .ilp import solve_flat
-from .node import Network, build_node
+from .node import Network, build_node, tier
+from .options import QUALITY, Built
 from .patterns import solve_patterns
+from .pictures import copies, links, schedule
 from .problem import Choice, Evaluation, Objective, Problem, all_allowed, evaluate, flat, unflatten
+from .quality import menu
 from .replay import Replay, replay, replay_stream
 from .solver import available
 
@@ -114,6 +117,13 @@ def solve(problem: Problem, *, time_limit: float = 10.0, gap: float = 0.005, sol
             bound = counted.bound
             if counted.layers is not None and counted.value < value:
                 value, layers = counted.value, counted.layers
+            if layers is not None and value - bound > gap * abs(value):
+                priced = lagrange(
+                    problem, time_limit=left(), gap=gap, known=value, pool=counted.pool, limits=counted.limits
+                )
+                bound = max(bound, priced.bound)
+                if priced.layers is not None and priced.value < value:
+                    value, layers = priced.value, priced.layers
     if layers is None:
         why = why or binding(problem, seeds, time_limit=time_limit)
         status = "infeasible" if why is None or why.proven else "unknown"
@@ -124,8 +134,8 @@ def solve(problem: Problem, *, time_limit: float = 10.0, gap: float = 0.005, sol
 
 
 def parse_limits(texts: Sequence[str]) -> dict[str, float]:
-    """``tpot=0.05,energy=100`` as metric → bound. Raises ``InputError``."""
-    accepted = ("latency", "throughput", "energy", "cost", *LIMITS)
+    """``tpot=0.05,energy=100`` as metric → bound (of ``bits``: the least). Raises ``InputError``."""
+    accepted = ("latency", "throughput", "energy", "cost", *LIMITS, *QUALITY)
     found = {}
     for item in (part for text in texts for part in text.split(",") if part):
         name, _, number = item.partition("=")
@@ -141,7 +151,7 @@ def parse_limits(texts: Sequence[str]) -> dict[str, float]:
 
 def parse_objective(text: str) -> dict[str, float]:
     """``latency`` or ``latency=1,cost=1000`` as metric → weight. Raises ``InputError``."""
-    accepted = ("latency", "throughput", "energy", "cost", *LIMITS)
+    accepted = ("latency", "throughput", "energy", "cost", "loss", *LIMITS)
     weights = {}
     for item in filter(None, text.split(",")):
         name, equals, number = item.partition("=")
@@ -175,40 +185,65 @@ def place(
     objective: str = "latency",
     limits: Sequence[str] = (), pins: Mapping[str, str] | None = None, together: Sequence[Sequence[str]] = (),
     split: bool = True, move: bool = True, time_limit: float = 10.0, gap: float = 0.005, solver: str | None = None,
+    formats: Sequence[str] = (), sensitivity: Mapping[str, float] | None = None,
+    watch: Callable[[Built, Replay], None] | None = None,
 ) -> dict[str, Any]:  # fmt: skip
-    """Place ``trace`` on ``devices`` and say all about it; see :func:`document`."""
+    """Place ``trace`` on ``devices`` and say all about it; see :func:`document`. ``formats``: what weights may be
+    stored in, which takes a limit on ``loss`` or ``bits``, or ``loss`` in the objective; ``sensitivity``: of
+    BLOCK.OPERATOR, the weight of its loss. ``watch`` is given the whole replay, of which the document keeps a
+    part."""
     node = build_node(devices, networks, trace)
-    goal = Objective(parse_objective(objective), parse_limits(limits))
-    built = build(trace, node, request, goal, split=split, move=move, pins=pins, together=together)
+    weights, bounds = parse_objective(objective), parse_limits(limits)
+    quality = {name: bounds.pop(name) for name in QUALITY if name in bounds}
+    asked = [*quality, *(name for name in weights if name == "loss")]
+    if asked and not formats:
+        raise InputError(f"{asked[0]} is of formats; accepted with --formats fp16,int8,int4-g128 or others")
+    if formats and not asked:
+        raise InputError("--formats: the narrowest would always do; accepted with --limit bits=N or loss=N, or "
+                         "--objective with loss")  # fmt: skip
+    built = build(
+        trace, node, request, Objective(weights, bounds), split=split, move=move, pins=pins, together=together,
+        formats=menu(trace, formats, sensitivity) if formats else None, quality=quality,
+    )  # fmt: skip
     solution = solve(built.problem, time_limit=time_limit, gap=gap, solver=solver)
-    return document(built, solution, objective)
+    return document(built, solution, objective, watch)
 
 
-def document(built: Built, solution: Solution, objective: str) -> dict[str, Any]:
-    """The promised keys, and what pictures need: ``patterns``, ``memory``, ``traffic``, ``replay`` with its spans."""
+def document(
+    built: Built, solution: Solution, objective: str, watch: Callable[[Built, Replay], None] | None = None
+) -> dict[str, Any]:
+    """The promised keys, and what pictures need: ``patterns``, ``memory``, ``links``, ``replay`` with its schedule."""
     problem = built.problem
     out: dict[str, Any] = {
         "schema": "tokenfab.placement", "version": 1, "tokenfab": __version__, "model": built.trace.model,
+        "applied": list(built.trace.applied),
         "devices": [e.name for e in built.node.engines],
         "request": {"batch": built.request.batch, "prompt": built.request.prompt, "output": built.request.output},
-        "objective": objective, "limits": dict(problem.objective.limits), "status": solution.status,
+        "objective": objective, "limits": {**problem.objective.limits, **built.quality}, "status": solution.status,
         "value": solution.value, "bound": solution.bound, "gap": solution.gap, "solve_s": solution.solve_s,
         "baselines": {name: None if e is None else e.value for name, e in solution.baselines.items()},
         "notes": list(built.node.notes),
     }  # fmt: skip
     if solution.layers is None:
-        out |= {"value": None, "gap": None, "assignment": {}, "transfers": [], "reason": _reason(solution)}
+        exceeded = solution.binding.exceeded if solution.binding else {}
+        out |= {"value": None, "gap": None, "assignment": {}, "transfers": [], "reason": _reason(solution),
+                "exceeded": {name: list(pair) for name, pair in exceeded.items()}}  # fmt: skip
         return out
     layers = solution.layers
     evaluation = evaluate(problem, layers)
     played = replay(problem, layers)
-    out["metrics"] = evaluation.metrics
+    if watch is not None:
+        watch(built, played)
+    out["metrics"] = {k: v for k, v in evaluation.metrics.items() if k != "loss" or built.menu is not None}
+    if built.menu is not None:
+        out["formats"] = chosen_formats(built, layers)
     out["assignment"] = _assignment(built, layers)
     out["patterns"] = _patterns(built, layers)
     out["transfers"] = traffic(built, layers)
+    out["links"] = links(built, out["transfers"])
     out["memory"] = memory(built, layers)
     out["busy_s"] = dict(zip(problem.resources, map(float, evaluation.totals.busy_s), strict=True))
-    out["replay"] = _replayed(problem, layers, evaluation, played)
+    out["replay"] = _replayed(problem, layers, evaluation, played) | {"schedule": schedule(built, layers, played)}
     return out
 
 
@@ -248,11 +283,30 @@ def _patterns(built: Built, layers: Sequence[Choice]) -> list[dict[str, Any]]:
         block = built.problem.blocks[b]
         rows = [
             {"name": op.name, "kind": piece.kind, "place": op.options[k],
-             "prefill_s": float(op.time_s[k, 0]), "decode_s": float(op.time_s[k, 2])}
+             "prefill_s": float(op.time_s[k, 0]), "decode_s": float(op.time_s[k, 2]),
+             **({"format": op.formats[k]} if op.formats else {})}
             for op, piece, k in zip(block.operators, built.pieces[b], choice, strict=True)
         ]  # fmt: skip
         found.append({"block": block.name, "layers": n, "operators": rows})
     return found
+
+
+def chosen_formats(built: Built, layers: Sequence[Choice]) -> dict[str, Any]:
+    """``names`` to choose from; ``bits`` per weight on average and the ``loss``, both over the matrices with a choice;
+    ``chosen``: BLOCK.OPERATOR → format → layers."""
+    assert built.menu is not None
+    problem = built.problem
+    chosen: dict[str, dict[str, int]] = {}
+    narrowing = loss = 0.0
+    for b, choice in zip(problem.order, layers, strict=True):
+        block = problem.blocks[b]
+        for j, (op, k) in enumerate(zip(block.operators, choice, strict=True)):
+            if op.formats:
+                counts = chosen.setdefault(f"{block.name}.{op.name}", {})
+                counts[op.formats[k]] = counts.get(op.formats[k], 0) + 1
+                narrowing += float(built.narrowing[b][j][k])
+                loss += float(op.losses[k])
+    return {"names": list(built.menu.names), "bits": built.menu.widest - narrowing, "loss": loss, "chosen": chosen}
 
 
 def traffic(built: Built, layers: Sequence[Choice]) -> list[dict[str, Any]]:
@@ -292,17 +346,19 @@ def traffic(built: Built, layers: Sequence[Choice]) -> list[dict[str, Any]]:
 
 
 def memory(built: Built, layers: Sequence[Choice]) -> list[dict[str, Any]]:
-    """Who holds what: bytes of weights, caches and reserve in each memory."""
+    """Who holds what: bytes of weights (of which ``replicated_bytes`` lie in another memory too), caches and reserve in
+    each memory, and the level of the device file that it is."""
     problem = built.problem
-    weights, caches = np.zeros(len(problem.pools)), np.zeros(len(problem.pools))
+    weights, caches = np.zeros(len(built.node.pools)), np.zeros(len(built.node.pools))
     for b, choice in zip(problem.order, layers, strict=True):
         for j, k in enumerate(choice):
             weights += built.weights[b][j][k]
             caches += built.caches[b][j][k]
+    twice = copies(built, layers)
     return [
-        {"device": pool, "weights_bytes": float(w), "kv_bytes": float(c), "reserve_bytes": built.reserve,
-         "capacity_bytes": float(built.node.capacity[m])}
-        for m, (pool, w, c) in enumerate(zip(problem.pools, weights, caches, strict=True))
+        {"device": pool, "tier": tier(built.node, m), "weights_bytes": float(w), "replicated_bytes": float(twice[m]),
+         "kv_bytes": float(c), "reserve_bytes": built.reserve, "capacity_bytes": float(built.node.capacity[m])}
+        for m, (pool, w, c) in enumerate(zip(built.node.pools, weights, caches, strict=True))
     ]  # fmt: skip
 
 
@@ -310,14 +366,12 @@ def _replayed(problem: Problem, layers: Sequence[Choice], evaluation: Evaluation
     predicted = evaluation.metrics["latency"]
     stream = None
     if "throughput" in problem.objective.weights:
-        per_pass, busiest = replay_stream(problem, layers, len(problem.phases) - 1)
-        stream = {"decode_s_per_pass": per_pass, "busiest_resource_s": busiest}
+        found = replay_stream(problem, layers, len(problem.phases) - 1)
+        stream = {"flights": found.flights, "passes": found.passes, "decode_s_per_pass": found.steady_s,
+                  "filling_included_s": found.whole_s, "alone_s": found.alone_s,
+                  "busiest_resource_s": found.busiest_s}  # fmt: skip
     return {
         "predicted_s": predicted, "replayed_s": played.latency_s, "ratio": played.latency_s / predicted,
         "phases": dict(zip(problem.phases, played.path_s, strict=True)),
         "stream": stream,
-        "spans": [
-            {"resource": s.resource, "what": s.what, "phase": s.phase, "start_s": s.start_s, "end_s": s.end_s}
-            for s in played.spans
-        ],
     }  # fmt: skip

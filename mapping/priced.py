@@ -1,20 +1,24 @@
 """A block under prices: the least that it can cost, exactly, by elimination.
 
 Prices turn capacities, limits and bottlenecks into a sum over operators and edges (Lagrange): a second of phase f's
-path costs ``phase[f]``, a busy second of resource r ``resource[r]``, a joule ``energy``, a dollar ``cost``, a byte in
-pool m ``pool[m]``. The longest path is no sum; along one fixed path (or a mixture of paths, *shares*) it is, and never
-more than the longest. So the minimum under shares bounds the true minimum from below, and the best shares are sought
-by moving them towards the longest path of the placement found (Frank and Wolfe).
+path costs ``phase[f]``, a busy second of resource r ``resource[r]``, a joule ``energy``, a dollar ``cost``, a unit of
+loss ``loss``, a byte in pool m ``pool[m]``. The longest path is no sum; along one fixed path (or a mixture of paths,
+*shares*) it is, and never more than the longest. So the minimum under shares bounds the true minimum from below, and
+the best shares are sought by moving them towards the longest path of the placement found (Frank and Wolfe).
+
+Under prices an operator takes the cheapest option of whatever place it is at: only places are eliminated, and formats
+add nothing to the work.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 import numpy as np
 
 from .eliminate import Eliminated, Table, eliminate, elimination_order
-from .problem import INPUT, Array, Block, Choice, Problem, Totals, longest_path
+from .problem import INPUT, Array, Block, Choice, Index, Problem, Totals, longest_path
 
 
 @dataclass(frozen=True)
@@ -26,12 +30,13 @@ class Prices:
     energy: float
     cost: float
     pool: Array
+    loss: float = 0.0
 
     def of(self, totals: Totals) -> float:
         """What ``totals`` cost."""
         return float(
             self.phase @ totals.path_s + self.resource @ totals.busy_s + self.energy * totals.energy_j
-            + self.cost * totals.cost_usd + self.pool @ totals.memory
+            + self.cost * totals.cost_usd + self.pool @ totals.memory + self.loss * totals.loss
         )  # fmt: skip
 
 
@@ -85,7 +90,7 @@ def first_shares(problem: Problem, block: Block) -> Shares:
 
 @dataclass
 class PricedBlock:
-    """A block's tables, ready to be priced again and again. ``entry`` options of the input are a variable of their
+    """A block's tables, ready to be priced again and again. ``entry`` places of the input are a variable of their
     own where the block has one; that and the output are kept (the output only if ``closed`` is false)."""
 
     problem: Problem
@@ -98,10 +103,11 @@ class PricedBlock:
     busy: list[Array] = field(default_factory=list)
     edge_busy: list[Array | None] = field(default_factory=list)
     entry: int = -1
+    cheapest: list[Index] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         block, repeats = self.block, self.problem.repeats
-        self.sizes = [len(op.options) for op in block.operators]
+        self.sizes = [op.places for op in block.operators]
         inputs = [e for e in block.edges if e.source == INPUT]
         if inputs:
             self.entry = len(self.sizes)
@@ -117,12 +123,16 @@ class PricedBlock:
         return tuple(sorted((self.entry if edge.source == INPUT else edge.source, edge.target)))
 
     def tables(self, prices: Prices) -> list[Table]:
-        """All tables under ``prices``; infinity where an option or a pair is not allowed."""
+        """All tables under ``prices``, over places; infinity where an option or a pair is not allowed."""
         found: list[Table] = []
+        self.cheapest = []
         for i, op in enumerate(self.block.operators):
             values = op.time_s @ (prices.phase * self.shares.nodes[i]) + self.busy[i] @ prices.resource
             values = values + prices.energy * op.energy_j + prices.cost * op.cost_usd + op.memory @ prices.pool
-            found.append(((i,), np.where(op.allowed, values, np.inf)))
+            values = values + prices.loss * op.losses
+            least, option = op.best_at(np.where(op.allowed, values, np.inf))
+            self.cheapest.append(option)
+            found.append(((i,), least))
         for e, edge in enumerate(self.block.edges):
             values = edge.delay_s @ (prices.phase * self.shares.edges[e])
             busy = self.edge_busy[e]
@@ -135,18 +145,25 @@ class PricedBlock:
         return found
 
     def price(self, prices: Prices) -> Eliminated:
-        """The least cost for every pair of (option of the input, option of the output)."""
+        """The least cost for every pair of (place of the input, place of the output)."""
         return eliminate(self.sizes, self.tables(prices), self.order, self.keep)
 
     def choice(self, found: Eliminated, at: tuple[int, ...]) -> Choice:
-        """The block's options behind one entry of the table."""
-        return found.assignment(at)[: len(self.block.operators)]
+        """The block's options behind one entry of the table that was priced last."""
+        places = found.assignment(at)
+        return tuple(int(option[p]) for option, p in zip(self.cheapest, places, strict=False))
 
 
 def objective_prices(problem: Problem) -> Prices:
     """What the objective itself asks for, but for the bottleneck, whose resource nobody knows yet (0 here)."""
-    w = problem.objective.weights
+    return metric_prices(problem, problem.objective.weights)
+
+
+def metric_prices(problem: Problem, w: Mapping[str, float]) -> Prices:
+    """Prices under which a sum stands for Σ w · metric, but for the bottleneck; pools for nothing."""
+    through = w.get("latency", 0.0) + w.get("energy", 0.0) * problem.idle_w
+    phase = np.array([through * n + w.get(p, 0.0) for p, n in zip(problem.phases, problem.repeats, strict=True)])
     return Prices(
-        problem.path_weights, np.zeros(len(problem.resources)), w.get("energy", 0.0), w.get("cost", 0.0),
-        np.zeros(len(problem.pools)),
+        phase, np.zeros(len(problem.resources)), w.get("energy", 0.0), w.get("cost", 0.0),
+        np.zeros(len(problem.pools)), w.get("loss", 0.0),
     )  # fmt: skip

@@ -3,7 +3,9 @@
 A pass runs *blocks* one after another; a block is a DAG of *operators*, listed in an order that respects it.
 Every operator takes one of its *options* (on which engines, in which shares, in which format). A request runs
 each of F *phases* (prefill, handover, decode), phase f ``repeats[f]`` times; an option is chosen once and says
-what it takes in each. R *resources* (engines, ports of links) are busy, M *pools* (memories) are filled.
+what it takes in each. R *resources* (engines, ports of links) are busy, M *pools* (memories, and whatever else has a
+capacity) are filled. Options of one *place* differ in what the operator takes by itself, as formats do, and edges do
+not tell them apart: tables of edges are over places.
 
     finish[j] = max over edges i → j (finish[i] + delay[i, j]) + time[j]      within a block, from its input on
     path[f]   = sum over blocks of the latest finish                          blocks meet in one operator: its output
@@ -11,6 +13,7 @@ what it takes in each. R *resources* (engines, ports of links) are busy, M *pool
     throughput = max over resources of the seconds they are busy per request  (the pipeline's bottleneck)
     energy    = energy of operators and edges + idle_w · latency
     cost      = dollars of operators and edges
+    loss      = of operators: what formats cost in quality, in a unit of the caller's
     <phase>   = path[f], by the phase's name
 
 Less is better of every metric. A value is a weighted sum of metrics; limits bound metrics; pools have capacities.
@@ -30,9 +33,10 @@ from ..errors import InputError
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
+Index = npt.NDArray[np.intp]
 Choice = tuple[int, ...]
 """Options of one block's operators."""
-METRICS = ("latency", "throughput", "energy", "cost")
+METRICS = ("latency", "throughput", "energy", "cost", "loss")
 INPUT = -1
 """Source of an edge that comes from the output of the block before."""
 ROUNDING = 1e-9
@@ -42,7 +46,9 @@ ROUNDING = 1e-9
 @dataclass(frozen=True)
 class Operator:
     """One operator with K options: ``time_s`` (K, F), ``busy_s`` (K, F, R), ``energy_j``, ``cost_usd`` (K,) of a
-    whole request, ``memory`` (K, M), ``allowed`` (K,)."""
+    whole request, ``memory`` (K, M), ``allowed`` (K,). ``at`` (K,): the place of each option, numbers from 0 on without
+    a gap (nothing: every option is a place of its own); ``formats`` names what options of one place differ in;
+    ``loss`` (K,), nothing: 0."""
 
     name: str
     options: tuple[str, ...]
@@ -52,12 +58,39 @@ class Operator:
     cost_usd: Array
     memory: Array
     allowed: Mask
+    at: Index | None = None
+    formats: tuple[str, ...] = ()
+    loss: Array | None = None
+
+    @cached_property
+    def place(self) -> Index:
+        """(K,): the place of each option."""
+        return np.arange(len(self.options)) if self.at is None else self.at
+
+    @cached_property
+    def places(self) -> int:
+        """How many places there are."""
+        return int(self.place.max()) + 1
+
+    @cached_property
+    def losses(self) -> Array:
+        """(K,): the loss of each option."""
+        return np.zeros(len(self.options)) if self.loss is None else self.loss
+
+    def best_at(self, values: Array) -> tuple[Array, Index]:
+        """Of ``values`` (K,) the least at each place, and the option that has it."""
+        if self.at is None:
+            return values, self.place
+        order = np.lexsort((values, self.at))
+        first = order[np.searchsorted(self.at[order], np.arange(self.places))]
+        return values[first], first
 
 
 @dataclass(frozen=True)
 class Edge:
-    """``source`` (or :data:`INPUT`) must finish before ``target`` starts: ``delay_s`` (Ks, Kt, F), ``busy_s``
-    (Ks, Kt, F, R), ``energy_j`` and ``cost_usd`` (Ks, Kt) of a whole request, ``allowed`` (Ks, Kt)."""
+    """``source`` (or :data:`INPUT`) must finish before ``target`` starts. Between Ps and Pt places: ``delay_s``
+    (Ps, Pt, F), ``busy_s`` (Ps, Pt, F, R), ``energy_j`` and ``cost_usd`` (Ps, Pt) of a whole request, ``allowed``
+    (Ps, Pt)."""
 
     source: int
     target: int
@@ -85,6 +118,14 @@ class Block:
             found[edge.target].append(e)
         return tuple(tuple(x) for x in found)
 
+    def places(self, choice: Choice) -> Choice:
+        """The place of each operator's option."""
+        return tuple(int(op.place[k]) for op, k in zip(self.operators, choice, strict=True))
+
+    def exit(self, choice: Choice) -> int:
+        """The place of the output: where the next block is entered."""
+        return int(self.operators[self.output].place[choice[self.output]])
+
 
 @dataclass(frozen=True)
 class Objective:
@@ -98,7 +139,7 @@ class Objective:
 class Problem:
     """See the module's text. ``order`` lists the block that each layer runs. The first has no input and is run once;
     every other takes its input from the output of the layer before, whatever block that runs: outputs that feed one
-    block have one list of options."""
+    block have one list of places."""
 
     phases: tuple[str, ...]
     repeats: Array
@@ -121,7 +162,7 @@ class Problem:
             raise ValueError(f"block {first.name}: the first layer has no input and is run once")
         for a, b in zip(self.order, self.order[1:], strict=False):
             before, block = self.blocks[a], self.blocks[b]
-            width = len(before.operators[before.output].options)
+            width = before.operators[before.output].places
             inputs = [e for e in block.edges if e.source == INPUT]
             if not inputs or any(e.delay_s.shape[0] != width for e in inputs):
                 raise ValueError(f"block {block.name}: its input edges do not fit the output of {before.name}")
@@ -159,11 +200,12 @@ class Totals:
     energy_j: float
     cost_usd: float
     memory: Array
+    loss: float = 0.0
 
     def __add__(self, other: Totals) -> Totals:
         return Totals(
             self.path_s + other.path_s, self.busy_s + other.busy_s, self.energy_j + other.energy_j,
-            self.cost_usd + other.cost_usd, self.memory + other.memory,
+            self.cost_usd + other.cost_usd, self.memory + other.memory, self.loss + other.loss,
         )  # fmt: skip
 
 
@@ -177,13 +219,14 @@ def nothing(problem: Problem) -> Totals:
 def arrivals(block: Block, entry: int, choice: Choice, phases: int) -> tuple[Array, Array]:
     """When each operator starts and finishes, seconds after the block's input was there: (operators, F) each."""
     start, finish = np.zeros((len(choice), phases)), np.empty((len(choice), phases))
+    places = block.places(choice)
     for j, k in enumerate(choice):
         for e in block.entering[j]:
             edge = block.edges[e]
             if edge.source == INPUT:
-                ready = edge.delay_s[entry, k]
+                ready = edge.delay_s[entry, places[j]]
             else:
-                ready = finish[edge.source] + edge.delay_s[choice[edge.source], k]
+                ready = finish[edge.source] + edge.delay_s[places[edge.source], places[j]]
             np.maximum(start[j], ready, out=start[j])
         finish[j] = start[j] + block.operators[j].time_s[k]
     return start, finish
@@ -192,15 +235,16 @@ def arrivals(block: Block, entry: int, choice: Choice, phases: int) -> tuple[Arr
 def longest_path(block: Block, entry: int, choice: Choice, phase: int, phases: int) -> tuple[list[int], list[int]]:
     """Operators and edges of a longest path of a phase through the block."""
     _, finish = arrivals(block, entry, choice, phases)
+    places = block.places(choice)
     j = int(np.argmax(finish[:, phase]))
     nodes, edges = [j], []
     while j != INPUT:
         best = None
         for e in block.entering[j]:
             edge = block.edges[e]
-            row = entry if edge.source == INPUT else choice[edge.source]
+            row = entry if edge.source == INPUT else places[edge.source]
             before = 0.0 if edge.source == INPUT else finish[edge.source, phase]
-            ready = before + edge.delay_s[row, choice[j], phase]
+            ready = before + edge.delay_s[row, places[j], phase]
             if best is None or ready > best[0]:
                 best = (ready, e)
         if best is None:
@@ -213,29 +257,32 @@ def longest_path(block: Block, entry: int, choice: Choice, phase: int, phases: i
 
 
 def block_totals(problem: Problem, block: Block, entry: int, choice: Choice) -> Totals:
-    """What one pass through ``block`` takes. ``entry``: option of the output of the block before (any, if none)."""
+    """What one pass through ``block`` takes. ``entry``: place of the output of the block before (any, if none)."""
     _, finish = arrivals(block, entry, choice, len(problem.phases))
+    places = block.places(choice)
     busy = np.zeros((len(problem.phases), len(problem.resources)))
-    energy = cost = 0.0
+    energy = cost = loss = 0.0
     memory = np.zeros(len(problem.pools))
     for op, k in zip(block.operators, choice, strict=True):
         busy += op.busy_s[k]
         energy += float(op.energy_j[k])
         cost += float(op.cost_usd[k])
+        loss += float(op.losses[k])
         memory += op.memory[k]
     for edge in block.edges:
-        at = (entry if edge.source == INPUT else choice[edge.source], choice[edge.target])
+        at = (entry if edge.source == INPUT else places[edge.source], places[edge.target])
         busy += edge.busy_s[at]
         energy += float(edge.energy_j[at])
         cost += float(edge.cost_usd[at])
-    return Totals(finish.max(axis=0), problem.repeats @ busy, energy, cost, memory)
+    return Totals(finish.max(axis=0), problem.repeats @ busy, energy, cost, memory, loss)
 
 
 def is_allowed(block: Block, entry: int, choice: Choice) -> bool:
-    """Whether all options, and all pairs of options along edges, are allowed."""
+    """Whether all options, and all pairs of places along edges, are allowed."""
+    places = block.places(choice)
     if not all(op.allowed[k] for op, k in zip(block.operators, choice, strict=True)):
         return False
-    return all(e.allowed[entry if e.source == INPUT else choice[e.source], choice[e.target]] for e in block.edges)
+    return all(e.allowed[entry if e.source == INPUT else places[e.source], places[e.target]] for e in block.edges)
 
 
 def all_allowed(problem: Problem, layers: Sequence[Choice]) -> bool:
@@ -244,7 +291,7 @@ def all_allowed(problem: Problem, layers: Sequence[Choice]) -> bool:
     for b, choice in zip(problem.order, layers, strict=True):
         if not is_allowed(problem.blocks[b], entry, choice):
             return False
-        entry = choice[problem.blocks[b].output]
+        entry = problem.blocks[b].exit(choice)
     return True
 
 
@@ -270,6 +317,7 @@ def metrics_of(problem: Problem, totals: Totals) -> dict[str, float]:
         "throughput": float(totals.busy_s.max(initial=0.0)),
         "energy": totals.energy_j + problem.idle_w * latency,
         "cost": totals.cost_usd,
+        "loss": totals.loss,
         **{p: float(s) for p, s in zip(problem.phases, totals.path_s, strict=True)},
     }
 
@@ -287,7 +335,7 @@ def evaluate(problem: Problem, layers: Sequence[Choice]) -> Evaluation:
             if not is_allowed(block, entry, choice):
                 exceeded[f"layer {number}"] = (1.0, 0.0)
         totals = totals + known[key]
-        entry = choice[block.output]
+        entry = block.exit(choice)
     metrics = metrics_of(problem, totals)
     for pool, used, capacity in zip(problem.pools, totals.memory, problem.capacity, strict=True):
         if used > capacity * (1 + ROUNDING) + ROUNDING:
@@ -355,7 +403,8 @@ def scaled(problem: Problem) -> tuple[Problem, float]:
     second = least(lambda op: op.time_s @ problem.repeats)
     joule = least(lambda op: op.energy_j) + problem.idle_w * second
     dollar = least(lambda op: op.cost_usd)
-    unit = {"latency": second, "throughput": second, "energy": joule, "cost": dollar} | dict.fromkeys(
+    lost = least(lambda op: op.losses)
+    unit = {"latency": second, "throughput": second, "energy": joule, "cost": dollar, "loss": lost} | dict.fromkeys(
         problem.phases, second
     )
     value = sum(w * unit[name] for name, w in problem.objective.weights.items())
@@ -366,7 +415,7 @@ def scaled(problem: Problem) -> tuple[Problem, float]:
             b,
             operators=tuple(
                 replace(op, time_s=op.time_s / second, busy_s=op.busy_s / second, energy_j=op.energy_j / joule,
-                        cost_usd=op.cost_usd / dollar)
+                        cost_usd=op.cost_usd / dollar, loss=None if op.loss is None else op.loss / lost)
                 for op in b.operators
             ),
             edges=tuple(

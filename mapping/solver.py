@@ -101,7 +101,9 @@ def _satisfied(model: Any) -> bool:
 
 
 def _cbc(time_limit: float, gap: float) -> Any:
-    return pulp.PULP_CBC_CMD(msg=False, timeLimit=max(1, math.ceil(time_limit)), gapRel=gap, threads=1)
+    # by the path of the one that comes with PuLP: its own class for it goes with PuLP 4, and says so at every call
+    path = pulp.PULP_CBC_CMD.pulp_cbc_path
+    return pulp.COIN_CMD(path=path, msg=False, timeLimit=max(1, math.ceil(time_limit)), gapRel=gap, threads=1)
 
 
 def _highs(time_limit: float, gap: float, start: Mapping[Any, float] | None) -> Any:

@@ -35,7 +35,10 @@ NEEDS = {"whole": "all", "replicated": "all", "columns": "all", "rows": "parts",
 LEAVES = {"whole": "all", "replicated": "all", "columns": "parts", "rows": "partial", "heads": "parts",
           "parts": "parts", "experts": "partial"}  # fmt: skip
 FINE = 3
-"""Engines up to which every division of two engines' shares is tried; beyond, even and proportional ones."""
+"""Engines up to which every set of them and every division of two engines' shares is tried; beyond, sets of whole
+kinds of device, divided evenly and in proportion (finer divisions gain 0.2 % at most; ``docs/mapping.md``)."""
+KINDS = 4
+"""Kinds of device up to which all their unions are tried beyond :data:`FINE` engines."""
 
 
 @dataclass(frozen=True)
@@ -83,19 +86,38 @@ def replicated(group: Sequence[int], engines: int) -> Spread:
 
 def groups(node: Node, able: Sequence[int]) -> list[tuple[int, ...]]:
     """Sets of two or more engines over which operators may be spread: all of them up to :data:`FINE` engines; beyond,
-    the sets of equal devices, and everything."""
+    all engines of one kind of device, of two, … (of more than :data:`KINDS` kinds: of one, and everything)."""
     if len(node.engines) <= FINE:
         return [g for n in range(2, len(able) + 1) for g in combinations(able, n)]
-    alike: dict[str, list[int]] = {}
+    kinds = _kinds(node, able)
+    numbers = range(1, len(kinds) + 1) if len(kinds) <= KINDS else (1, len(kinds))
+    found = [tuple(sorted(a for kind in some for a in kind)) for n in numbers for some in combinations(kinds, n)]
+    return [g for g in dict.fromkeys(found) if len(g) > 1]
+
+
+def _kinds(node: Node, able: Sequence[int]) -> list[tuple[int, ...]]:
+    """Engines by kind: of one device and one part of it."""
+    alike: dict[tuple[str, str], list[int]] = {}
     for a in able:
-        alike.setdefault(node.engines[a].device.name + node.engines[a].part, []).append(a)
-    found = [tuple(g) for g in alike.values() if len(g) > 1]
-    return list(dict.fromkeys([*found, *([tuple(able)] if len(able) > 1 else [])]))
+        alike.setdefault((node.engines[a].device.name, node.engines[a].part), []).append(a)
+    return [tuple(g) for g in alike.values()]
+
+
+def may_part(node: Node, prefill: Spread, decode: Spread) -> bool:
+    """Whether an operator may be spread so at prefill and otherwise at decode. Beyond :data:`FINE` engines: between
+    single engines, whole kinds and everything, and between one engine and any two."""
+    if len(node.engines) <= FINE or prefill == decode:
+        return True
+    everything = tuple(range(len(node.engines)))
+    sets = {prefill.engines, decode.engines}
+    if all(len(s) == 1 or s in (everything, *_kinds(node, everything)) for s in sets):
+        return True
+    return min(map(len, sets)) == 1 and max(map(len, sets)) == 2
 
 
 def divided(mode: str, node: Node, able: Sequence[int], units: int, speed: Sequence[Sequence[float]]) -> list[Spread]:
     """Spreads of a mode over all groups: of two engines every division (few engines), else even and in proportion to
-    each of ``speed`` (per engine)."""
+    each of ``speed`` (per engine; 0: cannot)."""
     n = len(node.engines)
     found: dict[tuple[int, ...], None] = {}
     for group in groups(node, able):
@@ -105,7 +127,7 @@ def divided(mode: str, node: Node, able: Sequence[int], units: int, speed: Seque
             divisions: list[tuple[int, ...]] = [(s, units - s) for s in range(1, units)]
         else:
             weights = [[1.0] * len(group), *([v[a] for a in group] for v in speed)]
-            divisions = [d for w in weights if (d := apportion(units, w)) and min(d) > 0]
+            divisions = [d for w in weights if min(w) > 0 and (d := apportion(units, w)) and min(d) > 0]
         for division in divisions:
             shares = [0] * n
             for a, s in zip(group, division, strict=True):

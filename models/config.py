@@ -5,6 +5,7 @@ Importing this module does not import torch.
 
 from __future__ import annotations
 
+import hashlib
 import os
 import tomllib
 from importlib import resources
@@ -124,6 +125,11 @@ class ModelConfig(BaseModel):
         if info.data.get("bit_linear", value is not None) != (value is not None):
             raise ValueError("required where bit_linear = true, accepted nowhere else")
         return value
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all fields: what a trace says it was captured from."""
+        return hashlib.sha256(self.model_dump_json().encode()).hexdigest()
 
 
 def model_names() -> list[str]:

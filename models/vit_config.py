@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import hashlib
+from dataclasses import asdict, dataclass
 
 from ..errors import InputError, unknown_name
 
@@ -31,6 +32,11 @@ class VitConfig:
             raise InputError(f"{self.name}: heads {self.heads}; accepted: a divisor of hidden = {self.hidden}")
         if self.experts and not 1 <= self.top_k <= self.experts:
             raise InputError(f"{self.name}: top_k {self.top_k}; accepted: 1 to {self.experts} (experts)")
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all fields: what a trace says it was captured from."""
+        return hashlib.sha256(repr(sorted(asdict(self).items())).encode()).hexdigest()
 
 
 VITS = {

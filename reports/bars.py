@@ -52,10 +52,10 @@ def breakdown(canvas: Canvas, section: Section, entries: Sequence[Entry]) -> Non
         for i, pair in enumerate(both):
             time = pair[phase].latency_s
             hollow = not entries[i].fits
-            _stack(rows, i, {k: v * time for k, v in pair[phase].bound.items()}, reasons, hollow=hollow)
+            stack(rows, i, {k: v * time for k, v in pair[phase].bound.items()}, reasons, hollow=hollow)
             span = interval(pair[phase].interval_s.low, pair[phase].interval_s.high, "s")
             rows.end(i, time, f"{si(time, 's')} ({span})", INK if entries[i].fits else GREY)
-            _stack(shares, i, pair[phase].bound, reasons, labels=True, hollow=hollow)
+            stack(shares, i, pair[phase].bound, reasons, labels=True, hollow=hollow)
 
 
 def memory(canvas: Canvas, section: Section, entries: Sequence[Entry]) -> None:
@@ -72,7 +72,7 @@ def memory(canvas: Canvas, section: Section, entries: Sequence[Entry]) -> None:
     rows = Rows(panel, entries, limit, "B", "Held by the fullest device", names_width(entries), gutter=2.5)
     for i, (entry, need, capacity) in enumerate(zip(entries, needs, capacities, strict=True)):
         rows.bar(i, 0, capacity, PALE)
-        _stack(rows, i, need, MEMORY)
+        stack(rows, i, need, MEMORY)
         if capacity <= limit:
             rows.stroke([capacity] * 2, [i - 0.42, i + 0.42], 1.8)
         total = sum(need.values())
@@ -98,7 +98,7 @@ def energy_and_price(canvas: Canvas, section: Section, entries: Sequence[Entry])
     limit = axis_end(tops)
     rows = Rows(panel, entries, limit, "J", "Energy per output token", names, gutter=0.8)
     for i, (entry, joules, span) in enumerate(zip(entries, totals, spans, strict=True)):
-        _stack(rows, i, parts[i], order, hollow=not entry.fits)
+        stack(rows, i, parts[i], order, hollow=not entry.fits)
         if span:
             rows.whisker(i, *span)
         rows.end(i, max(joules, span[1]) if span else joules, si(joules, "J"), INK if entry.fits else GREY)
@@ -140,7 +140,7 @@ def _present(parts: Sequence[Mapping[str, float]], colours: Mapping[str, str]) -
     return hues([n for n in colours if n in names] + sorted(names - set(colours)), colours)
 
 
-def _stack(
+def stack(
     rows: Rows,
     row: int,
     parts: Mapping[str, float],

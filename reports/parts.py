@@ -8,7 +8,8 @@ from functools import partial
 from . import bars, curves, roofline, tables
 from .blocks import Block, Listing, Paragraph, Part, Picture
 from .format import listed, number, percent, plural, reason, short, si
-from .schema import Document
+from .kinds import grouped
+from .schema import Data, Document
 from .sections import Section, binding, certainty, headline, sections
 from .style import DEVICES
 
@@ -32,9 +33,24 @@ CONVENTIONS = (
 
 
 def build(
-    documents: Sequence[Document], title: str | None, command: str | None, refused: Mapping[str, str] | None = None
+    documents: Sequence[Data], title: str | None, command: str | None, refused: Mapping[str, str] | None = None
 ) -> list[Part]:
-    """All parts, the answer first, ``refused`` devices and why after it. ``documents`` must not be empty."""
+    """All parts of typed documents of any kinds: the answers, ``refused`` devices and why, how all was made."""
+    groups = grouped(documents)
+    parts: list[Part] = []
+    for kind, own in groups:
+        parts += kind.parts(own, None if parts else title, refused or {})
+    if refused:
+        listing = Listing(tuple(refused.items()), columns=1, size=7.5)
+        parts.append(Part("Devices left out", "", (listing,), joins=True))
+    made: list[Part] = []
+    for kind, own in groups:
+        made += kind.background(own, command, bool(made))
+    return parts + made
+
+
+def estimates(documents: Sequence[Document], title: str | None) -> list[Part]:
+    """The answers of estimates: an overview where they ask several questions, then each."""
     every = sections(documents, DEVICES)
     parts: list[Part] = []
     if len(every) > 1:
@@ -44,9 +60,7 @@ def build(
     for section in every:
         parts += _section(section, title)
         title = None
-    if refused:
-        parts.append(Part("Devices left out", "", (Listing(tuple(refused.items()), columns=1, size=7.5),)))
-    return parts + _background(documents, every, command)
+    return parts
 
 
 def _section(section: Section, title: str | None) -> list[Part]:
@@ -192,7 +206,9 @@ def _memory_energy(section: Section) -> Part:
     return Part("Memory, energy and price", lead, (*held, *spent), section.question, joins=True)
 
 
-def _background(documents: Sequence[Document], every: Sequence[Section], command: str | None) -> list[Part]:
+def background(documents: Sequence[Document], command: str | None) -> list[Part]:
+    """Models, provenance, conventions and the devices' numbers behind estimates."""
+    every = sections(documents, DEVICES)
     facts = tables.devices([e.document for s in every for e in s.entries])
     matrices, sources = tables.assumptions(facts)
     numbers = [q for d in facts for q in d.quantities]

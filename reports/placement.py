@@ -22,7 +22,7 @@ def placement_summary(document: Document) -> None:
     if not document["assignment"]:
         say(head, *notes, f"{document['status']}: {document['reason']}")
         return
-    m, units = document["metrics"], {"energy": "J", "cost": "USD"}
+    m, units = document["metrics"], {"energy": "J", "cost": "USD", "loss": ""}
     metrics = ", ".join(f"{name} {si(value, units.get(name, 's'))}" for name, value in m.items())
     say(
         head, *notes, "",
@@ -33,7 +33,15 @@ def placement_summary(document: Document) -> None:
     )  # fmt: skip
     patterns = sorted(document["patterns"], key=lambda p: -p["layers"])
     for p in patterns[:MOST]:
-        rows = [[o["name"], o["place"], si(o["prefill_s"], "s"), si(o["decode_s"], "s")] for o in p["operators"]]
+        rows = [
+            [
+                o["name"],
+                o["place"] + (f" in {o['format']}" if "format" in o else ""),
+                si(o["prefill_s"], "s"),
+                si(o["decode_s"], "s"),
+            ]
+            for o in p["operators"]
+        ]
         title = f"{p['layers']} × {p['block']}"
         say(
             "",
@@ -43,6 +51,9 @@ def placement_summary(document: Document) -> None:
         )
     if len(patterns) > MOST:
         say("", f"and {len(patterns) - MOST} more patterns")
+    if "formats" in document:
+        f = document["formats"]
+        say("", f"formats {', '.join(f['names'])}: {f['bits']:.4g} bits per weight on average, loss {f['loss']:.3g}")
     held = [
         [h["device"], *(si(h[f"{k}_bytes"], "B") for k in ("weights", "kv", "reserve", "capacity"))]
         for h in document["memory"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
@@ -14,7 +14,6 @@ from matplotlib.ticker import FixedFormatter, FixedLocator, NullLocator
 
 from .blocks import Canvas
 from .format import exponent, prefixed, short, si_tick
-from .sections import Entry
 from .style import GREY, INK, fit, shorten, width
 
 ROW, LEAST_ROW = 0.235, 0.135
@@ -25,7 +24,19 @@ BAR = 0.62
 POINT = 1 / 72
 
 
-def names_width(entries: Sequence[Entry], size: float = 8, most: float = 2.3) -> float:
+class Named(Protocol):
+    """What a row of bars is of."""
+
+    @property
+    def label(self) -> str:
+        """Its name."""
+
+    @property
+    def colour(self) -> str:
+        """The colour of its name's swatch."""
+
+
+def names_width(entries: Sequence[Named], size: float = 8, most: float = 2.3) -> float:
     """Inches that the device names need at the left of bars."""
     return min(most, max(width(e.label, size) for e in entries) + 0.27)
 
@@ -43,7 +54,7 @@ class Rows:
     """
 
     canvas: Canvas
-    entries: Sequence[Entry]
+    entries: Sequence[Named]
     limit: float
     unit: str
     heading: str

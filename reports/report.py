@@ -1,4 +1,4 @@
-"""``write_report``: estimate documents as a PDF to keep and the same as one HTML file."""
+"""``write_report``: results as a PDF to keep and the same as one HTML file."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from ..errors import InputError
 from ..files import write_whole
 from . import html
 from . import pdf as paper
-from .documents import parse
-from .format import plural
+from .documents import parse_result
+from .kinds import grouped
 from .parts import build
 from .schema import one_line
 
@@ -53,21 +53,16 @@ def write_report(
         if place.is_dir():
             raise InputError(f"{place}: cannot be written: is a folder")
     if not documents:
-        raise InputError("no results given; accepted: at least one estimate")
-    parsed = [parse(d, f"result {i}") for i, d in enumerate(documents, 1)]
+        raise InputError("no results given; accepted: at least one result")
+    parsed = [parse_result(d, f"result {i}") for i, d in enumerate(documents, 1)]
     asked = one_line(title or "")[:TITLE] or None
     command = one_line(command or "") or None
     parts = build(parsed, asked, command, refused or {})
-    name = asked or _title([d.model.name for d in parsed], len({d.device.name for d in parsed}))
+    first, own = grouped(parsed)[0]
+    name = asked or first.title(own)
     footer = f"tokenfab {__version__}" + (f"  ·  {command}" if command else "")
     paper_bytes, pages = paper.render(parts, name, footer)
     text, figures = html.render(parts, name, footer)
     write_whole(page, text)
     write_whole(target, paper_bytes)
     return ReportFiles(target, page, pages, figures)
-
-
-def _title(models: Sequence[str], devices: int) -> str:
-    different = list(dict.fromkeys(models))
-    what = different[0] if len(different) == 1 else plural(len(different), "model")
-    return f"{what} on {plural(devices, 'device')}"

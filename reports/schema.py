@@ -24,11 +24,13 @@ Whole = Annotated[int, Field(ge=1, le=10**12)]
 Shares = dict[Name, Annotated[float, Field(ge=0, le=1.000001)]]
 
 
-class _Data(BaseModel):
+class Data(BaseModel):
+    """Part of a document: keys that are not named are let be, numbers are finite."""
+
     model_config = ConfigDict(frozen=True, extra="ignore", strict=True, allow_inf_nan=False)
 
 
-class Interval(_Data):
+class Interval(Data):
     """Low to high; written as a list of two."""
 
     low: Amount
@@ -55,7 +57,7 @@ class Times(Interval):
     high: Seconds
 
 
-class ModelFacts(_Data):
+class ModelFacts(Data):
     """The model, as the document describes it."""
 
     name: Name
@@ -71,7 +73,7 @@ class ModelFacts(_Data):
     provenance: dict[Name, Any] = {}
 
 
-class Quantity(_Data):
+class Quantity(Data):
     """One number of a device file, with its source."""
 
     key: Name
@@ -82,7 +84,7 @@ class Quantity(_Data):
     assumed: bool
 
 
-class DeviceFacts(_Data):
+class DeviceFacts(Data):
     """The device, its roofline for the model's format and every number of its file."""
 
     name: Name
@@ -102,7 +104,7 @@ class DeviceFacts(_Data):
     quantities: list[Quantity]
 
 
-class Request(_Data):
+class Request(Data):
     """What was asked of the model."""
 
     batch: Whole
@@ -110,7 +112,7 @@ class Request(_Data):
     output: Whole
 
 
-class Phase(_Data):
+class Phase(Data):
     """One forward pass."""
 
     latency_s: Seconds
@@ -129,7 +131,7 @@ class Decode(Phase):
     context: Amount
 
 
-class Total(_Data):
+class Total(Data):
     """The whole request."""
 
     latency_s: Seconds
@@ -142,7 +144,7 @@ class Total(_Data):
     cost_basis: Text | None = None
 
 
-class Memory(_Data):
+class Memory(Data):
     """The fullest device."""
 
     weights_bytes: Amount
@@ -154,7 +156,7 @@ class Memory(_Data):
     fits: bool
 
 
-class Operator(_Data):
+class Operator(Data):
     """One operator of one phase, all its executions."""
 
     phase: Literal["prefill", "decode"]
@@ -167,7 +169,7 @@ class Operator(_Data):
     bytes: Amount
 
 
-class Curve(_Data):
+class Curve(Data):
     """Seconds, with an interval, over ``x``."""
 
     x: list[Positive] = Field(min_length=1, max_length=10_000)
@@ -191,7 +193,7 @@ class BatchCurve(Curve):
     fits: list[bool]
 
 
-class Curves(_Data):
+class Curves(Data):
     """The three curves of an explained estimate."""
 
     context: Curve
@@ -209,7 +211,7 @@ class Curves(_Data):
         return raw | {k: {**v, "x": v[k]} for k, v in named.items()}
 
 
-class Document(_Data):
+class Document(Data):
     """One estimate."""
 
     tokenfab: Name

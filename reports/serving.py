@@ -41,6 +41,9 @@ def serving_summary(document: Document) -> None:
         f"{used['busy']:.1%} of the time, {used['mean_batch']:.1f} sequences decoding; "
         f"seed {document['seed']}",
     )  # fmt: skip
+    if (found := document.get("capacity")) is not None:
+        say(f"capacity: {found['rate']:.4g} requests/s keep the limits for {found['attained']:.1%} of the requests, "
+            f"{found['next']:.4g} do not ({found['runs']} runs)")  # fmt: skip
     for rejection in document["rejections"]:
         say(f"rejected: request {rejection['request']}: {rejection['reason']}")
 

@@ -1,4 +1,4 @@
-"""The main job: one model, captured once, estimated on many devices, written up.
+"""The main job: one model, captured once, estimated on many devices, placed over a mixed node of them, written up.
 
 A device that cannot hold the model alone is given as many of its kind as it takes (a power of two,
 at most eight: a node), sharing every layer; one that still cannot is reported as it is, with how
@@ -24,6 +24,7 @@ from ..workloads.parallel import Parallel
 from ..workloads.techniques import apply_techniques
 from ..workloads.trace import Trace
 from .report import write_report
+from .study_placement import Mixed, place_study
 
 DEVICES = ("h200-sxm", "b200", "h100-sxm", "mi300x", "a100-80g-sxm", "l40s", "rtx-4090", "a10")
 """What a study covers when nothing is asked: data-centre cards of four generations and three cheaper ones."""
@@ -33,7 +34,8 @@ SCHEMA = "tokenfab.study"
 
 @dataclass(frozen=True)
 class Study:
-    """Files and documents of a finished study; ``refused``: why a device was left out, by its name."""
+    """Files and documents (of estimates) of a finished study; ``refused``: why a device was left out, by its name;
+    ``placement``: the document of the mixed node, or nothing, and what came of it in a line."""
 
     report: Path
     results: list[Path]
@@ -41,6 +43,7 @@ class Study:
     pages: int
     wall_s: float
     refused: dict[str, str]
+    placement: Mixed
 
 
 def run_study(
@@ -55,7 +58,8 @@ def run_study(
     command: str | None = None,
     step: Callable[[str], None] = lambda text: None,
 ) -> Study:
-    """Capture ``model``, estimate it on every device, write trace, results and report into ``folder``.
+    """Capture ``model``, estimate it on every device, place it over some of them (:mod:`.study_placement`), write
+    trace, results and report into ``folder``.
 
     A device that cannot compute the model (in these formats) is left out, and why is said. Raises ``InputError``
     before anything is written when the model, a device's file or the request is wrong, or no device can.
@@ -74,28 +78,32 @@ def run_study(
     request.check(trace)
     documents: list[dict[str, Any]] = []
     costed, refused = [], {}
-    for card in cards:
+    for name, card in zip(names, cards, strict=True):
         step(f"estimating on {card.name}")
         try:
             found = smallest_node(trace, card, request)
         except InputError as error:
             refused[card.name] = str(error)
             continue
-        costed.append(card)
+        costed.append((name, card))
         documents.append(estimate_document(found, trace, explain=True))
     if not documents:
         raise InputError("; ".join(refused.values()))
+    mixed = place_study(trace, [name for name, _ in costed], documents, refused, request, command, step)
     step("writing the report")
-    report = write_report(documents, folder / "report.pdf", command=command, refused=refused)
+    placements = [mixed.document] if mixed.document else []
+    report = write_report([*documents, *placements], folder / "report.pdf", command=command, refused=refused)
     files = {
         folder / "trace.json": trace.to_json() + "\n",
-        folder / "study.json": json_text(_study(documents, refused, command)),
+        folder / "study.json": json_text(_study(documents, refused, command, mixed)),
     }
-    for name, document in zip(_file_names(costed), documents, strict=True):
+    if mixed.document:
+        files[folder / "placement.json"] = json_text(mixed.document)
+    for name, document in zip(_file_names([card for _, card in costed]), documents, strict=True):
         files[folder / "estimates" / name] = json_text(document)
     for path, text in files.items():
         write_whole(path, text)
-    return Study(report.file, list(files), documents, report.pages, time.perf_counter() - started, refused)
+    return Study(report.file, list(files), documents, report.pages, time.perf_counter() - started, refused, mixed)
 
 
 def smallest_node(trace: Trace, device: Device, request: Request) -> Estimate:
@@ -116,8 +124,11 @@ def smallest_node(trace: Trace, device: Device, request: Request) -> Estimate:
     return alone
 
 
-def _study(documents: list[dict[str, Any]], refused: dict[str, str], command: str | None) -> dict[str, Any]:
-    return {"schema": SCHEMA, "version": 1, "command": command, "estimates": documents, "refused": refused}
+def _study(
+    documents: list[dict[str, Any]], refused: dict[str, str], command: str | None, mixed: Mixed
+) -> dict[str, Any]:
+    return {"schema": SCHEMA, "version": 1, "command": command, "estimates": documents, "refused": refused,
+            "placement": mixed.document, "placed": mixed.told}  # fmt: skip
 
 
 def _file_names(cards: Sequence[Device]) -> list[str]:

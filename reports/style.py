@@ -31,9 +31,27 @@ REASONS = {
     "dequantisation": "#AA3377", "network": "#228833", "launch": "#BBBBBB",
 }  # fmt: skip
 MEMORY = {"weights": "#4477AA", "KV cache": "#EE8866", "activations": "#BBBBBB"}
+HELD = {
+    "weights, only here": "#4477AA", "weights, elsewhere too": "#99BBDD", "KV cache": "#EE8866",
+    "activations": "#BBBBBB",
+}  # fmt: skip
+"""Of a memory of a placement."""
+KINDS = {
+    "matmul": "#4477AA", "attention": "#EE8866", "experts": "#AA3377", "scan": "#882255",
+    "norm, rope, element-wise": "#DDAA33", "others": "#8C8C8C", "transfer": "#228833",
+}  # fmt: skip
+"""Of operators, by :data:`KIND_GROUPS`."""
+KIND_GROUPS = {k: k for k in KINDS} | dict.fromkeys(
+    ("norm", "rope", "activation", "elementwise"), "norm, rope, element-wise"
+)
+"""Kinds that share a colour; one that is not here is among the others."""
 ENERGY = {
     "compute": "#4477AA", "dram": "#DDAA33", "transport": "#44AA99", "static": "#BBBBBB", "waiting devices": "#8C8C8C",
 }  # fmt: skip
+SERVED_ENERGY = {"dynamic": "#4477AA", "static": "#BBBBBB", "idle": "#8C8C8C"}
+"""Of a serving run."""
+SERVED = {"decoding": "#0072B2", "waiting": "#C2500A", "held": "#EE8866", "power": "#7A7A1F"}
+"""Of what a serving run shows over time."""
 OTHERS = ("#77AADD", "#EE8866", "#999933", "#882255", "#555555")
 """For parts that a later version may add."""
 PHASES = {"prefill": "#C2500A", "decode": "#0072B2"}

@@ -239,6 +239,7 @@ def study_summary(documents: list[Document], files: Document) -> None:
         table(columns, rows, right=columns[1:], tight=not roomy),
         *unfit,
         *(f"left out: {why}" for why in files["refused"].values()),
+        *(["", files["placed"]] if files.get("placed") else []),
         "",
         f"{written(files)}; {files['wall_s']:.1f} s",
     )

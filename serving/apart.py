@@ -35,7 +35,7 @@ from ..hw.spec import Device, Link
 from ..workloads.compiled import compile_trace
 from ..workloads.parallel import Parallel, tensor_parallel
 from ..workloads.trace import Operator, Trace
-from .contexts import LONGER, Array, ContextTable
+from .contexts import Array, ContextTable
 from .curves import Curve
 from .engine import EngineProfile
 from .steps import StepModel, Whole, gathered, sorts
@@ -117,7 +117,7 @@ class ApartSteps(StepModel):
         links = [wire_of(d) for d in (device, apart.device) if apart.bandwidth is None or apart.latency_s is None]
         self.bandwidth = apart.bandwidth or min(x.bandwidth.value for x in links)
         self.latency_s = max(x.latency.value for x in links) if apart.latency_s is None else apart.latency_s
-        self._combined: dict[tuple[int, int], Curve] = {}
+        self._combined: dict[tuple[int, int, float], Curve] = {}
 
     @property
     def model_devices(self) -> int:
@@ -139,7 +139,7 @@ class ApartSteps(StepModel):
         """Watts of a replica that has nothing to do."""
         return self.model_devices * rated_power(self.device)[1] + self.apart.count * rated_power(self.apart.device)[1]
 
-    def hourly_usd(self, watts: float) -> tuple[float, str] | None:
+    def hourly_usd(self, watts: float, stages: int = 1) -> tuple[float, str] | None:
         """US dollars per hour of all devices, which draw ``watts`` together."""
         model = hourly_usd(self.device, self.model_devices, watts)
         attention = hourly_usd(self.apart.device, self.apart.count, 0.0)
@@ -169,24 +169,28 @@ class ApartSteps(StepModel):
         """P of decode steps of ``n`` sequences whose batches' attention takes ``attention`` seconds, (points,)."""
         batches, m = self._batches(n)
         size = (self.sent_bytes + self.back_bytes) * m
-        t_m = self._decode_tokens.time(self.profile.padded(m)) + self.rest.knot_times(m, 0.0)
+        t_m = self._decode_tokens.time(self.profile.padded(m)) + self.rest.knot_times(m, 0)
         own = t_m + attention + self.wires_s(size, self.parallel.tp) + 2 * self.layers * self.latency_s
         return self._period(batches, own, batches * t_m, attention, batches * self.wires_s(size, self.model_devices))
 
     def device_decode_s(self, n: int, mean: float, longer: float, steps: int = 1) -> float:
         """What the devices take of :meth:`decode_s`: P at every context."""
+        self.attention.reach_to(mean + steps)
+        self.rest.reach_to(mean + steps)
         level, weight = self.attention.level(longer)
-        total = self._curve(n, level).steps(mean, steps)
-        if weight:
-            total += weight * (self._curve(n, level + 1).steps(mean, steps) - total)
-        return total
+        low = self._curve(n, level)
+        return self.attention.along(low, self._curve(n, level + 1) if weight else low, weight, mean, steps)
+
+    def decode_s(self, n: int, mean: float, longer: float, steps: int = 1) -> float:
+        """See :meth:`.StepModel.decode_s`."""
+        return self.hosted_s(n, steps, lambda k: self.device_decode_s(n, mean, longer, k))
 
     def _curve(self, n: int, level: int) -> Curve:
-        found = self._combined.get((n, level))
+        found = self._combined.get((n, level, self.attention.reach))
         if found is None:
             m = self._local(self._batches(n)[1])
-            values = self._step(n, self.attention.knot_times(m, LONGER[level]))
-            found = self._combined[n, level] = Curve(self.attention.at, values)
+            values = self._step(n, self.attention.knot_times(m, level))
+            found = self._combined[n, level, self.attention.reach] = Curve(self.attention.at, values)
         return found
 
     def device_mixed_s(self, chunks: Chunks, ends: int, n: int, mean: float, longer: float) -> float:

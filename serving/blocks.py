@@ -1,8 +1,9 @@
 """KV blocks of one replica: held by sequences, shared as prefixes, free.
 
-A prefix tree's node covers the whole blocks between its parent's end and its own. A node is *used* while a sequence
-refers to it; else it is *kept*, and its blocks are evicted, least recently used and deepest first, when others want
-room. Always free + held + kept = total.
+A prefix tree's node covers the whole blocks between its parent's end and its own, of which a first part is here. What
+a sequence refers to of it is held; the rest is *kept*, and evicted when others want room: of the node that was left
+the longest ago, from its end. Always empty + held + kept = total; what can be had (:attr:`BlockPool.free`) is empty +
+kept.
 """
 
 from __future__ import annotations
@@ -32,7 +33,7 @@ class BlockPool:
         self._tokens = [] if prefix_tokens is None else prefix_tokens.tolist()
         self._parent = [] if prefix_parent is None else prefix_parent.tolist()
         self._resident: dict[int, int] = {}
-        self._references: dict[int, int] = {}
+        self._depths: dict[int, dict[int, int]] = {}
         self._clock = 0
         self._last: dict[int, int] = {}
         self._kept_heap: list[tuple[int, int, int]] = []
@@ -64,9 +65,9 @@ class BlockPool:
 
     # -- prefixes ----------------------------------------------------------------------------
     def chain(self, node: int) -> list[int]:
-        """Nodes from the root to ``node``."""
-        found = []
-        while node >= 0:
+        """Nodes from the root to ``node``; none where nothing is shared."""
+        found: list[int] = []
+        while node >= 0 and self._parent:
             found.append(node)
             node = self._parent[node]
         return found[::-1]
@@ -86,73 +87,111 @@ class BlockPool:
                 break
         return blocks * self.size
 
-    def refer(self, node: int, tokens: int) -> list[int]:
-        """Use the first ``tokens`` (whole blocks) of ``node``'s prefix; the nodes that are used now."""
-        self._clock += 1
-        used, left = [], tokens // self.size
+    def unused(self, node: int, tokens: int) -> int:
+        """Blocks among the first ``tokens`` (whole blocks, all here) of ``node``'s prefix that nobody uses."""
+        found, left = 0, tokens // self.size
         for each in self.chain(node):
             if left <= 0:
                 break
             here = min(self._resident.get(each, 0), left)
-            if self._references.get(each, 0) == 0:
-                self.kept -= self._resident[each]
-                self.held += self._resident[each]
-            self._references[each] = self._references.get(each, 0) + 1
-            used.append(each)
+            found += max(here - max(self._depths.get(each, ()), default=0), 0)
+            left -= here
+        return found
+
+    def refer(self, node: int, tokens: int) -> dict[int, int]:
+        """Use the first ``tokens`` (whole blocks, all here) of ``node``'s prefix: blocks of each node in use now."""
+        used: dict[int, int] = {}
+        left = tokens // self.size
+        for each in self.chain(node):
+            if left <= 0:
+                break
+            here = min(self._resident.get(each, 0), left)
+            if here:
+                self._use(each, here)
+                used[each] = here
             left -= here
         self.hits += tokens // self.size
         self.peak = max(self.peak, self.held)
         return used
 
-    def publish(self, node: int, used: list[int], own: int) -> int:
-        """A sequence that has computed ``node``'s prefix shares what was not here; ``used`` is extended.
+    def _use(self, node: int, blocks: int) -> None:
+        """One more sequence uses the first ``blocks`` of ``node``."""
+        depths = self._depths.setdefault(node, {})
+        more = blocks - max(depths, default=0)
+        depths[blocks] = depths.get(blocks, 0) + 1
+        if more > 0:
+            self.kept -= more
+            self.held += more
 
-        Of its ``own`` blocks, the returned number now belong to the tree.
+    def _unuse(self, node: int, blocks: int) -> None:
+        depths = self._depths[node]
+        depths[blocks] -= 1
+        if not depths[blocks]:
+            del depths[blocks]
+            less = blocks - max(depths, default=0)
+            if less > 0:
+                self.held -= less
+                self.kept += less
+
+    def publish(self, node: int, used: dict[int, int], computed: int) -> int:
+        """A sequence that has ``computed`` tokens in its cache shares what is not here of ``node``'s prefix.
+
+        ``used``, what it refers to, is extended; the returned number of its own blocks now belong to the tree. Only
+        whole blocks are shared. A node of which more is here than the sequence uses (two computed the same at once)
+        stays as it is.
         """
-        given = 0
+        given, start = 0, 0
         for each in self.chain(node):
-            if each in used:
-                if self._resident[each] < self._span(each):
-                    break
+            span, here, mine = self._span(each), self._resident.get(each, 0), used.get(each, 0)
+            whole = min(span, computed // self.size - start)
+            start += span
+            if here >= span:
                 continue
-            fits = min(self._span(each), own - given)
-            if self._resident.get(each, 0) or fits <= 0:
+            if mine != here or whole <= here:
                 break
-            self._resident[each], self._references[each] = fits, 1
-            used.append(each)
-            given += fits
-            if fits < self._span(each):
+            if mine:
+                self._unuse(each, mine)
+            self._resident[each] = whole
+            self.kept += whole - here  # until they are used, in a moment
+            self.held -= whole - here
+            self._use(each, whole)
+            used[each] = whole
+            given += whole - here
+            if whole < span:
                 break
         return given
 
-    def leave(self, used: list[int]) -> None:
-        """A sequence that used these nodes ends; what nobody uses is kept."""
+    def leave(self, used: dict[int, int]) -> None:
+        """A sequence that used these blocks of nodes ends; what nobody uses is kept."""
         self._clock += 1
-        for depth, each in enumerate(used):
-            self._references[each] -= 1
-            if self._references[each] == 0:
-                self.held -= self._resident[each]
-                self.kept += self._resident[each]
-                self._last[each] = self._clock
-                heappush(self._kept_heap, (self._clock, -depth, each))
+        for each, blocks in used.items():
+            self._unuse(each, blocks)
+            self._last[each] = self._clock
+            if self._unused(each):
+                heappush(self._kept_heap, (self._clock, -self._tokens[each], each))
+
+    def _unused(self, node: int) -> int:
+        """Blocks of ``node`` that may be evicted, from its end."""
+        return self._resident.get(node, 0) - max(self._depths.get(node, ()), default=0)
 
     def _evict(self, blocks: int) -> None:
         while blocks > 0:
             clock, depth, node = heappop(self._kept_heap)
-            if self._references.get(node, 0) or self._last.get(node) != clock or not self._resident.get(node):
+            if self._last.get(node) != clock or not (unused := self._unused(node)):
                 continue
-            gone = min(self._resident[node], blocks)
+            gone = min(unused, blocks)
             self._resident[node] -= gone
             self.kept -= gone
             blocks -= gone
-            if self._resident[node]:
+            if gone < unused:
                 heappush(self._kept_heap, (clock, depth, node))
-            else:
+            if not self._resident[node]:
                 del self._resident[node]
 
     def clear(self) -> None:
         """Everything is lost, as when a replica dies."""
         self.held = self.kept = 0
         self._resident.clear()
-        self._references.clear()
+        self._depths.clear()
+        self._last.clear()
         self._kept_heap.clear()

@@ -21,9 +21,9 @@ Model = TypeVar("Model", bound=StepModel)
 class Cluster:
     """``replicas`` engines, each on ``parallel.tp`` × ``parallel.pp`` devices of one kind.
 
-    ``others``: further devices by role, for policies that use several kinds. ``blocks``: KV blocks where they
-    are given and not counted from memory. ``longest``: tokens of the longest request. ``slower``: factors on the
-    devices' times of decode and of mixed iterations, for the ends of an interval.
+    ``others``: further devices by role, for policies that use several kinds. ``blocks``: KV blocks where they are
+    given and not counted from memory. ``longest``: tokens of the longest request. ``slower``: factors on the devices'
+    times of decode and of mixed iterations, for the ends of an interval.
     """
 
     trace: Trace

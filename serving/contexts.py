@@ -1,17 +1,18 @@
 """Context rows of a trace on a device, tabulated: attention of decoding batches and of prompts in chunks.
 
-Tables are filled a block at a time, when first asked for: batches of an octave at all knots (:func:`.curves.knots`),
-chunks of all lengths after one number of cached tokens. Sequences of a batch have contexts of every remainder, so
-what a kernel rounds up to whole tiles of keys is averaged over :data:`TILE` keys around each knot.
+Tables are filled when first asked for: batches by the group (:data:`GROUP`, above :data:`EXACT_BATCH` an octave) at
+all knots up to an octave of contexts (:func:`.curves.knots`), chunks of all lengths after one number of cached tokens.
+Sequences of a batch have contexts of every remainder, so what a kernel rounds up to whole tiles of keys is averaged
+over :data:`TILE` keys around each knot.
 
-Skewed batches: the device's model is asked with the longest sequence ``skew`` times the mean (``attrs["skew"]`` of the
-attention). Kept are curves for a longest context :data:`LONGER` tokens above the mean, a distance which a decode
-step does not change.
+Uneven batches: the device's model is asked with a longest sequence :data:`LONGER` tokens above the mean
+(``attrs["longer"]`` of the attention), a distance which a decode step does not change.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from bisect import bisect_right
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 
 import numpy as np
@@ -30,12 +31,14 @@ TILE = 128
 """Keys of the longest tile that kernels round a context up to."""
 SAMPLES = (np.arange(4) + 0.5) / 4 - 0.5
 """Where around a knot costs are sampled, in tiles."""
-SKEWS = np.array([1.0, 1.5, 2.0, 3.0, 4.0, 6.0, 8.0, 16.0, 64.0])
-"""Longest over mean context at which skewed batches are evaluated."""
-LONGER = (0.0, 256.0, 1024.0, 4096.0, 16384.0, 65536.0)
+LONGER = (0.0, *(256.0 * 2**k for k in range(9)))
 """Tokens by which the longest context exceeds the mean, at which curves are kept."""
-EXACT_BATCH, PER_OCTAVE = 32, 16
-"""Decoding batches are evaluated one by one up to the first, then so many per doubling."""
+EXACT_BATCH, GROUP, PER_OCTAVE = 32, 8, 16
+"""Decoding batches are evaluated one by one up to the first, so many at a time; then so many per doubling."""
+COLUMNS = 8
+"""Numbers of cached tokens that chunks are evaluated after at a time."""
+REACH = 2048
+"""Contexts up to which decoding is evaluated at first; further ones by the octave."""
 
 
 @dataclass(frozen=True)
@@ -47,7 +50,7 @@ class Part:
 
     time_s: Array
     energy_j: Array
-    busy_s: Array
+    busy_s: Array = field(default_factory=lambda: np.zeros((0, 0)))
 
 
 class Rows:
@@ -63,52 +66,85 @@ class Rows:
         costs = self.model.rows(self.compiled.basis_at(b, q, c))
         counts = self.compiled.counts[self.mask]
         energy = sum((e[self.mask] for e in costs.energy_j.values()), np.zeros_like(costs.time_s[self.mask]))
-        busy = np.zeros((len(self.resources), costs.time_s.shape[1]))
-        if self.resources:
-            found = busy_of(costs, self.model.reasons)
-            for i, name in enumerate(self.resources):
-                busy[i] = counts @ found[name][self.mask] if name in found else 0.0
-        return Part(counts @ costs.time_s[self.mask], counts @ energy, busy)
+        if not self.resources:
+            return Part(counts @ costs.time_s[self.mask], counts @ energy)
+        found = busy_of(costs, self.model.reasons)
+        busy = [counts @ found[r][self.mask] if r in found else np.zeros(energy.shape[1]) for r in self.resources]
+        return Part(counts @ costs.time_s[self.mask], counts @ energy, np.stack(busy))
 
-    def alone(self, device: Device) -> Rows:
-        """The same rows as a trace of their own, which is quicker where the model's rows do not depend on others."""
+    def alone(self, device: Device) -> Rows | None:
+        """The same rows as a trace of their own, which is quicker; None where rows depend on others of the trace."""
         kept = replace(
             self.compiled,
             rows=tuple(r for r, here in zip(self.compiled.rows, self.mask, strict=True) if here),
             coefficients={name: matrix[self.mask] for name, matrix in self.compiled.coefficients.items()},
             counts=self.compiled.counts[self.mask],
         )
-        rows = Rows(kept, prepare(kept, device)[1], np.ones(len(kept.rows), dtype=bool), self.resources)
+        try:
+            rows = Rows(kept, prepare(kept, device)[1], np.ones(len(kept.rows), dtype=bool), self.resources)
+        except KeyError:  # a model that looks for every operator of the trace
+            return None
         points = np.array([1.0, 3.0, 1.0]), np.array([1.0, 1.0, 200.0]), np.array([100.0, 700.0, 50.0])
         mine, theirs = self.at(*points), rows.at(*points)
         same = np.allclose(mine.time_s, theirs.time_s, rtol=1e-12) and np.allclose(mine.energy_j, theirs.energy_j)
-        return rows if same else self
+        return rows if same else None
+
+
+class Increase(Rows):
+    """What a context adds to a pass: all rows less the others at no cached tokens. For models whose rows share what
+    they wait for (operators fused into one), where the rows that depend on contexts are not all that does."""
+
+    def at(self, b: npt.ArrayLike, q: npt.ArrayLike, c: npt.ArrayLike) -> Part:
+        """At points (batch, query, context) that broadcast to (points,)."""
+        everything = Rows(self.compiled, self.model, np.ones_like(self.mask), self.resources).at(b, q, c)
+        others = Rows(self.compiled, self.model, ~self.mask, self.resources).at(
+            b, q, np.zeros_like(np.asarray(c, dtype=float))
+        )
+        return Part(
+            everything.time_s - others.time_s, everything.energy_j - others.energy_j, everything.busy_s - others.busy_s
+        )
 
 
 class ContextTable:
     """Seconds and joules of the context rows (``mask``) of one pass, up to ``longest`` tokens.
 
     ``query``: new tokens of each sequence of a decode step (more than one where a draft's proposals are verified).
-    ``resources``: whose occupation is kept too. ``rows``: what is tabulated.
+    ``resources``: whose occupation is kept too. ``rows``: what is tabulated; ``at``: the knots, up to ``reach``.
     """
 
     def __init__(
         self, compiled: CompiledTrace, model: OperatorModel, mask: Mask, device: Device, longest: int, query: int = 1,
         resources: tuple[str, ...] = (),
     ) -> None:  # fmt: skip
-        self._device, self._any, self._query = device, bool(mask.any()), float(query)
+        self._device, self._any, self._longest, self._query = device, bool(mask.any()), longest, float(query)
         self.rows = Rows(compiled, model, mask, resources)
         if self._any:
-            self.rows = self.rows.alone(device)
-        self.at = knots(longest)
+            self.rows = self.rows.alone(device) or Increase(compiled, model, mask, resources)
         lengths = np.unique(np.round(np.concatenate([np.arange(1, 17), 2 ** np.arange(4, 24, 0.125)])))
-        self._lengths = lengths[: int(np.searchsorted(lengths, longest)) + 1]
-        self._skewed: dict[float, Rows] = {1.0: self.rows}
-        self._blocks: dict[tuple[int, int], tuple[Array, ...]] = {}
-        self._occupied: dict[int, Array] = {}
-        self._curves: dict[tuple[int, int], Curve] = {}
-        self._columns: dict[int, tuple[Array, ...]] = {}
+        self._lengths: list[float] = lengths[: max(int(np.searchsorted(lengths, longest)) + 1, 2)].tolist()
+        self._cached: list[float] = knots(longest).tolist()
+        self._rows_of: dict[float, Rows] = {0.0: self.rows}
+        self._columns: dict[int, tuple[list[float], ...]] = {}
         self._chunks: dict[tuple[int, int], tuple[float, ...]] = {}
+        self._blocks: dict[tuple[float, int], Array] = {}
+        self._extend(min(longest, REACH))
+
+    def _extend(self, reach: float) -> None:
+        """Evaluate decoding up to ``reach`` tokens from now on: the same knots and more."""
+        self.reach = reach
+        self.at = knots(int(reach))
+        self._knots: list[float] = self.at.tolist()
+        self._curves: dict[tuple[int, int], Curve] = {}
+        self._occupied: dict[int, Array] = {}
+        self._start: tuple[int, float, float] | None = None
+        self._before = self._weight = 0.0
+        self._low: Curve
+        self._high: Curve
+
+    def reach_to(self, context: float) -> None:
+        """See that knots go as far as ``context``, or as they may."""
+        while context > self.reach and self.reach < self._longest:
+            self._extend(min(2 * self.reach, self._longest))
 
     @cached_property
     def launch_s(self) -> float:
@@ -120,43 +156,63 @@ class ContextTable:
     def decode_s(self, n: int, mean: float, longer: float, steps: int = 1) -> float:
         """Seconds of ``steps`` decode steps of ``n`` sequences: the first has ``mean`` cached tokens on average and
         ``mean + longer`` at most."""
-        level, weight = self.level(longer)
-        total = self._curve(n, level).steps(mean, steps)
+        x = mean + steps - 0.5
+        if x > self.reach:
+            self.reach_to(x)
+        if self._start != (n, mean, longer):  # a run's length is asked for several times
+            level, self._weight = self.level(longer)
+            self._low, self._high = self._curve(n, level), self._curve(n, level + 1 if self._weight else level)
+            self._start, self._before = (n, mean, longer), self._integral(mean - 0.5)
+        return self._integral(x) - self._before
+
+    def _integral(self, x: float) -> float:
+        """∫ up to ``x`` of what lies between the curves ``_low`` and ``_high``; the outermost lines go on."""
+        at, low, weight = self._knots, self._low, self._weight
+        i = bisect_right(at, x, 1, low.last + 1) - 1
+        d = x - at[i]
+        area = low.areas[i] + d * (low.values[i] + low.slopes[i] * d)
         if weight:
-            total += weight * (self._curve(n, level + 1).steps(mean, steps) - total)
-        return total
+            high = self._high
+            area += weight * (high.areas[i] + d * (high.values[i] + high.slopes[i] * d) - area)
+        return area
 
     def decode_j(self, n: int, mean: Array) -> Array:
         """Dynamic joules of one decode step of ``n`` sequences at mean contexts, (N,)."""
         (e0, e1), w = self._pair(n, 0, 2)
         return np.interp(mean, self.at, e0 + w * (e1 - e0))
 
-    def knot_times(self, n: int, longer: float) -> Array:
-        """Seconds of a decode step of ``n`` sequences at the mean contexts ``at``, (knots,)."""
-        level, weight = self.level(longer)
+    def knot_times(self, n: int, level: int) -> Array:
+        """Seconds of a decode step of ``n`` sequences at the mean contexts ``at``, the longest :data:`LONGER` [level]
+        above the mean; (knots,)."""
         (t0, t1), w = self._pair(n, level, 1)
-        found = t0 + w * (t1 - t0)
-        if weight:
-            (t0, t1), w = self._pair(n, level + 1, 1)
-            found = found + weight * (t0 + w * (t1 - t0) - found)
-        return found
+        return np.asarray(t0 + w * (t1 - t0))
 
     def knot_busy(self, n: int) -> Array:
         """Seconds for which a decode step of ``n`` sequences occupies each resource, (resources, knots)."""
-        found = []
-        for i in range(len(self.rows.resources)):
-            (b0, b1), w = self._pair(n, 0, 3 + i)
-            found.append(b0 + w * (b1 - b0))
-        return np.stack(found)
+        found = self._occupied.get(n)
+        if found is None:
+            pairs = [self._pair(n, 0, 3 + i) for i in range(len(self.rows.resources))]
+            found = self._occupied[n] = np.stack([b0 + w * (b1 - b0) for (b0, b1), w in pairs])
+        return found
 
     def decode_busy(self, n: int, mean: float) -> Array:
         """Seconds for which a decode step of ``n`` sequences at ``mean`` occupies each resource, (resources,)."""
-        found = self._occupied.get(n)
-        if found is None:
-            found = self._occupied[n] = self.knot_busy(n)
-        i = min(max(int(np.searchsorted(self.at, mean, side="right")) - 1, 0), self.at.size - 2)
-        w = (mean - self.at[i]) / (self.at[i + 1] - self.at[i])
+        self.reach_to(mean)
+        found = self.knot_busy(n)
+        i = min(max(bisect_right(self._knots, mean) - 1, 0), len(self._knots) - 2)
+        w = (mean - self._knots[i]) / (self._knots[i + 1] - self._knots[i])
         return np.asarray(found[:, i] + w * (found[:, i + 1] - found[:, i]))
+
+    def along(self, low: Curve, high: Curve, weight: float, mean: float, steps: int) -> float:
+        """Sum over ``steps`` steps from ``mean`` on of what lies between two curves over ``at``."""
+
+        def integral(x: float) -> float:
+            i = bisect_right(self._knots, x, 1, low.last + 1) - 1
+            d = x - self._knots[i]
+            areas = [c.areas[i] + d * (c.values[i] + c.slopes[i] * d) for c in (low, high)]
+            return areas[0] + weight * (areas[1] - areas[0])
+
+        return integral(mean + steps - 0.5) - integral(mean - 0.5)
 
     def _curve(self, n: int, level: int) -> Curve:
         found = self._curves.get((n, level))
@@ -168,74 +224,77 @@ class ContextTable:
     def _pair(self, n: int, level: int, which: int) -> tuple[tuple[Array, Array], float]:
         """The evaluated batches around ``n``, and the weight of the upper: seconds (1), joules (2) or seconds of a
         resource (from 3) at the knots."""
-        octave = max(int(np.ceil(np.log2(n / EXACT_BATCH))), 0) if n > EXACT_BATCH else 0
-        if (octave, level) not in self._blocks:
-            self._blocks[octave, level] = self._block(octave, level)
-        block = self._blocks[octave, level]
-        nodes, values = block[0], block[which]
-        i = min(int(np.searchsorted(nodes, n, side="right")) - 1, nodes.size - 2)
-        return (values[i], values[i + 1]), float((n - nodes[i]) / (nodes[i + 1] - nodes[i]))
-
-    def _block(self, octave: int, level: int) -> tuple[Array, ...]:
-        """Batches of an octave, ascending: (nodes,), and seconds, joules and seconds of each resource at the knots,
-        (nodes, knots)."""
-        if octave:
-            nodes = np.unique(np.round(EXACT_BATCH * 2 ** (octave - 1) * (1 + np.arange(PER_OCTAVE + 1) / PER_OCTAVE)))
+        if n <= EXACT_BATCH:
+            first = (n - 1) // GROUP * GROUP + 1
+            nodes = np.arange(first, first + GROUP, dtype=float)
         else:
-            nodes = np.arange(1.0, EXACT_BATCH + 1)
-        shape = nodes.size, self.at.size
-        if not self._any:
-            return nodes, *(np.zeros(shape) for _ in range(2 + len(self.rows.resources)))
-        even = self._sampled(self.rows, nodes)
-        time = even.time_s.reshape(shape)
-        if level:
-            at = np.maximum(self.at, 1.0)
-            ratio = np.minimum(1 + LONGER[level] / at[None, :], nodes[:, None])
-            here = SKEWS[: int(np.searchsorted(SKEWS, ratio.max())) + 1]
-            times = np.stack([self._sampled(self._of(skew), nodes).time_s.reshape(shape) for skew in here])
-            i = np.clip(np.searchsorted(here, ratio, side="right") - 1, 0, max(here.size - 2, 0))
-            j = np.minimum(i + 1, here.size - 1)
-            w = np.where(j > i, (ratio - here[i]) / np.where(j > i, here[j] - here[i], 1.0), 0.0).clip(0, 1)
-            low = np.take_along_axis(times, i[None], axis=0)[0]
-            time = low + w * (np.take_along_axis(times, j[None], axis=0)[0] - low)
-        return nodes, time, even.energy_j.reshape(shape), *(busy.reshape(shape) for busy in even.busy_s)
+            octave = int(np.ceil(np.log2(n / EXACT_BATCH))) - 1
+            nodes = np.unique(np.round(EXACT_BATCH * 2**octave * (1 + np.arange(PER_OCTAVE + 1) / PER_OCTAVE)))
+        values = self._block(nodes, level)
+        i = min(int(np.searchsorted(nodes, n, side="right")) - 1, nodes.size - 2)
+        weight = float((n - nodes[i]) / (nodes[i + 1] - nodes[i]))
+        return (values[which - 1, i], values[which - 1, i + 1]), weight
 
-    def _sampled(self, rows: Rows, nodes: Array) -> Part:
-        """Means over a tile of keys around each knot (below one tile as it is); (nodes × knots,)."""
-        around = self.at[:, None] + np.where(self.at[:, None] > TILE, TILE * SAMPLES, 0.0)
-        n = np.broadcast_to(nodes[:, None, None], (nodes.size, *around.shape))
-        c = np.broadcast_to(np.maximum(around, 0.0), n.shape)
-        part = rows.at(n.ravel(), self._query, c.ravel())
-        time, energy = (x.reshape(n.shape).mean(axis=2).ravel() for x in (part.time_s, part.energy_j))
-        busy = part.busy_s.reshape(len(rows.resources), *n.shape).mean(axis=3).reshape(len(rows.resources), time.size)
-        return Part(time, energy, busy)
+    def _block(self, nodes: Array, level: int) -> Array:
+        """Seconds, joules and seconds of each resource of batches of ``nodes`` sequences at the knots;
+        (2 + resources, nodes, knots)."""
+        key = float(nodes[0]), level
+        known, parts = self._blocks.get(key), 2 + len(self.rows.resources)
+        if known is None:
+            known = np.zeros((parts, nodes.size, 0))
+        elif known.shape[2] == self.at.size:
+            return known
+        elif known.shape[2]:
+            known = known[:, :, :-1]  # the knot beyond the end is not one of the longer table
+        at = self.at[known.shape[2] :]
+        if self._any:
+            part = self._sampled(self._of(LONGER[level]), nodes, at)
+            more = np.stack([part.time_s, part.energy_j, *part.busy_s]).reshape(parts, nodes.size, at.size)
+        else:
+            more = np.zeros((parts, nodes.size, at.size))
+        found = self._blocks[key] = np.concatenate([known, more], axis=2)
+        return found
+
+    def _sampled(self, rows: Rows, nodes: Array, at: Array) -> Part:
+        """Means over a tile of keys around each context (up to one tile as it is); (nodes × contexts,)."""
+        short, long = at[at <= TILE], at[at > TILE]
+        c = np.concatenate([np.maximum(short, 0.0), (long[:, None] + TILE * SAMPLES).ravel()])
+        part = rows.at(np.repeat(nodes, c.size), self._query, np.tile(c, nodes.size))
+
+        def mean(values: Array) -> Array:
+            values = values.reshape(nodes.size, c.size)
+            sampled = values[:, short.size :].reshape(nodes.size, long.size, SAMPLES.size).mean(axis=2)
+            return np.concatenate([values[:, : short.size], sampled], axis=1).ravel()
+
+        busy = [mean(x) for x in part.busy_s]
+        return Part(mean(part.time_s), mean(part.energy_j), np.stack(busy) if busy else part.busy_s)
 
     def level(self, longer: float) -> tuple[int, float]:
         """Index into :data:`LONGER`, and the weight of the next."""
-        if longer <= 0 or not self.skew_matters:
+        if longer <= 0 or not self.uneven_matters:
             return 0, 0.0
-        i = 0
-        while i + 2 < len(LONGER) and longer >= LONGER[i + 1]:
-            i += 1
-        return i, min((longer - LONGER[i]) / (LONGER[i + 1] - LONGER[i]), 1.0)
+        i = bisect_right(LONGER, longer) - 1
+        if i > len(LONGER) - 2:
+            return len(LONGER) - 2, 1.0
+        low = LONGER[i]
+        return i, (longer - low) / (LONGER[i + 1] - low)
 
     @cached_property
-    def skew_matters(self) -> bool:
-        """Whether the device's model tells a skewed batch from an even one."""
+    def uneven_matters(self) -> bool:
+        """Whether the device's model tells a batch with a long sequence from an even one."""
         if not self._any:
             return False
         points = np.array([4.0, 16.0, 64.0]), 1.0, 1024.0
-        return bool(np.any(np.abs(self._of(8.0).at(*points).time_s / self.rows.at(*points).time_s - 1) > 1e-6))
+        return bool(np.any(np.abs(self._of(4096.0).at(*points).time_s / self.rows.at(*points).time_s - 1) > 1e-6))
 
-    def _of(self, skew: float) -> Rows:
-        """The rows where the longest sequence of a batch has ``skew`` times the mean context."""
-        if skew not in self._skewed:
-            compiled = replace(
-                self.rows.compiled, rows=tuple(_with_skew(row, float(skew)) for row in self.rows.compiled.rows)
+    def _of(self, longer: float) -> Rows:
+        """The rows where the longest sequence of a batch has ``longer`` tokens more than the mean."""
+        if longer not in self._rows_of:
+            compiled = replace(self.rows.compiled, rows=tuple(_uneven(row, longer) for row in self.rows.compiled.rows))
+            self._rows_of[longer] = type(self.rows)(
+                compiled, prepare(compiled, self._device)[1], self.rows.mask, self.rows.resources
             )
-            model = prepare(compiled, self._device)[1]
-            self._skewed[skew] = Rows(compiled, model, self.rows.mask, self.rows.resources)
-        return self._skewed[skew]
+        return self._rows_of[longer]
 
     # -- chunks ------------------------------------------------------------------------------
     def chunk(self, query: int, cached: int) -> tuple[float, ...]:
@@ -243,30 +302,41 @@ class ContextTable:
         ``cached``."""
         found = self._chunks.get((query, cached))
         if found is None:
-            i = int(np.searchsorted(self.at, cached, side="right")) - 1
-            i = min(max(i, 0), self.at.size - 2)
-            w = float((cached - self.at[i]) / (self.at[i + 1] - self.at[i]))
+            at, lengths = self._cached, self._lengths
+            i = min(max(bisect_right(at, cached) - 1, 0), len(at) - 2)
+            j = min(max(bisect_right(lengths, query) - 1, 0), len(lengths) - 2)
+            w = (cached - at[i]) / (at[i + 1] - at[i])
+            v = (query - lengths[j]) / (lengths[j + 1] - lengths[j])
             low = self._column(i)
             high = self._column(i + 1) if w else low
+            first, second = ([x[j] + v * (x[j + 1] - x[j]) for x in column] for column in (low, high))
             if len(self._chunks) > 1 << 20:
                 self._chunks.clear()
-            found = self._chunks[query, cached] = tuple(
-                float((1 - w) * np.interp(query, self._lengths, x) + w * np.interp(query, self._lengths, y))
-                for x, y in zip(low, high, strict=True)
-            )
+            found = self._chunks[query, cached] = tuple([x + w * (y - x) for x, y in zip(first, second, strict=True)])
         return found
 
-    def _column(self, i: int) -> tuple[Array, ...]:
+    def _column(self, i: int) -> tuple[list[float], ...]:
+        """Seconds, joules and seconds of each resource of all lengths after the ``i``-th number of cached tokens; its
+        neighbours come along."""
         if i not in self._columns:
+            group = (
+                range(i, i + 1)
+                if i < 2
+                else range(max(i - i % COLUMNS, 2), min(i - i % COLUMNS + COLUMNS, len(self._cached)))
+            )
+            size = len(self._lengths)
+            c = np.repeat(np.maximum([self._cached[j] for j in group], 0.0), size)
+            q = np.tile(self._lengths, len(group))
+            parts = np.zeros((2 + len(self.rows.resources), len(group), size))
             if self._any:
-                part = self.rows.at(1.0, self._lengths, float(max(self.at[i], 0.0)))
-                self._columns[i] = part.time_s, part.energy_j, *part.busy_s
-            else:
-                self._columns[i] = (np.zeros_like(self._lengths),) * (2 + len(self.rows.resources))
+                part = self.rows.at(1.0, q, c)
+                parts = np.stack([part.time_s, part.energy_j, *part.busy_s]).reshape(parts.shape)
+            for k, j in enumerate(group):
+                self._columns[j] = tuple(parts[:, k].tolist())
         return self._columns[i]
 
 
-def _with_skew(row: Row, skew: float) -> Row:
+def _uneven(row: Row, longer: float) -> Row:
     if row.operator.kind != "attention":
         return row
-    return replace(row, operator=row.operator.model_copy(update={"attrs": {**row.operator.attrs, "skew": skew}}))
+    return replace(row, operator=row.operator.model_copy(update={"attrs": {**row.operator.attrs, "longer": longer}}))

@@ -11,8 +11,6 @@ once. Within a linear piece step(x) = f(x); at a bend it differs by an eighth of
 
 from __future__ import annotations
 
-from bisect import bisect_right
-
 import numpy as np
 import numpy.typing as npt
 
@@ -29,25 +27,18 @@ def knots(longest: int, per_octave: int = 8, first: int = 64) -> Array:
 
 
 class Curve:
-    """f as straight lines between ``values`` at ``at`` (ascending), and its integral from ``at[0]``."""
+    """f as straight lines between ``values`` at knots (ascending), and its integral up to each of them.
 
-    __slots__ = ("_areas", "_at", "_last", "_slopes", "_values")
+    ∫ f up to x, in the piece i with d = x − at[i], is ``areas[i] + d · (values[i] + slopes[i] · d)``; ``last`` is the
+    last piece.
+    """
+
+    __slots__ = ("areas", "last", "slopes", "values")
 
     def __init__(self, at: npt.ArrayLike, values: npt.ArrayLike) -> None:
         x, y = np.asarray(at, dtype=float), np.asarray(values, dtype=float)
         width = np.diff(x)
-        self._at: list[float] = x.tolist()
-        self._values: list[float] = y.tolist()
-        self._slopes: list[float] = (0.5 * np.diff(y) / width).tolist()
-        self._areas: list[float] = np.concatenate([[0.0], np.cumsum(width * (y[1:] + y[:-1]) / 2)]).tolist()
-        self._last = len(self._at) - 2
-
-    def integral(self, x: float) -> float:
-        """∫ f up to ``x``; beyond the ends the first and last lines go on."""
-        i = min(max(bisect_right(self._at, x) - 1, 0), self._last)
-        d = x - self._at[i]
-        return self._areas[i] + d * (self._values[i] + self._slopes[i] * d)
-
-    def steps(self, x: float, count: int) -> float:
-        """Sum over ``count`` steps whose first has the mean context ``x``."""
-        return self.integral(x + count - 0.5) - self.integral(x - 0.5)
+        self.values: list[float] = y.tolist()
+        self.slopes: list[float] = (0.5 * np.diff(y) / width).tolist()
+        self.areas: list[float] = np.concatenate([[0.0], np.cumsum(width * (y[1:] + y[:-1]) / 2)]).tolist()
+        self.last = x.size - 2

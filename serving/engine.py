@@ -17,10 +17,11 @@ from ..errors import InputError, unknown_name
 RANGES: dict[str, tuple[float, float]] = {
     "utilisation": (0.01, 1.0), "reserved_bytes": (0.0, 1e13), "block": (1, 1024), "budget": (1, 10**7),
     "seats": (1, 10**6), "host_s": (0.0, 10.0), "host_sequence_s": (0.0, 1.0), "asynchronous": (0, 1),
-    "step_s": (0.0, 10.0), "sequence_s": (0.0, 1.0), "prompt_s": (0.0, 10.0), "prompt_token_s": (0.0, 1.0),
+    "sampler": (0, 1), "step_s": (0.0, 10.0), "sequence_s": (0.0, 1.0), "prompt_s": (0.0, 10.0),
+    "prompt_token_s": (0.0, 1.0),
 }  # fmt: skip
 """Keys of a profile, and what they may be."""
-WHOLE = ("block", "budget", "seats", "asynchronous")
+WHOLE = ("block", "budget", "seats", "asynchronous", "sampler")
 
 
 @dataclass(frozen=True)
@@ -32,8 +33,9 @@ class EngineProfile:
     iteration (``max_num_batched_tokens``), ``seats``: most sequences (``max_num_seqs``). ``host_s`` and
     ``host_sequence_s``: the host prepares the next iteration, fixed and per sequence; hidden behind the device where
     ``asynchronous`` is 1. What nothing hides: ``step_s`` of each iteration, ``sequence_s`` of each sequence that gets a
-    token, ``prompt_s`` of each iteration that computes prompts, ``prompt_token_s`` of each of their tokens. ``graphs``:
-    token counts that are captured, ascending; iterations of fewer tokens are padded to the next.
+    token, ``prompt_s`` of each iteration that computes prompts, ``prompt_token_s`` of each of their tokens. ``sampler``
+    1: the device's greedy sampler counts, where its model has one, which no trace has. ``graphs``: token
+    counts that are captured, ascending; iterations of fewer tokens are padded to the next.
     """
 
     name: str = "ideal"
@@ -45,6 +47,7 @@ class EngineProfile:
     host_s: float = 0.0
     host_sequence_s: float = 0.0
     asynchronous: int = 0
+    sampler: int = 0
     step_s: float = 0.0
     sequence_s: float = 0.0
     prompt_s: float = 0.0
@@ -59,13 +62,17 @@ class EngineProfile:
             return tokens
         return self.graphs[bisect_left(self.graphs, tokens)]
 
-    def iterations_s(self, device_s: float, prompt_tokens: int, sequences: int, count: int) -> float:
-        """Seconds of ``count`` like iterations that occupy the device for ``device_s`` together."""
-        host = (self.host_s + self.host_sequence_s * sequences) * count
-        extra = (self.step_s + self.sequence_s * sequences) * count
+    def overheads(self, prompt_tokens: int, sequences: int) -> tuple[float, float]:
+        """Seconds of an iteration on the host, and what nothing hides."""
+        extra = self.step_s + self.sequence_s * sequences
         if prompt_tokens:
-            extra += (self.prompt_s + self.prompt_token_s * prompt_tokens) * count
-        return (max(device_s, host) if self.asynchronous else device_s + host) + extra
+            extra += self.prompt_s + self.prompt_token_s * prompt_tokens
+        return self.host_s + self.host_sequence_s * sequences, extra
+
+    def iterations_s(self, device_s: float, prompt_tokens: int, sequences: int, count: int) -> float:
+        """Seconds of ``count`` iterations, all alike, that occupy the device for ``device_s`` together."""
+        host, extra = self.overheads(prompt_tokens, sequences)
+        return (max(device_s, host * count) if self.asynchronous else device_s + host * count) + extra * count
 
 
 def profile_names() -> list[str]:

@@ -56,12 +56,14 @@ def spread(values: Array, weights: Array | None = None) -> dict[str, float | Non
     if not values.size:
         return {"mean": None, **dict.fromkeys(QUANTILES)}
     if weights is None:
-        return {"mean": float(values.mean()), **{k: float(np.quantile(values, q)) for k, q in QUANTILES.items()}}
+        found = np.quantile(values, list(QUANTILES.values())).tolist()
+        return {"mean": float(values.mean()), **dict(zip(QUANTILES, found, strict=True))}
     weights = weights[here]
     order = np.argsort(values, kind="stable")
     total = np.cumsum(weights[order])
-    found = {k: float(values[order][np.searchsorted(total, q * total[-1])]) for k, q in QUANTILES.items()}
-    return {"mean": float((values * weights).sum() / total[-1]), **found}
+    at = np.searchsorted(total, np.array(list(QUANTILES.values())) * total[-1])
+    found = values[order[at]].tolist()
+    return {"mean": float((values * weights).sum() / total[-1]), **dict(zip(QUANTILES, found, strict=True))}
 
 
 @dataclass(frozen=True)
@@ -89,20 +91,29 @@ def energy_of(replica: Replica, end_s: float, bins: int = POWER_POINTS) -> Energ
     joules[~mixed] += c.chunk_j[~mixed] * steps.parallel.tp
     joules[mixed] = steps.mixed_j(tokens[mixed], ends[mixed], n[mixed], c.mean[mixed], c.chunk_j[mixed])
     joules *= replica.energy_scale
-    busy = float(c.duration_s.sum())
+    # As many batches pass through a pipeline as it has stages: each stands for one stage's devices.
+    pipeline, static_w, idle_w = replica.pipeline, steps.static_w, steps.idle_w
+    busy = float(c.duration_s.sum()) if pipeline is None else pipeline.work_s / pipeline.stages
     edges = np.linspace(0.0, max(end_s, 1e-12), bins + 1)
     with np.errstate(invalid="ignore", divide="ignore"):
-        above = np.where(c.duration_s > 0, joules / c.duration_s, 0.0) + steps.static_w - steps.idle_w
+        above = np.where(c.duration_s > 0, joules / c.duration_s, 0.0)
+        if c.duration_s.size:
+            above += (static_w - idle_w) * min(busy / float(c.duration_s.sum()), 1.0)
     # Joules beyond idling up to each edge: whole runs before it, and the part of the run it falls into.
     before = np.concatenate([[0.0], np.cumsum(above * c.duration_s)])
     i = np.searchsorted(c.start_s, edges, side="right") - 1
     inside = np.zeros(edges.size)
     if n.size:
         inside = np.where(i >= 0, np.minimum(edges - c.start_s[i], c.duration_s[i]) * above[i], 0.0)
-    power = np.diff(before[np.maximum(i, 0)] + inside) / np.diff(edges) + steps.idle_w
+    power = np.diff(before[np.maximum(i, 0)] + inside) / np.diff(edges) + idle_w
     return Energy(
-        float(joules.sum()), steps.static_w * busy, steps.idle_w * max(end_s - busy, 0.0), busy, power
+        float(joules.sum()), static_w * busy, idle_w * max(end_s - busy, 0.0), busy, power
     )  # fmt: skip
+
+
+def devices_of(replica: Replica) -> int:
+    """Devices that ``replica`` stands for: its own, or its part of a pipeline's."""
+    return replica.steps.devices // (1 if replica.pipeline is None else replica.pipeline.stages)
 
 
 def metrics(simulation: Simulation, slo: Mapping[str, float] | None = None) -> dict[str, Any]:
@@ -119,8 +130,11 @@ def metrics(simulation: Simulation, slo: Mapping[str, float] | None = None) -> d
     energies = [energy_of(r, end) for r in replicas]
     total = sum(e.total_j for e in energies)
     power = np.sum([e.power_w for e in energies], axis=0)
-    devices = sum(r.steps.devices for r in replicas)
-    hourly = [r.steps.hourly_usd(e.total_j / end if end else 0.0) for r, e in zip(replicas, energies, strict=True)]
+    devices = sum(devices_of(r) for r in replicas)
+    hourly = [
+        r.steps.hourly_usd(e.total_j / end if end else 0.0, r.steps.devices // devices_of(r))
+        for r, e in zip(replicas, energies, strict=True)
+    ]
     usd = None if any(h is None for h in hourly) else sum(h[0] for h in hourly if h)
     ok = lat.within(slo or {})
     document: dict[str, Any] = {
@@ -154,6 +168,8 @@ def metrics(simulation: Simulation, slo: Mapping[str, float] | None = None) -> d
             "block_tokens": replicas[0].pool.size, "per_replica": replicas[0].pool.total,
             "occupancy_mean": _occupancy(replicas, end), "cached_tokens": int(np.array(o.cached).sum()),
         },
+        "series": _series(replicas, end),
+        "cdf": {"ttft_s": _cdf(lat.ttft_s), "tpot_s": _cdf(lat.tpot_s), "e2e_s": _cdf(lat.e2e_s)},
         "preemptions": int(np.array(o.preemptions).sum()),
         "iterations": int(sum(r.runs.columns().steps.sum() for r in replicas)),
         "simulated_s": end,
@@ -175,6 +191,34 @@ def _occupancy(replicas: list[Replica], end_s: float) -> float:
     held = sum(float((c.duration_s * c.held).sum()) for c in (r.runs.columns() for r in replicas))
     total = sum(r.pool.total for r in replicas)
     return held / (total * end_s) if end_s and total else 0.0
+
+
+def _series(replicas: list[Replica], end_s: float) -> dict[str, Any]:
+    """Over time, at :data:`POWER_POINTS` bins: sequences decoding, requests waiting, KV blocks held, of all replicas.
+
+    Time means; a run of steps counts with what held at its start.
+    """
+    edges = np.linspace(0.0, max(end_s, 1e-12), POWER_POINTS + 1)
+    found: dict[str, Any] = {"bin_s": end_s / POWER_POINTS}
+    for name in ("decoding", "waiting", "held"):
+        total = np.zeros(POWER_POINTS)
+        for replica in replicas:
+            c = replica.runs.columns()
+            values: Array = getattr(c, name)
+            area = np.concatenate([[0.0], np.cumsum(values * c.duration_s)])
+            i = np.searchsorted(c.start_s, edges, side="right") - 1
+            inside = np.zeros(edges.size)
+            if values.size:
+                inside = np.where(i >= 0, np.minimum(edges - c.start_s[i], c.duration_s[i]) * values[i], 0.0)
+            total += np.diff(area[np.maximum(i, 0)] + inside) / np.diff(edges)
+        found[name] = [round(float(x), 4) for x in total]
+    return found
+
+
+def _cdf(values: Array) -> list[float]:
+    """Quantiles at 0, 1, … 100 %."""
+    values = values[np.isfinite(values)]
+    return [float(x) for x in np.quantile(values, np.linspace(0, 1, 101))] if values.size else []
 
 
 def _reasons(reasons: Mapping[int, str]) -> list[dict[str, Any]]:

@@ -29,7 +29,7 @@ import numpy.typing as npt
 from ..hw.spec import Device
 from ..workloads.parallel import Parallel
 from ..workloads.trace import Trace
-from .contexts import LONGER, Array
+from .contexts import Array
 from .curves import Curve
 from .engine import EngineProfile
 from .steps import StepModel, Whole, gathered
@@ -47,7 +47,7 @@ class NanoSteps(StepModel):
     ) -> None:
         super().__init__(trace, device, parallel, profile, longest)
         self.most = most
-        self._combined: dict[tuple[int, int], tuple[Curve, npt.NDArray[np.intp]]] = {}
+        self._combined: dict[tuple[int, int, float], tuple[Curve, npt.NDArray[np.intp]]] = {}
 
     def overlapped_s(self, alone_s: Array, busy_s: Array, k: int) -> Array:
         """T_k of nano-batches that take ``alone_s`` (points,) and occupy resources for ``busy_s`` (resources, points)
@@ -66,26 +66,31 @@ class NanoSteps(StepModel):
         """What the devices take of :meth:`decode_s`, the quickest number of nano-batches at every context."""
         if self.most == 1:
             return super().device_decode_s(n, mean, longer, steps)
+        self.contexts.reach_to(mean + steps)
         level, weight = self.contexts.level(longer)
-        total = self._decode(n, level)[0].steps(mean, steps)
-        if weight:
-            total += weight * (self._decode(n, level + 1)[0].steps(mean, steps) - total)
-        return total
+        low = self._decode(n, level)[0]
+        return self.contexts.along(low, self._decode(n, level + 1)[0] if weight else low, weight, mean, steps)
+
+    def decode_s(self, n: int, mean: float, longer: float, steps: int = 1) -> float:
+        """See :meth:`.StepModel.decode_s`."""
+        if self.most == 1:
+            return super().decode_s(n, mean, longer, steps)
+        return self.hosted_s(n, steps, lambda k: self.device_decode_s(n, mean, longer, k))
 
     def _decode(self, n: int, level: int) -> tuple[Curve, npt.NDArray[np.intp]]:
         """Seconds by mean context, and at its knots the number of nano-batches less one."""
-        found = self._combined.get((n, level))
+        found = self._combined.get((n, level, self.contexts.reach))
         if found is None:
             times = []
             for k in range(1, min(self.most, n) + 1):
                 part = -(-n // k)
                 padded = self.profile.padded(part)
-                alone = self._decode_tokens.time(padded) + self.contexts.knot_times(part, LONGER[level])
+                alone = self._decode_tokens.time(padded) + self.contexts.knot_times(part, level)
                 busy = self._decode_tokens.busy(padded)[:, None] + self.contexts.knot_busy(part)
                 times.append(alone if k == 1 else self.overlapped_s(alone, busy, k))
             stacked = np.stack(times)
             curve = Curve(self.contexts.at, stacked.min(axis=0) + self.hop_s(n))
-            found = self._combined[n, level] = curve, stacked.argmin(axis=0)
+            found = self._combined[n, level, self.contexts.reach] = curve, stacked.argmin(axis=0)
         return found
 
     def decode_j(self, n: Whole, mean: Array) -> Array:
@@ -104,9 +109,9 @@ class NanoSteps(StepModel):
     # -- mixed iterations ------------------------------------------------------------------------
     def device_mixed_s(self, chunks: Chunks, ends: int, n: int, mean: float, longer: float) -> float:
         """What the devices take of :meth:`mixed_s`, the quickest number of nano-batches."""
-        return self._mixed(chunks, ends, n, mean, longer)[0]
+        return self._divided(chunks, ends, n, mean, longer)[0]
 
-    def _mixed(self, chunks: Chunks, ends: int, n: int, mean: float, longer: float) -> tuple[float, int]:
+    def _divided(self, chunks: Chunks, ends: int, n: int, mean: float, longer: float) -> tuple[float, int]:
         """Seconds and the number of nano-batches."""
         best = super().device_mixed_s(chunks, ends, n, mean, longer), 1
         tokens = n + sum(q for q, _ in chunks)
@@ -141,7 +146,7 @@ class NanoSteps(StepModel):
     def chunks_j(self, chunks: Chunks, ends: int, n: int, mean: float, longer: float) -> float:
         """As in the base class, and what reading the weights once per nano-batch adds."""
         joules = super().chunks_j(chunks, ends, n, mean, longer)
-        k = self._mixed(chunks, ends, n, mean, longer)[1]
+        k = self._divided(chunks, ends, n, mean, longer)[1]
         if k > 1:
             for part, count in ((self._mixed_tokens, n + sum(q for q, _ in chunks)), (self._sequences, ends + n)):
                 one = part.energies(np.array([-(-count // k), count]))

@@ -52,24 +52,22 @@ class Runs:
 
     ``mean`` is the decoding sequences' cached tokens at the middle of the run, ``tokens`` those of a mixed iteration
     (0: decode only), ``ends`` prompts that end in it, ``chunk_j`` joules of its chunks' context rows and of whatever
-    else it computes, per device, ``held`` KV blocks, ``waiting`` requests in the queue.
+    else it computes, per device, ``held`` KV blocks, ``waiting`` requests in the queue. ``flat`` has the runs one after
+    another, each in the order of :class:`Column`.
     """
 
     WIDTH = len(Column._fields)
 
     def __init__(self) -> None:
-        self._flat = array("d")
-
-    def add(self, row: tuple[float, ...]) -> None:
-        self._flat.extend(row)
+        self.flat = array("d")
 
     def columns(self) -> Column:
         """All runs so far."""
-        flat = np.array(self._flat, dtype=float) if self._flat else np.zeros(0)
+        flat = np.array(self.flat, dtype=float) if self.flat else np.zeros(0)
         return Column(*flat.reshape(-1, self.WIDTH).T)
 
     def __len__(self) -> int:
-        return len(self._flat) // self.WIDTH
+        return len(self.flat) // self.WIDTH
 
 
 @dataclass

@@ -16,18 +16,22 @@ from typing import TYPE_CHECKING
 from .blocks import BlockPool
 from .engine import EngineProfile
 from .outcome import Gaps, Runs
+from .pipeline import Pipeline
 from .scheduling import ORDERS, Plan, Schedule
 from .sequence import Sequence
 from .steps import StepModel
 
 if TYPE_CHECKING:
+    from simpy import Event
+
     from .simulation import Simulation
 
 
 class Replica:
     """One engine on its devices. ``speed`` divides iteration times (a power cap); ``up`` is False while it is down;
-    ``load`` counts the requests that are here, waiting or running. ``held``: whose answers are written, but who keep
-    their seat (:attr:`.Schedule.together`)."""
+    ``load`` counts the requests that are here, waiting or running. With a ``pipeline`` it is one of the batches that
+    pass through its stages, and ``number`` is the batch's. ``held``: whose answers are written, but who keep their seat
+    (:attr:`.Schedule.together`)."""
 
     def __init__(
         self, simulation: Simulation, number: int, steps: StepModel, pool: BlockPool, schedule: Schedule, seats: int,
@@ -36,6 +40,8 @@ class Replica:
         self.simulation, self.number, self.steps, self.pool, self.schedule = simulation, number, steps, pool, schedule
         self.profile: EngineProfile = steps.profile
         self.seats, self.role = seats, role
+        self.pipeline: Pipeline | None = None
+        self._env = simulation.env
         self.speed = 1.0
         self.up = True
         self.waiting: list[tuple[tuple[float, ...], int, Sequence]] = []
@@ -44,6 +50,7 @@ class Replica:
         self.held: list[Sequence] = []
         self.counter = 0
         self.runs, self.gaps = Runs(), Gaps()
+        self._add_run = self.runs.flat.extend
         self.energy_scale = 1.0
         self._bases = 0
         self._tallest: list[tuple[int, int, Sequence]] = []
@@ -53,10 +60,13 @@ class Replica:
         self._stepped = -1.0
         self._serial = 0
         self._version = 0
+        self._between = False
         self._plan: Plan | None = None
         self._started = 0.0
         self._steps = 0
         self._duration = 0.0
+        self._run = 0, 0.0, 0.0
+        self._mixed = 0, 0
 
     # -- what schedules and policies ask -------------------------------------------------------
     @property
@@ -80,35 +90,39 @@ class Replica:
     @property
     def mean(self) -> float:
         """Cached tokens per decoding sequence."""
-        return self._bases / (len(self.decoding) + len(self.held)) + self.counter if self.decoding else 0.0
+        return self._bases / self.batch + self.counter if self.decoding else 0.0
 
     @property
     def longer(self) -> float:
         """Cached tokens by which the longest decoding sequence exceeds the mean."""
+        return self._highest() - self._bases / self.batch if self.decoding else 0.0
+
+    def _highest(self) -> int:
+        """Base of the longest decoding sequence; there is one."""
         heap = self._tallest
-        while heap and heap[0][2].place != 2:
+        while heap[0][2].entry is not heap[0]:  # it left, or came back with another length
             heappop(heap)
-        return -heap[0][0] - self._bases / (len(self.decoding) + len(self.held)) if heap else 0.0
+        return -heap[0][0]
 
     def grown(self, steps: int) -> int:
         """Blocks that ``steps`` decode steps need."""
-        size = self.pool.size
-        whole, rest = divmod(steps, size)
+        counts, size = self._remainders, self.pool.size
         start = self.counter % size
-        counts = self._remainders
-        grown = whole * self._growing
-        for i in range(start, start + rest):
-            grown += counts[i % size]
-        return grown
+        if steps == 1:
+            return counts[start]
+        whole, rest = divmod(steps, size)
+        end = start + rest
+        more = sum(counts[start:end]) if end <= size else sum(counts[start:]) + sum(counts[: end - size])
+        return whole * self._growing + more
 
     # -- arrivals --------------------------------------------------------------------------------
     def submit(self, sequence: Sequence, *, front: bool = False) -> None:
         """Queue ``sequence``; ``front``: before all others (a preempted one)."""
         log, i = self.simulation.log, sequence.index
         if not sequence.key:
-            sequence.key = ORDERS[self.schedule.order](
-                self.simulation.outcome.arrival_s[i], int(log.priority[i]), sequence.prompt, sequence.left
-            )
+            order = ORDERS[self.schedule.order]
+            arrival, priority = self.simulation.outcome.arrival_s[i], int(log.priority[i])
+            sequence.key = (*order(arrival, priority, sequence.prompt, sequence.left), i)  # of equals, the log's first
         self._serial += 1
         heappush(self.waiting, ((-1.0, *sequence.key) if front else (0.0, *sequence.key), self._serial, sequence))
         self.simulation.outcome.replica[i] = self.number
@@ -116,10 +130,15 @@ class Replica:
         self.wake()
 
     def wake(self) -> None:
-        """Something new: begin if idle, or end a run of decode steps at its next boundary where it matters."""
-        if not self.up:
+        """Something new: begin if idle, or end a run of decode steps at its next boundary where it matters.
+
+        Between two iterations the next one is planned anyway.
+        """
+        if not self.up or self._between:
             return
-        if self._plan is None:
+        if self.simulation.together is not None:
+            self.simulation.together[self] = None
+        elif self._plan is None:
             self._begin()
         elif self._steps > 1 and self.schedule.interrupts(self):
             self.truncate()
@@ -140,15 +159,15 @@ class Replica:
         sequence = self.waiting[0][2]
         pool = self.pool
         hit = 0
-        if sequence.node >= 0 and not sequence.parked:
+        if sequence.node >= 0 and pool.prefixes and not sequence.parked:
             hit = min(pool.cached(sequence.node), (sequence.prompt - 1) // pool.size * pool.size)
         tokens = max(sequence.prompt if reserve is None else reserve, 1)
         need = -(-tokens // pool.size) - hit // pool.size
-        used = pool.refer(sequence.node, hit) if hit else []
-        # The next token of those that decode comes first.
-        if pool.free < need + self.grown(1) or not pool.take(need):
-            pool.leave(used)
+        # The next token of those that decode comes first. Who is not admitted leaves no trace.
+        if pool.free < need + self.grown(1) + (pool.unused(sequence.node, hit) if hit else 0):
             return None
+        used = pool.refer(sequence.node, hit) if hit else {}
+        pool.take(need)
         heappop(self.waiting)
         sequence.used, sequence.shared, sequence.blocks = used, hit // pool.size, need
         sequence.place = 1
@@ -178,10 +197,8 @@ class Replica:
     def withdraw(self, sequence: Sequence) -> None:
         """Take ``sequence`` out of the batch, its blocks too. What it has written belongs to its prompt then."""
         if sequence.place == 2:
-            context = self.context(sequence)
             self._leave(sequence, heap=True)
-            sequence.prompt = context + 1
-            sequence.done = context
+            sequence.prompt = sequence.done + 1
         else:
             self.prefilling.remove(sequence)
         self._release(sequence)
@@ -196,7 +213,8 @@ class Replica:
         self._serial += 1
         heappush(self.decoding, (sequence.finish_at, self._serial, sequence))
         self._bases += sequence.base
-        heappush(self._tallest, (-sequence.base, self._serial, sequence))
+        sequence.entry = entry = (-sequence.base, self._serial, sequence)
+        heappush(self._tallest, entry)
         whole = -(-(sequence.done + sequence.left) // self.pool.size)
         sequence.grows = sequence.blocks + sequence.shared < whole  # else all its blocks were taken at once
         if sequence.grows:
@@ -207,28 +225,50 @@ class Replica:
 
     # -- iterations ----------------------------------------------------------------------------------
     def _begin(self) -> None:
+        self._between = True
         plan = self.schedule.plan(self)
-        n = self.batch if plan is not None and plan.decode else 0
-        if plan is None or not (plan.chunks or n or plan.extra_s):
+        self._between = False
+        n = len(self.decoding) + len(self.held) if plan is not None and plan.decode else 0
+        if plan is None or not (n or plan.chunks or plan.extra_s):
             self._plan = None
             return
         self._plan = plan
-        self._started = self.simulation.now
-        self._steps = 1 if plan.chunks or plan.proposals or not n else self._horizon(plan)
-        self._duration = self.seconds(plan) / self.speed + plan.extra_s
-        self._version += 1
-        self.simulation.after(self._duration, self._ended, self._version)
-
-    def seconds(self, plan: Plan) -> float:
-        """What the iterations of ``plan`` take: one, or as many decode steps as it was found to stand for."""
-        n = self.batch if plan.decode else 0
+        mean = longer = 0.0
+        if n:
+            base = self._bases / n
+            mean, longer = base + self.counter, self._highest() - base
+        self._run = n, mean, longer
+        self._steps, self._mixed = 1, (0, 0)
         if plan.chunks:
             chunks, ends = plan.parts()
-            return self.steps.mixed_s(chunks, ends, n, self.mean, self.longer if n else 0.0)
-        return self.steps.decode_s(n, self.mean, self.longer, self._steps) if n else 0.0
+            self._mixed = n + sum([q for q, _ in chunks]), ends
+        elif n and not plan.proposals:
+            self._steps = self._horizon(plan)
+        duration = self._seconds(plan) / self.speed + plan.extra_s
+        if self.pipeline is not None:
+            duration = self.pipeline.enter(self._env.now, duration) - self._env.now
+        self._lasts(self._env.now, duration)
+
+    def _seconds(self, plan: Plan) -> float:
+        """What the iterations take that begin now."""
+        n, mean, longer = self._run
+        if plan.chunks:
+            chunks, ends = plan.parts()
+            return self.steps.mixed_s(chunks, ends, n, mean, longer)
+        return self.steps.decode_s(n, mean, longer, self._steps) if n else 0.0
+
+    def _lasts(self, start_s: float, duration_s: float) -> None:
+        """What runs ends ``duration_s`` after ``start_s``, whatever was said before."""
+        self._started, self._duration = start_s, duration_s
+        self._version += 1
+        env = self._env
+        delay = start_s + duration_s - env.now
+        env.timeout(delay if delay > 0 else 0.0, self._version).callbacks.append(self._ended)
 
     def _horizon(self, plan: Plan) -> int:
         """Decode steps that pass before a sequence ends or blocks run out."""
+        if self.pipeline is not None:
+            return 1  # batches meet in the stages
         steps = min(self.decoding[0][0] - self.counter, plan.most, self.simulation.longest_jump)
         free = self.pool.free
         if self._growing * (steps // self.pool.size + 1) <= free:
@@ -244,30 +284,39 @@ class Replica:
         plan = self._plan
         if plan is None or plan.chunks or self._steps == 1:
             return
-        passed = self.simulation.now - self._started
-        n, mean, longer = self.batch, self.mean, self.longer
-
-        def until(steps: int) -> float:
-            return self.steps.decode_s(n, mean, longer, steps) / self.speed + plan.extra_s
-
-        steps = min(max(int(passed / self._duration * self._steps), 1), self._steps)
-        while steps > 1 and until(steps - 1) >= passed:
-            steps -= 1
-        while steps < self._steps and until(steps) < passed:
+        passed = self._env.now - self._started
+        steps = min(int(passed / self._duration * self._steps) + 1, self._steps)
+        seconds = self._until(steps)
+        while seconds < passed and steps < self._steps:
             steps += 1
-        if steps == self._steps:
-            return
-        self._steps, self._duration = steps, until(steps)
-        self._version += 1
-        self.simulation.after(
-            max(self._started + self._duration - self.simulation.now, 0.0), self._ended, self._version
-        )
+            seconds = self._until(steps)
+        while steps > 1 and (before := self._until(steps - 1)) >= passed:
+            steps, seconds = steps - 1, before
+        if steps < self._steps:
+            self._steps = steps
+            self._lasts(self._started, seconds)
 
-    def _ended(self, version: int) -> None:
-        if version != self._version or self._plan is None:
+    def _until(self, steps: int) -> float:
+        """Seconds from the start of the run of decode steps to the end of the first ``steps``."""
+        assert self._plan is not None
+        return self.steps.decode_s(*self._run, steps) / self.speed + self._plan.extra_s
+
+    def _passed(self, seconds: float) -> int:
+        """Steps of the run of decode steps that are over after ``seconds``, the last one never."""
+        steps = min(int(seconds / self._duration * self._steps), self._steps - 1)
+        while steps and self._until(steps) > seconds:
+            steps -= 1
+        while steps < self._steps - 1 and self._until(steps + 1) <= seconds:
+            steps += 1
+        return steps
+
+    def _ended(self, timer: Event) -> None:
+        plan = self._plan
+        if timer.value != self._version or plan is None:
             return  # a run that was cut short, or a replica that went down
-        plan, self._plan = self._plan, None
-        now, n = self.simulation.now, self.batch if plan.decode else 0
+        self._plan = None
+        self._between = True
+        now, n = self._env.now, self._run[0]
         self._record(plan, n)
         if n:
             self._advance(plan, now)
@@ -278,20 +327,17 @@ class Replica:
         if self.schedule.together:
             self._sweep(now)
         self.simulation.policy.iterated(self)
+        self._between = False
         if self.up and self._plan is None:
             self._begin()
 
     def _record(self, plan: Plan, n: int) -> None:
-        tokens = ends = 0
         joules = plan.extra_j
         if plan.chunks:
-            chunks, ends = plan.parts()
-            tokens = n
-            for q, _ in chunks:
-                tokens += q
-            joules += self.steps.chunks_j(chunks, ends, n, self.mean, self.longer if n else 0.0)
-        mean = self.mean + (self._steps - 1) / 2 if n else 0.0
-        self.runs.add((
+            joules += self.steps.chunks_j(*plan.parts(), n, self._run[1], self._run[2])
+        tokens, ends = self._mixed
+        mean = self._run[1] + (self._steps - 1) / 2 if n else 0.0
+        self._add_run((
             self._started, self._duration, self._steps, n, mean, tokens, ends, joules, self.pool.held, len(self.waiting)
         ))  # fmt: skip
 
@@ -299,14 +345,14 @@ class Replica:
         """``_steps`` decode steps are done."""
         n, steps, each = len(self.decoding), self._steps, self._duration / self._steps
         first = self._started + each
-        for stamp, count in self._cohorts.items():
-            self.gaps.add(first - stamp, count)
+        gaps = [x for stamp, count in self._cohorts.items() for x in (first - stamp, count)]
         if steps > 1:
-            self.gaps.add(each, n * (steps - 1))
+            gaps += each, n * (steps - 1)
+        self.gaps.flat.extend(gaps)
         self._cohorts, self._stepped = {now: n}, now
         grown = self.grown(steps)
         self.counter += steps
-        if not self.pool.take(grown):
+        if grown and not self.pool.take(grown):
             raise AssertionError("a run of decode steps was planned without blocks")
         self._sweep(now)
 
@@ -334,14 +380,14 @@ class Replica:
         if heap:
             self.decoding = [entry for entry in self.decoding if entry[2] is not sequence]
             heapify(self.decoding)
-        context = self.context(sequence)
+        sequence.done = context = self.context(sequence)
         self._bases -= sequence.base
         if sequence.grows:
             self._remainders[-sequence.base % self.pool.size] -= 1
             self._growing -= 1
             sequence.blocks = -(-context // self.pool.size) - sequence.shared
         sequence.left = sequence.finish_at - self.counter
-        sequence.place = 0
+        sequence.place, sequence.entry = 0, None
         if sequence in self.held:
             self.held.remove(sequence)
         else:
@@ -367,7 +413,7 @@ class Replica:
         sequence.left -= 1
         self.prefilling.remove(sequence)
         if sequence.node >= 0:
-            given = self.pool.publish(sequence.node, sequence.used, sequence.blocks)
+            given = self.pool.publish(sequence.node, sequence.used, sequence.done)
             sequence.blocks -= given
             sequence.shared += given
         if sequence.left == 0 and not self.schedule.together:
@@ -385,20 +431,26 @@ class Replica:
         pool = self.pool
         log = self.simulation.log
         if kept and pool.prefixes and (node := int(log.extends[sequence.index])) >= 0:
-            sequence.blocks -= pool.publish(node, sequence.used, sequence.blocks)
+            sequence.blocks -= pool.publish(node, sequence.used, sequence.done)
         pool.give(sequence.blocks)
         if sequence.used:
             pool.leave(sequence.used)
-        sequence.blocks, sequence.shared, sequence.used = 0, 0, []
+        sequence.blocks, sequence.shared, sequence.used = 0, 0, {}
 
     # -- faults ------------------------------------------------------------------------------------------
     def fail(self) -> list[Sequence]:
-        """Go down: caches are lost, every sequence that was here is returned, to start over elsewhere."""
+        """Go down: caches are lost and the iteration that runs; every sequence that was here is returned, to start
+        over elsewhere with the tokens that it has."""
+        plan = self._plan
+        if plan is not None and not plan.chunks and (steps := self._passed(self.simulation.now - self._started)):
+            self._steps, self._duration = steps, self._until(steps)
+            self._record(plan, self._run[0])
+            self._advance(plan, self._started + self._duration)
         self.up = False
         self._version += 1
         self._plan = None
         lost = [s for _, _, s in sorted(self.waiting, key=lambda w: w[:2])]
-        for sequence in [*self.held, *(s for _, _, s in self.decoding), *self.prefilling]:
+        for sequence in sorted([s for _, _, s in self.decoding] + self.held + self.prefilling, key=lambda s: s.serial):
             held = sequence in self.held
             self.withdraw(sequence)
             if held:  # the answer is lost before it was returned: its last token is written again

@@ -11,6 +11,7 @@ from .. import __version__
 from ..errors import InputError
 from ..workloads.request_log import RequestLog
 from .cluster import Cluster
+from .engine import EngineProfile
 from .metrics import SLO_KEYS, metrics
 from .policies import Policy, parse_policy
 from .simulation import Fault, Simulation
@@ -45,6 +46,7 @@ def serve(
         "schema": SCHEMA, "version": VERSION, "tokenfab": __version__, "model": cluster.trace.model,
         "applied": list(cluster.trace.applied), "device": cluster.device.name, "parallel": str(cluster.parallel),
         "replicas": cluster.replicas, "policy": described(simulation.policy), "engine": cluster.profile.name,
+        "profile": profiled(cluster.profile),
         "workload": {"source": log.source, "requests": len(log), "left_out": list(log.left_out)},
         **metrics(simulation, slo), **simulation.policy.result(),
         "memory": {role or "replica": _memory(m) for role, m in simulation.policy.memory.items()},
@@ -101,6 +103,12 @@ def _interval(document: Mapping[str, Any], ends: Sequence[Mapping[str, Any]]) ->
 def described(policy: Policy) -> dict[str, Any]:
     """A policy and its settings."""
     return {"name": policy.name, "source": policy.source, **policy.settings}
+
+
+def profiled(profile: EngineProfile) -> dict[str, Any]:
+    """What an engine's file says: its numbers, each with its source."""
+    numbers = {key: {"value": getattr(profile, key), "source": source} for key, source in profile.sources.items()}
+    return {"description": profile.description, "numbers": numbers}
 
 
 def parse_slo(text: str | None) -> dict[str, float]:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from .replica import Replica
 
 
-@dataclass
+@dataclass(slots=True)
 class Plan:
     """An iteration: ``chunks`` are (sequence, tokens of its prompt); ``decode`` whether decoding sequences get a token.
 

@@ -8,15 +8,16 @@ class Sequence:
 
     ``prompt``: tokens to prefill (after a preemption: what was written too), ``done`` of them are in the cache.
     ``left``: tokens still to write. While it decodes, ``base`` is its cached tokens less the replica's decode
-    counter, so that a step changes nothing here. ``blocks``: its own; ``used``: prefix nodes it refers to, which hold
-    ``shared`` blocks; ``grows``: it takes blocks as it goes. ``joined``: the counter when it began to decode.
-    ``stamp``: when it got its last token before it joined or left a batch (negative: no token yet). ``place``: 0
-    waiting or gone, 1 its prompt is computed, 2 it decodes. ``parked``: its cache waits elsewhere.
+    counter, so that a step changes nothing here. ``blocks``: its own; ``used``: blocks it refers to by prefix node,
+    ``shared`` in all; ``grows``: it takes blocks as it goes. ``joined``: the counter when it began to decode.
+    ``entry``: its line in the replica's heap of the longest. ``stamp``: when it got its last token before it joined or
+    left a batch (negative: no token yet). ``place``: 0 waiting or gone, 1 its prompt is computed, 2 it decodes.
+    ``parked``: its cache waits elsewhere.
     """
 
     __slots__ = (
-        "base", "blocks", "done", "finish_at", "grows", "index", "joined", "key", "left", "node", "parked", "place",
-        "prompt", "serial", "shared", "stamp", "used",
+        "base", "blocks", "done", "entry", "finish_at", "grows", "index", "joined", "key", "left", "node", "parked",
+        "place", "prompt", "serial", "shared", "stamp", "used",
     )  # fmt: skip
 
     def __init__(self, index: int, prompt: int, output: int, node: int = -1) -> None:
@@ -25,7 +26,8 @@ class Sequence:
         self.base = 0
         self.blocks = 0
         self.shared = 0
-        self.used: list[int] = []
+        self.used: dict[int, int] = {}
+        self.entry: object = None
         self.finish_at = 0
         self.joined = 0
         self.grows = False

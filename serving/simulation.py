@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from collections.abc import Sequence as Many
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -48,13 +49,15 @@ class Simulation:
         self.ended = 0
         self._prompt, self._output, self._node = log.prompt.tolist(), log.output.tolist(), log.prefix.tolist()
         self._followers: dict[int, list[int]] = {}
+        self._turns: dict[float, list[int]] = {}
         after = np.flatnonzero(log.after >= 0)
         for i in after.tolist():
             self._followers.setdefault(int(log.after[i]), []).append(i)
-        self._first = np.flatnonzero(log.after < 0)
+        self._first = np.flatnonzero(log.after < 0).tolist()
         self._at = log.arrival_s[self._first].tolist()
         self._next = 0
         self.homeless: list[Sequence] = []
+        self.together: dict[Replica, None] | None = None
         self.replicas: list[Replica] = policy.build(self)
         for fault in self.faults:
             if not 0 <= fault.replica < len(self.replicas):
@@ -72,8 +75,11 @@ class Simulation:
 
     def after(self, delay_s: float, call: Callable[[Any], None], value: Any = None) -> None:
         """``call(value)`` in ``delay_s`` seconds."""
-        event = self.env.timeout(delay_s, value)
-        event.callbacks.append(lambda e: call(e.value))
+        self.timer(delay_s, lambda event: call(event.value), value)
+
+    def timer(self, delay_s: float, call: Callable[[simpy.Event], None], value: Any = None) -> None:
+        """``call`` with an event of ``value`` in ``delay_s`` seconds."""
+        self.env.timeout(delay_s, value).callbacks.append(call)
 
     def done(self) -> Simulation:
         """Itself, after :meth:`run`."""
@@ -96,12 +102,30 @@ class Simulation:
     def _arrivals(self, _: Any = None) -> None:
         """Let in everybody whose time has come, and come back for the next."""
         now, at, i = self.env.now, self._at, self._next
-        while i < len(at) and at[i] <= now:
-            self._arrive(int(self._first[i]))
-            i += 1
-        self._next = i
-        if i < len(at):
-            self.after(at[i] - now, self._arrivals)
+        end = i
+        while end < len(at) and at[end] <= now:
+            end += 1
+        self._next = end
+        if end - i == 1:
+            self._arrive(self._first[i])
+        elif end > i:
+            with self.at_once():
+                for each in self._first[i:end]:
+                    self._arrive(each)
+        if end < len(at):
+            self.timer(at[end] - now, self._arrivals)
+
+    @contextmanager
+    def at_once(self) -> Iterator[None]:
+        """Whatever is submitted inside is there before any replica begins on it."""
+        if self.together is not None:
+            yield
+            return
+        self.together = {}
+        yield
+        woken, self.together = self.together, None
+        for replica in woken:
+            replica.wake()
 
     def _arrive(self, i: int) -> None:
         self.outcome.arrival_s[i] = self.env.now
@@ -129,6 +153,8 @@ class Simulation:
     def finished(self, replica: Replica, sequence: Sequence, now: float) -> None:
         """All tokens of ``sequence`` are written."""
         outcome, i = self.outcome, sequence.index
+        if outcome.state[i] != WAITING:
+            raise AssertionError(f"request {i} ends twice")
         if outcome.last_s[i] != outcome.last_s[i]:  # not a number: it was not held back
             outcome.last_s[i] = now
         outcome.finish_s[i] = now
@@ -154,7 +180,15 @@ class Simulation:
             return
         for j in self._followers.pop(i, ()):
             start = max(self.env.now + float(self.log.think_s[j]), float(self.log.arrival_s[j]))
-            self.after(start - self.env.now, self._arrive, j)
+            if start not in self._turns:
+                self._turns[start] = []
+                self.after(start - self.env.now, self._turn, start)
+            self._turns[start].append(j)
+
+    def _turn(self, start: float) -> None:
+        with self.at_once():
+            for j in self._turns.pop(start):
+                self._arrive(j)
 
     # -- faults ----------------------------------------------------------------------------------
     def _down(self, fault: Fault) -> None:
@@ -162,11 +196,13 @@ class Simulation:
         lost = replica.fail()
         if np.isfinite(fault.end_s):
             self.after(fault.end_s - self.env.now, self._up, replica)
-        for sequence in lost:
-            self.place(sequence)
+        with self.at_once():
+            for sequence in lost:
+                self.place(sequence)
 
     def _up(self, replica: Replica) -> None:
-        replica.recover()
         waiting, self.homeless = self.homeless, []
-        for sequence in waiting:
-            self.place(sequence)
+        with self.at_once():
+            replica.recover()
+            for sequence in waiting:
+                self.place(sequence)

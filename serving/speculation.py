@@ -125,18 +125,16 @@ class SpeculativeReplica(Replica):
     acceptance = 0.0
     rounds = proposed = accepted = sequences = missed = 0
 
-    def seconds(self, plan: Plan) -> float:
+    def _seconds(self, plan: Plan) -> float:
         if not (plan.chunks or plan.proposals):
-            return super().seconds(plan)
-        n = self.batch if plan.decode else 0
-        chunks, ends = plan.parts()
-        return self.steps.round_s(
-            chunks, ends, n, self.mean, self.longer if n else 0.0, plan.proposals, self.missed
-        )  # fmt: skip
+            return super()._seconds(plan)
+        (chunks, ends), (n, mean, longer) = plan.parts(), self._run
+        return self.steps.round_s(chunks, ends, n, mean, longer, plan.proposals, self.missed)
 
     def _record(self, plan: Plan, n: int) -> None:
         if plan.chunks or plan.proposals:
-            plan.extra_j += self.steps.round_j(*plan.parts(), n, self.mean, plan.proposals)
+            chunks, ends = plan.parts()
+            plan.extra_j += self.steps.round_j(chunks, ends, n, self._run[1], plan.proposals)
         super()._record(plan, n)
 
     def _advance(self, plan: Plan, now: float) -> None:
@@ -166,6 +164,8 @@ class SpeculativeReplica(Replica):
             raise AssertionError("a round was planned without blocks")
         self.decoding = [(s.finish_at, serial, s) for _, serial, s in self.decoding]
         self._tallest = [(-s.base, serial, s) for _, serial, s in self.decoding]
+        for entry in self._tallest:
+            entry[2].entry = entry
         heapify(self.decoding)
         heapify(self._tallest)
         self.rounds += 1

@@ -29,7 +29,7 @@ from ..hw.tiers import kv_demand
 from ..workloads.parallel import Parallel
 from ..workloads.trace import Trace
 from .engine import EngineProfile
-from .steps import StepModel, gathered
+from .steps import StepModel
 
 Chunks = Sequence[tuple[int, int]]
 
@@ -79,15 +79,10 @@ class TuningSteps(StepModel):
         tokens = inference + round(self.work[back] * window)
         device_s = self._mixed_tokens.time(self.profile.padded(tokens)) + self.hop_s(tokens)
         device_s += self._sequences.time(ends + n + window)
-        prompt = sum(q for q, _ in chunks)
-        sequences = ends + n
-        chunks, n, mean, longer = gathered(chunks, n, mean, longer)
-        for q, c in chunks:
-            device_s += self.contexts.chunk(q, c)[0]
-        if n:
-            device_s += self.contexts.decode_s(n, mean, longer)
+        prompt, sequences = sum(q for q, _ in chunks), ends + n
+        if inference:
+            device_s += self.contexts_s(chunks, n, mean, longer) - self.contexts.launch_s
         device_s += (ATTENTION_BACKWARD if back else 1.0) * self.contexts.chunk(window, position)[0]
-        device_s -= (len(chunks) + (n > 0)) * self.contexts.launch_s
         slower = self.slower[bool(prompt or not n)]
         return self.profile.iterations_s(device_s * slower, prompt, sequences, 1)
 

@@ -49,6 +49,8 @@ class Value(NamedTuple):
 Metric = Callable[[Estimate, Trace], tuple[float, float, float] | float]
 Figure = Callable[..., tuple[float, float, float] | float]
 
+FIGURE_ROOMS = ("hw", "serving", "validation", "workloads")
+
 MEANS: dict[str, Callable[[Sequence[float]], float]] = {
     "arithmetic": lambda x: float(np.mean(x)),
     "geometric": lambda x: float(np.exp(np.mean(np.log(x)))),
@@ -188,8 +190,8 @@ def known_metrics() -> dict[str, tuple[str, Metric]]:
 
 @cache
 def known_figures() -> dict[str, tuple[str, Figure]]:
-    """What modules of ``hw/``, ``validation/`` and ``workloads/`` compute (``FIGURES``), each with what it is."""
-    return _defined("FIGURES", ("hw", "validation", "workloads"))
+    """What modules of :data:`FIGURE_ROOMS` compute (``FIGURES``), each with what it is."""
+    return _defined("FIGURES", FIGURE_ROOMS)
 
 
 def _defined(table: str, rooms: Sequence[str]) -> dict[str, tuple[str, Any]]:

@@ -14,6 +14,7 @@ from ..workloads.parallel import parse_parallel
 from ..workloads.techniques import apply_techniques
 from ..workloads.trace import Trace
 from .metrics import Value, known_figures, known_metrics, mean
+from .served import SERVED, Document, run_served
 from .spec import Claim, Run, System
 
 NEAR, FAR = 0.10, 0.25
@@ -27,7 +28,7 @@ def reproduce(system: System, step: Callable[[str], None] = lambda text: None) -
     ``ratio`` is model over paper, ``interval`` the model's 90 %. ``step`` is told of each run. Raises ``InputError``
     for a run that cannot be estimated or a metric that is not known, naming the system and the claim.
     """
-    done: dict[Run, tuple[Estimate, Trace]] = {}
+    done: dict[Run, tuple[Estimate, Trace] | Document] = {}
     rows = []
     for claim in system.claims:
         row: dict[str, Any] = {"system": system.name, "claim": claim.claim, "paper": claim.paper}
@@ -60,7 +61,9 @@ def status(ratio: float) -> str:
     return "off"
 
 
-def _value(claim: Claim, system: System, done: dict[Run, tuple[Estimate, Trace]], step: Callable[[str], None]) -> Value:
+def _value(
+    claim: Claim, system: System, done: dict[Run, tuple[Estimate, Trace] | Document], step: Callable[[str], None]
+) -> Value:
     if claim.figure is not None:
         figures = known_figures()
         if claim.figure not in figures:
@@ -72,16 +75,19 @@ def _value(claim: Claim, system: System, done: dict[Run, tuple[Estimate, Trace]]
         except TypeError as error:
             raise InputError(f"figure {claim.figure}: {error}; accepted: {inspect.signature(function)}") from None
         return _whole(function(**claim.arguments))
+    name = claim.metric or ""
     metrics = known_metrics()
-    if claim.metric not in metrics:
-        raise unknown_name("metric", claim.metric or "", metrics)
-    _, metric = metrics[claim.metric]
+    if name not in metrics and name not in SERVED:
+        raise unknown_name("metric", name, [*metrics, *SERVED])
 
     def of(run: Run) -> Value:
+        if (run.requests is not None) != (name in SERVED):
+            raise InputError(f"metric {name}: a run with requests has the metrics {', '.join(SERVED)}, others have not")
         if run not in done:
             step(f"{system.name}: {run.model} on {run.device}")
-            done[run] = _run(run)
-        return _whole(metric(*done[run]))
+            done[run] = run_served(run) if run.requests is not None else _run(run)
+        found = done[run]
+        return SERVED[name][1](found) if isinstance(found, dict) else _whole(metrics[name][1](*found))
 
     values = [of(run) for run in system.runs[claim.of or ""]]
     if claim.over is not None:

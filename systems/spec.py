@@ -17,9 +17,9 @@ A claim about a part of a machine, not about a request, names a ``figure`` in pl
 that a module of ``hw/`` or ``validation/`` computes (:func:`.metrics.known_figures`), with its ``arguments``.
 
 Lists make grids: ``prompt = [128, 512]`` with ``model = ["a", "b"]`` is four runs, the last key in the order
-model, device, apply, batch, prompt, output, count, parallel varying fastest. ``apply`` is a list of techniques;
-a list of lists is a grid. A claim over several runs says which ``mean`` of them it is. What a system cannot be
-asked here is a claim with ``not_modelled = "why"``.
+model, device, apply, batch, prompt, output, count, parallel, requests, policy, … varying fastest. ``apply`` is a
+list of techniques; a list of lists is a grid. A claim over several runs says which ``mean`` of them it is. What a
+system cannot be asked here is a claim with ``not_modelled = "why"``.
 """
 
 from __future__ import annotations
@@ -46,7 +46,8 @@ class _Data(BaseModel):
 
 
 class Run(_Data):
-    """One request batch on one device, as ``tokenfab estimate`` takes it."""
+    """One request batch on one device, as ``tokenfab estimate`` takes it; with ``requests`` a stream of them, as
+    ``tokenfab serve`` does (``share`` of them within ``slo``: ``--capacity``)."""
 
     model: str
     device: str
@@ -56,10 +57,23 @@ class Run(_Data):
     output: int = 128
     count: int | None = None
     parallel: str | None = None
+    requests: str | None = None
+    policy: str = "vllm"
+    engine: str = "ideal"
+    slo: str | None = None
+    share: float | None = None
+    seed: int = 0
 
     @property
     def command(self) -> str:
-        """The command that estimates this run alone."""
+        """The command that estimates or serves this run alone."""
+        if self.requests is not None:
+            parts = [f"tokenfab serve --model {self.model} --device {self.device} --requests {self.requests}"]
+            parts += [f"--apply {text}" for text in self.apply]
+            keys = ("policy", "engine", "count", "parallel", "slo", "share", "seed")
+            options = {"share": "capacity"}
+            parts += [f"--{options.get(k, k)} {v}" for k in keys if (v := getattr(self, k)) is not None]
+            return " ".join(parts)
         parts = [f"tokenfab estimate --model {self.model} --device {self.device}"]
         parts += [f"--apply {text}" for text in self.apply]
         parts += [f"--batch {self.batch} --prompt {self.prompt} --output {self.output}"]

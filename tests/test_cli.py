@@ -231,7 +231,7 @@ def test_a_study_writes_trace_results_and_report(study):
     assert document["report"] == str(folder / "report.pdf")
     assert number(document, "wall_s") > 0
     assert {Path(r).relative_to(folder).as_posix() for r in document["results"]} == {
-        "trace.json", "study.json", "estimates/l4.json", "estimates/titan-xp.json",
+        "trace.json", "study.json", "placement.json", "estimates/l4.json", "estimates/titan-xp.json",
     }  # fmt: skip
     for file in (*document["results"], document["report"], document["html"]):
         assert Path(file).stat().st_size > 0

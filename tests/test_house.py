@@ -41,8 +41,9 @@ ROOMS = {
     "workloads.expr": "descriptions", "workloads.expr_functions": "descriptions", "workloads.expr_text": "descriptions",
     "hw.spec": "descriptions", "hw.units": "descriptions",
 }  # fmt: skip
-# The one arrow between two rooms of one floor: a cost model reads what a trace compiles to.
-LEVEL_ARROWS = {("hw", "workloads")}
+# Arrows between two rooms of one floor: a cost model reads what a trace compiles to; validation measures what a
+# simulation says.
+LEVEL_ARROWS = {("hw", "workloads"), ("validation", "serving")}
 
 # -- libraries -------------------------------------------------------------------------------------
 NETWORK = {"socket", "ssl", "urllib", "http", "requests", "httpx", "aiohttp", "ftplib", "smtplib", "socketserver",

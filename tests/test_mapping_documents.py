@@ -15,8 +15,9 @@ from tokenfab.cli import run
 from tokenfab.errors import InputError
 from tokenfab.hw.estimate import Request
 from tokenfab.mapping.experts import crossing, place_experts
-from tokenfab.mapping.formats import choose_formats, gaussian_error
+from tokenfab.mapping.formats import choose_formats
 from tokenfab.mapping.place import parse_limits, parse_objective, parse_pins, place
+from tokenfab.mapping.quality import gaussian_error
 from tokenfab.workloads.load import load_trace
 
 trace = functools.cache(load_trace)

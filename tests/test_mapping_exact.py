@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from mapping_support import brute_force, random_problem
+from mapping_support import brute_force
 
 from tokenfab.errors import InputError
 from tokenfab.mapping.baselines import evaluate_all
@@ -19,24 +19,8 @@ from tokenfab.mapping.place import solve
 from tokenfab.mapping.problem import Objective, Problem, evaluate, flat, scaled, unflatten
 from tokenfab.mapping.solver import available, solve_model
 from tokenfab.mapping.synthetic import layer_graph
-
-OBJECTIVES = (
-    Objective(), Objective({"throughput": 1.0}), Objective({"energy": 1.0}), Objective({"cost": 1.0}),
-    Objective({"latency": 1.0, "energy": 0.01, "cost": 0.1}),
-)  # fmt: skip
-SIZES = ((8, 2), (5, 3), (6, 3), (7, 2), (4, 3))
-
-
-def case(seed: int) -> Problem:
-    """The seed's random problem: 4 to 8 operators on 2 or 3 devices, any objective, every third with a limit."""
-    operators, devices = SIZES[seed % len(SIZES)]
-    problem = random_problem(seed, operators, devices, phases=1 + seed % 2, objective=OBJECTIVES[seed // 5 % 5])
-    if seed % 3 == 0:
-        fastest, _ = brute_force(replace(problem, objective=Objective()))
-        if np.isfinite(fastest):
-            limited = Objective(problem.objective.weights, {"latency": 1.15 * fastest})
-            problem = replace(problem, objective=limited)
-    return problem
+from tokenfab.mapping.trials import OBJECTIVES, random_problem
+from tokenfab.mapping.trials import place_case as case
 
 
 @pytest.mark.parametrize("chunk", range(14))

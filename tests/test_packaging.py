@@ -135,3 +135,13 @@ def test_the_installed_command_finds_its_data(unpacked, command):
     listed = {entry["name"] for entry in json.loads(out)}
     assert listed
     assert {f.stem for f in folder.glob("*.toml")} <= listed
+
+
+def test_an_installed_preset_needs_no_torch(unpacked):
+    out = installed_like(
+        unpacked,
+        "import sys",
+        "from tokenfab.workloads.load import load_trace",
+        "print(load_trace('llama-2-7b').parameters, 'torch' in sys.modules)",
+    )
+    assert out.split() == ["6738415616", "False"]

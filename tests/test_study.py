@@ -110,7 +110,7 @@ def test_the_files_of_a_study_hold_trace_command_and_estimates(undrawn, trace_fi
     assert json.loads((tmp_path / "estimates" / "a10.json").read_text(encoding="utf-8")) == done.documents[1]
     assert (tmp_path / "trace.json").read_text() == trace_file.read_text()
     assert steps == [
-        f"capturing {trace_file}", "estimating on l4", "estimating on a10", "writing the report",
+        f"capturing {trace_file}", "estimating on l4", "estimating on a10", "placing on l4 + a10", "writing the report",
     ]  # fmt: skip
 
 
@@ -118,6 +118,11 @@ def test_a_study_goes_on_without_a_device_that_cannot_compute_the_model(undrawn,
     done = run_study(str(trace_file), tmp_path, devices=["h100-sxm", "bitmod", "a10"])  # bitmod takes narrow weights
     assert [d["device"]["name"] for d in done.documents] == ["h100-sxm", "a10"]
     assert list(done.refused) == ["bitmod"]
+    assert done.placement.document["devices"] == ["h100-sxm", "a10"]
+    assert done.placement.document["left_out"] == done.refused
+    assert json.loads((tmp_path / "placement.json").read_text()) == done.placement.document
+    assert json.loads((tmp_path / "study.json").read_text())["placement"] == done.placement.document
+    assert done.placement.told.startswith(f"placed: {done.placement.document['model']}, batch 1, 512 + 128 tokens")
     assert done.refused["bitmod"].startswith("device bitmod: ")
     assert json.loads((tmp_path / "study.json").read_text(encoding="utf-8"))["refused"] == done.refused
     assert not (tmp_path / "estimates" / "bitmod.json").exists()
@@ -127,7 +132,10 @@ def test_a_study_goes_on_without_a_device_that_cannot_compute_the_model(undrawn,
 
 
 def test_devices_left_out_are_on_a_page_of_the_report(trace_file, tmp_path):
-    run_study(str(trace_file), tmp_path, devices=["h100-sxm", "bitmod"])
+    done = run_study(str(trace_file), tmp_path, devices=["h100-sxm", "bitmod"])
+    assert done.placement.document is None  # one device: nothing to mix
+    assert done.placement.told.startswith("no placement: one device")
+    assert not (tmp_path / "placement.json").exists()
     page = (tmp_path / "report.html").read_text(encoding="utf-8")
     assert "Devices left out" in page
     assert "device bitmod: " in page
@@ -140,7 +148,8 @@ def test_two_device_files_of_one_name_get_two_results(undrawn, trace_file, tmp_p
         (tmp_path / folder / "card.toml").write_text(text, encoding="utf-8")
     cards = ["l4", *(str(tmp_path / folder / "card.toml") for folder in ("mine", "yours"))]
     done = run_study(str(trace_file), tmp_path / "out", devices=cards, output=4)
-    assert [r.name for r in done.results] == ["trace.json", "study.json", "l4.json", "l4-2.json", "l4-3.json"]
+    estimates = ["l4.json", "l4-2.json", "l4-3.json"]
+    assert [r.name for r in done.results] == ["trace.json", "study.json", "placement.json", *estimates]
     assert all(r.is_file() for r in done.results)
 
 

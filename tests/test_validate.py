@@ -14,6 +14,7 @@ import pytest
 
 from tokenfab.reports import terminal
 from tokenfab.validation import collectives
+from tokenfab.validation.kernels import FOLDERS
 from tokenfab.validation.suites import BARS, Comparison, intervals_by_size, validate
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -24,11 +25,11 @@ KEYS = {
 
 
 def comparison(**changes) -> Comparison:
-    """Ten rows: nine 10 % short of the measured second, one right; an interval that holds the nine."""
-    predicted = np.array([0.9] * 9 + [1.0])
-    ends = {"low": np.full(10, 1.05), "high": np.full(10, 1.2)}
+    """Rows in tens: nine 10 % short of the measured second, one right; an interval that holds the nine."""
+    predicted = np.array(([0.9] * 9 + [1.0]) * 10)
+    ends = {"low": np.full(100, 1.05), "high": np.full(100, 1.2)}
     ready = Comparison(
-        "gemm-bf16", "h100-sxm", "kernel", "calibrated", "by hand", np.ones(10), predicted, **ends, dropped=3
+        "gemm-bf16", "h100-sxm", "kernel", "calibrated", "by hand", np.ones(100), predicted, **ends, dropped=3
     )  # fmt: skip
     return dataclasses.replace(ready, **changes)
 
@@ -41,7 +42,7 @@ def test_errors_by_hand() -> None:
     assert found["p90"] == pytest.approx(0.1)
     assert found["coverage90"] == pytest.approx(0.9)
     assert (found["n"], found["dropped"], found["bar"], found["met"], found["coverage_met"]) == (
-        10,
+        100,
         3,
         0.06,
         False,
@@ -50,9 +51,9 @@ def test_errors_by_hand() -> None:
 
 
 def test_bars_and_coverage_are_met_or_missed() -> None:
-    right = comparison(predicted=np.ones(10)).summary()
+    right = comparison(predicted=np.ones(100)).summary()
     assert (right["met"], right["coverage_met"], right["coverage90"]) == (True, False, 0)  # 1 is below 1.05
-    everything = comparison(low=np.zeros(10)).summary()
+    everything = comparison(low=np.zeros(100)).summary()
     assert (everything["coverage90"], everything["coverage_met"]) == (1, False)
     borrowed = comparison(mode="physics").summary()
     assert (borrowed["coverage90"], borrowed["coverage_met"], borrowed["bar"]) == (pytest.approx(0.9), None, 0.15)
@@ -61,6 +62,15 @@ def test_bars_and_coverage_are_met_or_missed() -> None:
     none = comparison(low=None, high=None).summary()
     assert (none["coverage90"], none["coverage_met"]) == (None, None)
     assert comparison(model="roofline").summary()["met"] is None
+    unseen = comparison(mode="unseen").summary()
+    assert (unseen["coverage90"], unseen["coverage_met"]) == (pytest.approx(0.9), None)
+
+
+@pytest.mark.parametrize(("rows", "judged"), [(59, None), (60, False)])
+def test_a_coverage_of_few_rows_is_not_judged(rows, judged) -> None:
+    one = np.ones(rows)
+    few = comparison(measured=one, predicted=one, low=0 * one, high=2 * one).summary()
+    assert (few["coverage90"], few["coverage_met"]) == (1, judged)
 
 
 def test_intervals_are_quantiles_of_a_quarter() -> None:
@@ -173,9 +183,14 @@ def test_measured_figures(everything) -> None:
         ("llmcompass-matmul", "a100-80g-sxm", "kernel", "library"),
     ]
     own = {key: row for key, row in rows.items() if key[3] not in ("physics", "library") and key[2] != "roofline"}
-    assert len(own) == 21 + 8 + 6 + 3
-    assert all(row["coverage_met"] for row in own.values())
-    assert all(0.85 <= row["coverage90"] <= 0.99 for row in rows.values() if row["mode"] == "physics")
+    assert len(own) == 21 + 8 + 6 + 3 + 12
+    assert {key[:2] for key, row in own.items() if not row["coverage_met"]} == {
+        ("sampler", "rtx-4090"), ("sampler", "rtx-pro-6000"), ("attention-prefill", "rtx-4090"),
+        ("attention-decode", "rtx-4090"), ("attention-skewed", "rtx-4090"), ("attention-skewed", "rtx-pro-6000"),
+    }  # fmt: skip
+    assert not any(row["coverage_met"] is False for row in own.values())  # few rows, or nobody's
+    borrowed = [row for row in rows.values() if row["mode"] == "physics" and row["device"] in FOLDERS]
+    assert all(0.85 <= row["coverage90"] <= 0.99 for row in borrowed)
     for key, mape in {
         ("gemm-bf16", "a100-80g-sxm", "kernel", "calibrated"): 0.0696,
         ("gemm-bf16", "h100-sxm", "kernel", "calibrated"): 0.0567,

@@ -46,7 +46,7 @@ def ceil(a: int, b: int) -> int:
 
 @pytest.mark.parametrize("name", model_names())
 def test_every_preset_is_three_blocks_in_order_with_an_acyclic_graph(name):
-    trace, layers = capture(name), load_config(name).layers
+    trace, layers = trace_of(name), load_config(name).layers
     assert [(b.name, b.repeat) for b in trace.blocks] == [("embed", 1), ("layer", layers), ("head", 1)]
     assert trace.order == (("embed", 1), ("layer", layers), ("head", 1))
     for block in trace.blocks:

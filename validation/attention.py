@@ -41,7 +41,7 @@ CASES: dict[str, tuple[str, int]] = {
 }
 """What is fitted: device, bits per cached element."""
 FILES = {"prefill": "context_attention_perf.csv.gz", "decode": "generation_attention_perf.csv.gz"}
-NAMES = tuple(f.name for f in fields(AttentionConstants))
+NAMES = tuple(BOUNDS)
 FITTED_ROWS = 1500
 """Of each phase; more changes nothing in the second digit."""
 
@@ -180,9 +180,8 @@ def main() -> None:
         card = card_of(load_device(device))
         fitted[case] = fit([calls.half(odd=False) for calls in suites], card, kernel, start)
         print(f"{case}, {kernel.name}: fitted on the even rows, {sum(c.dropped for c in suites)} rows dropped")
-        for field in fields(AttentionConstants):
-            low, high, meaning = BOUNDS[field.name]
-            print(f"    {field.name:14} {getattr(fitted[case], field.name):9.3g}  [{low:g}, {high:g}]  {meaning}")
+        for name, (low, high, meaning) in BOUNDS.items():
+            print(f"    {name:14} {getattr(fitted[case], name):9.3g}  [{low:g}, {high:g}]  {meaning}")
         for calls in suites:
             for odd in (False, True):
                 _report(

@@ -15,7 +15,7 @@ import argparse
 import csv
 import gzip
 import os
-from dataclasses import astuple, dataclass, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import numpy as np
@@ -142,7 +142,7 @@ def predict(rows: Measured, constants: ElementwiseConstants | None = None, susta
 def fit(rows: Measured, start: ElementwiseConstants | None = None) -> ElementwiseConstants:
     """Element-wise constants that minimise the mean absolute log error on ``rows`` (pass the even half)."""
     rows = rows.pick(~rows.linear)
-    low, high = (np.array([BOUNDS[f.name][i] for f in fields(ElementwiseConstants)]) for i in (0, 1))
+    low, high = (np.array([bound[i] for bound in BOUNDS.values()]) for i in (0, 1))
 
     def loss(x: Array) -> float:
         values = np.exp(x)
@@ -150,7 +150,8 @@ def fit(rows: Measured, start: ElementwiseConstants | None = None) -> Elementwis
             return 1e9
         return float(np.mean(np.abs(np.log(predict(rows, ElementwiseConstants(*values)) / rows.seconds))))
 
-    x = np.log(astuple(start or ElementwiseConstants(1e-6, 8e-7, 6.0, 0.9, 0.5, 0.45)))
+    first = start or ElementwiseConstants(1e-6, 8e-7, 6.0, 0.9, 0.5, 0.45)
+    x = np.log([getattr(first, name) for name in BOUNDS])
     for _ in range(2):  # restarted: a simplex can collapse
         x = minimize(loss, x, method="Nelder-Mead", options={"maxiter": 800, "xatol": 1e-4, "fatol": 1e-6}).x
     return ElementwiseConstants(*(float(v) for v in np.exp(x)))
@@ -184,7 +185,7 @@ def main() -> None:
     rows = read_layers(Path(parser.parse_args().truth))
     even, odd = rows.half(odd=False), rows.half(odd=True)
     c = fit(even)
-    print("element-wise: " + " ".join(f"{f.name}={getattr(c, f.name):.3g}" for f in fields(c)))
+    print("element-wise: " + " ".join(f"{name}={getattr(c, name):.3g}" for name in BOUNDS))
     sustained = fit_sustained(even)
     print(f"this run sustained {sustained:.3f} of the matrix rate; {rows.dropped} kernels without a time left out")
     for title, seconds in (("device file", predict(odd)), ("with this run's rate", predict(odd, sustained=sustained))):

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
+
 from ..workloads.expr_functions import Array
 
 
@@ -17,3 +19,8 @@ class Part(NamedTuple):
     low: Array
     high: Array
     dropped: int
+
+    def covered(self) -> float:
+        """Share of the measured that lie within the interval."""
+        ratio = self.measured / self.predicted
+        return float(np.mean((ratio >= self.low) & (ratio <= self.high)))

@@ -10,7 +10,6 @@ and silently specialise on guards where module code branches on a size.
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 import time
@@ -86,10 +85,9 @@ def our_subject(config: ModelConfig) -> Subject:
         with recorder.watch(module):
             module(tokens, cache)
 
-    digest = hashlib.sha256(config.model_dump_json().encode()).hexdigest()
     return Subject(
         config.name, config.format, config.hidden, config.vocabulary, config.max_context, module, run,
-        count_parameters(module), f"tokenfab.models, torch {torch.__version__} on meta", digest,
+        count_parameters(module), f"tokenfab.models, torch {torch.__version__} on meta", config.digest,
     )  # fmt: skip
 
 

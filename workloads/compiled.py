@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -55,10 +56,13 @@ class CompiledTrace:
     def vector(self, size: Expr) -> Array:
         """Coefficients of any further size over this basis. Raises ``KeyError`` for a foreign monomial."""
         out = np.zeros(len(self.basis))
-        place = {m: i for i, m in enumerate(self.basis)}
         for monomial, value in size.terms:
-            out[place[monomial]] = value
+            out[self._place[monomial]] = value
         return out
+
+    @cached_property
+    def _place(self) -> dict[Monomial, int]:
+        return {m: i for i, m in enumerate(self.basis)}
 
 
 def compile_trace(trace: Trace, sizes: Iterable[Expr] = ()) -> CompiledTrace:

@@ -19,6 +19,7 @@ process name says, with bytes and sizes as arguments of each slice.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from .trace import Block, Operator, Trace
@@ -81,9 +82,7 @@ def perfetto_json(trace: Trace, batch: float, query: float, context: float) -> d
     """The operators in execution order as a Perfetto (Chrome trace event) document; 1 µs = 1 GFLOP."""
     point = (batch, query, context)
     title = f"{trace.model}: slice width = GFLOP, not time"
-    events: list[dict[str, Any]] = [{"ph": "M", "pid": 1, "name": "process_name", "args": {"name": title}}]
-    for track, label in ((_BLOCKS, "blocks"), (_OPERATORS, "operators")):
-        events.append({"ph": "M", "pid": 1, "tid": track, "name": "thread_name", "args": {"name": label}})
+    events = named_tracks(1, title, {"blocks": _BLOCKS, "operators": _OPERATORS})
     start = 0.0
     for block, repetition in _executions(trace):
         began = start
@@ -92,17 +91,26 @@ def perfetto_json(trace: Trace, batch: float, query: float, context: float) -> d
             width = max(flops / 1e9, 1e-3)
             sizes = {k: float(v(*point)) for k, v in op.dims.items()}
             arguments = {"flops": flops, "bytes": float(op.moved()(*point)), "dims": sizes}
-            events.append(_slice(_OPERATORS, op.name, start, width) | {"cat": op.kind, "args": arguments})
+            events.append(trace_slice(_OPERATORS, op.name, start, width) | {"cat": op.kind, "args": arguments})
             start += width
-        events.append(_slice(_BLOCKS, f"{block.name}[{repetition}]", began, start - began))
+        events.append(trace_slice(_BLOCKS, f"{block.name}[{repetition}]", began, start - began))
     return {"traceEvents": events, "displayTimeUnit": "ns"}
 
 
 _BLOCKS, _OPERATORS = 1, 2
 
 
-def _slice(track: int, name: str, start: float, width: float) -> dict[str, Any]:
-    return {"ph": "X", "pid": 1, "tid": track, "name": name, "ts": start, "dur": width}
+def named_tracks(pid: int, title: str, tracks: Mapping[str, int]) -> list[dict[str, Any]]:
+    """The events that give a process its title, and its tracks (name → number) their names."""
+    found: list[dict[str, Any]] = [{"ph": "M", "pid": pid, "name": "process_name", "args": {"name": title}}]
+    for name, track in tracks.items():
+        found.append({"ph": "M", "pid": pid, "tid": track, "name": "thread_name", "args": {"name": name}})
+    return found
+
+
+def trace_slice(track: int, name: str, start: float, width: float, pid: int = 1) -> dict[str, Any]:
+    """A complete event: ``start`` and ``width`` are µs."""
+    return {"ph": "X", "pid": pid, "tid": track, "name": name, "ts": start, "dur": width}
 
 
 def _executions(trace: Trace) -> list[tuple[Block, int]]:

@@ -74,14 +74,26 @@ class Expr:
         kept = [(m, float(v)) for m, v in terms.items() if v != 0]
         if len(kept) > 1:
             kept.sort(key=lambda t: (-_degree(t[0]), [(str(a), p) for a, p in t[0]]))
-        if not all(math.isfinite(v) for _, v in kept):
-            raise ValueError("a size must be finite")
         if kept and _degree(kept[0][0]) > MAX_DEGREE:
             raise ValueError(f"expression of degree {_degree(kept[0][0])}; accepted: at most {MAX_DEGREE}")
-        self.terms = tuple(kept)
+        self._set(kept)
+
+    def _set(self, terms: list[tuple[Monomial, float]]) -> None:
+        """Take ``terms`` as they are: in order, none of them 0."""
+        for _, v in terms:
+            if not math.isfinite(v):
+                raise ValueError("a size must be finite")
+        self.terms = tuple(terms)
         self._text: str | None = None
-        constant = self.constant
-        self._hash = hash(self.terms if constant is None else constant)  # equal to a number, hashed as one
+        self._hash: int | None = None
+
+    def _scaled(self, factor: float) -> Expr:
+        """This times a number: whatever the number, terms keep their order."""
+        if not math.isfinite(factor):
+            raise ValueError("a size must be finite")
+        out = Expr.__new__(Expr)
+        out._set([(m, value) for m, v in self.terms if (value := v * factor) != 0])
+        return out
 
     # -- algebra ---------------------------------------------------------------------------
     def __add__(self, other: ExprLike) -> Expr:
@@ -93,9 +105,15 @@ class Expr:
     __radd__ = __add__
 
     def __mul__(self, other: ExprLike) -> Expr:
+        if not isinstance(other, Expr):
+            return self._scaled(float(other))
+        if (factor := other.constant) is not None:
+            return self._scaled(factor)
+        if (factor := self.constant) is not None:
+            return other._scaled(factor)
         terms: dict[Monomial, float] = {}
         for m1, v1 in self.terms:
-            for m2, v2 in expr(other).terms:
+            for m2, v2 in other.terms:
                 m = _times(m1, m2)
                 terms[m] = terms.get(m, 0.0) + v1 * v2
         return Expr(terms)
@@ -120,6 +138,9 @@ class Expr:
         return isinstance(other, int | float) and self.constant == other
 
     def __hash__(self) -> int:
+        if self._hash is None:
+            constant = self.constant
+            self._hash = hash(self.terms if constant is None else constant)  # equal to a number, hashed as one
         return self._hash
 
     def __reduce__(self) -> tuple[object, tuple[str]]:

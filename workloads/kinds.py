@@ -78,10 +78,10 @@ def _operands(op: Operator) -> str | None:
             return "experts need the attribute gated, true or false"
         if (op.dims["top_k"].constant or 0) > (op.dims["experts"].constant or 0):
             return f"top_k = {op.dims['top_k']} of {op.dims['experts']} experts"
-    for name, least in (("imbalance", 0), ("skew", 1)):
+    for name, least, most in (("imbalance", 0, LOAD_MOST), ("skew", 1, LOAD_MOST), ("longer", 0, _LARGEST)):
         value = op.attrs.get(name, least)
-        if isinstance(value, bool | str) or not least <= value <= LOAD_MOST:
-            return f"the attribute {name} is {value!r}; accepted: a number from {least} to {LOAD_MOST:g}"
+        if isinstance(value, bool | str) or not least <= value <= most:
+            return f"the attribute {name} is {value!r}; accepted: a number from {least} to {most:g}"
     if op.kind == "collective":
         if op.attrs.get("collective") not in COLLECTIVES:
             return f"a collective needs the attribute collective; accepted: {', '.join(COLLECTIVES)}"

@@ -8,9 +8,8 @@ tokens is then ``--prompt 1201 --output 1``: nothing is decoded.
 
 from __future__ import annotations
 
-import hashlib
 import sys
-from dataclasses import asdict, replace
+from dataclasses import replace
 
 from ..errors import InputError
 from ..models.vit_config import VITS, VitConfig, vit_config
@@ -36,11 +35,10 @@ def capture_vision(model: str | VitConfig) -> Trace:
         with recorder.watch(module):
             module(torch.empty(batch, query, config.patch, dtype=torch.float16, device="meta"))
 
-    digest = hashlib.sha256(repr(sorted(asdict(config).items())).encode()).hexdigest()
     origin = f"tokenfab.models.vit, torch {torch.__version__} on meta; {config.source}"
     trace = capture_subject(
         Subject(config.name, "fp16", config.hidden, config.classes, None, module, run, count_parameters(module),
-                origin, digest)
+                origin, config.digest)
     )  # fmt: skip
     return trace.model_copy(update={"max_context": config.tokens + 1})  # one more: an output token is not written
 

@@ -15,6 +15,7 @@ from ...errors import InputError, unknown_name
 from ...settings import Parameter, Value, read_settings
 from ..blocks import BlockPool
 from ..memory import KvMemory, kv_memory
+from ..pipeline import Pipeline
 from ..replica import Replica
 from ..scheduling import ORDERS, Schedule
 from ..sequence import Sequence
@@ -63,7 +64,18 @@ class Policy:
         """The replicas, numbered from 0."""
         self.simulation = simulation
         steps = self.step_model()
-        return [self.replica(number, steps) for number in range(self.cluster.replicas)]
+        return [lane for number in range(self.cluster.replicas) for lane in self.lanes(number, steps)]
+
+    def lanes(self, number: int, steps: StepModel, role: str = "") -> list[Replica]:
+        """Replica ``number``: one, or as many batches as its pipeline has stages, numbered in a row."""
+        stages = steps.parallel.pp
+        if stages == 1:
+            return [self.replica(number, steps, role)]
+        pipeline = Pipeline(stages)
+        lanes = [self.replica(number * stages + i, steps, role) for i in range(stages)]
+        for lane in lanes:
+            lane.pipeline = pipeline
+        return lanes
 
     def step_model(self) -> StepModel:
         """Times of iterations of a replica."""
@@ -76,8 +88,10 @@ class Policy:
         memory, log = self.memory[role], self.simulation.log
         reuse = self.cluster.prefix_caching and self.caches_prefixes
         shared = (log.prefix_tokens, log.prefix_parent) if reuse and log.prefix_tokens.size else ()
-        pool = BlockPool(memory.blocks, memory.block, *shared)
-        return self.kind(self.simulation, number, steps, pool, self.schedule(role), memory.seats, role)
+        stages = steps.parallel.pp
+        pool = BlockPool(memory.blocks // stages, memory.block, *shared)
+        seats = max(memory.seats // stages, 1)
+        return self.kind(self.simulation, number, steps, pool, self.schedule(role), seats, role)
 
     def room(self, steps: StepModel) -> KvMemory:
         """Blocks and seats of a replica. Raises ``InputError`` where its devices have none."""

@@ -25,9 +25,11 @@ class TokenBudget(Schedule):
         return self.budget or replica.profile.budget
 
     def plan(self, replica: Replica) -> Plan | None:
-        preempted = self._make_room(replica)
+        preempted = bool(replica.decoding) and self._make_room(replica)
+        if not (replica.waiting or replica.prefilling):
+            return Plan() if replica.decoding else None
         left = self.limit(replica) - len(replica.decoding)
-        plan = Plan()
+        plan = Plan(most=1 if preempted else 1 << 30)  # the next iteration may admit again
         for sequence in replica.prefilling:
             left -= self._chunk(plan, sequence, left)
         while left > 0 and not preempted and (admitted := replica.admit()) is not None:

@@ -145,13 +145,17 @@ def read_conversations(
             trouble.bad(number, str(error))
     if not sessions.rows:
         raise trouble.nothing()
-    columns = _Row(*zip(*sessions.rows, strict=True))
-    tree = (columns.prefix, columns.extends, sessions.tokens, sessions.parents)
-    prefix, extends, tokens, parents = sessions.tree.nodes() if sessions.by_ids else tree
+    prefix: Any
+    extends: Any
+    tokens: Any = sessions.tokens
+    parents: Any = sessions.parents
+    arrival_s, prompt, output, prefix, extends, after, think = zip(*sessions.rows, strict=True)
+    if sessions.by_ids:
+        prefix, extends, tokens, parents = sessions.tree.nodes()
     counted = f" ({chars_per_token:g} characters taken for a token)" if chars_per_token else ""
     log = trouble.log(
-        columns.arrival, columns.prompt, columns.output, prefix=prefix, extends=extends, after=columns.after,
-        think_s=columns.think, prefix_tokens=tokens, prefix_parent=parents, source=trouble.path + counted,
+        arrival_s, prompt, output, prefix=prefix, extends=extends, after=after,
+        think_s=think, prefix_tokens=tokens, prefix_parent=parents, source=trouble.path + counted,
     )  # fmt: skip
     return Read(log, bool(stamp))
 

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Hashable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +15,7 @@ from ..request_log import MOST_TOKENS
 from .conversations import TURNS, read_conversations
 from .forms import Form, Kind, find_form, show
 from .prefixes import PrefixTree, blocks_of, token_ids
-from .records import Read, Records, Trouble, chunks
+from .records import CHUNK, Read, Records, Trouble
 
 
 @dataclass(frozen=True)
@@ -32,22 +33,23 @@ class Broken:
     why: str
 
 
-Documents = list[tuple[int, dict[str, Any] | Broken]]
+Documents = Iterable[tuple[int, dict[str, Any] | Broken]]
 """Objects with the numbers of their lines."""
 Blocks = tuple[list[Hashable], list[Hashable]]
 """The whole blocks of a prompt, and those that its answer adds."""
+NO_BLOCKS: Blocks = [], []
 
 
 def read_lines(lines: Sequence[str], counting: Counting, trouble: Trouble) -> Read:
     """The requests of JSON lines; blank ones are passed over."""
-    documents: Documents = []
-    for number, line in enumerate(lines, 1):
-        if line.strip():
-            try:
-                documents.append((number, _object(json.loads(line))))
-            except (ValueError, RecursionError) as error:
-                documents.append((number, Broken(f"found {show(line.strip())}, which is no JSON: {error}")))
-    return _read(documents, counting, trouble)
+    return _read(((number, _decoded(line)) for number, line in enumerate(lines, 1) if line.strip()), counting, trouble)
+
+
+def _decoded(line: str) -> dict[str, Any] | Broken:
+    try:
+        return _object(json.loads(line))
+    except (ValueError, RecursionError) as error:
+        return Broken(f"found {show(line.strip())}, which is no JSON: {error}")
 
 
 def read_list(text: str, counting: Counting, trouble: Trouble) -> Read:
@@ -64,16 +66,24 @@ def _object(value: Any) -> dict[str, Any] | Broken:
 
 
 def _read(documents: Documents, counting: Counting, trouble: Trouble) -> Read:
-    first = next(((number, d) for number, d in documents if isinstance(d, dict)), None)
-    if first is None:
-        for number, broken in documents:
-            trouble.bad(number, broken.why if isinstance(broken, Broken) else "")
+    waiting = iter(documents)
+    seen = []
+    for number, document in waiting:
+        seen.append((number, document))
+        if isinstance(document, dict):
+            break
+        if not trouble.skip_bad:
+            trouble.bad(number, document.why)
+    else:
+        for number, document in seen:
+            trouble.bad(number, document.why if isinstance(document, Broken) else "")
         raise trouble.nothing()
-    if any(key in first[1] for key in TURNS):
-        objects = [(n, d.why if isinstance(d, Broken) else d) for n, d in documents]
-        return read_conversations(objects, counting.block or 16, counting.chars_per_token, trouble)
-    form = find_form(first[1], f"{trouble.path}: {trouble.word} {first[0]}")
-    return _read_requests(documents, form, _names(form, first[1]), counting.block or form.block, trouble)
+    documents = itertools.chain(seen, waiting)
+    if any(key in document for key in TURNS):
+        values = ((n, d.why if isinstance(d, Broken) else d) for n, d in documents)
+        return read_conversations(list(values), counting.block or 16, counting.chars_per_token, trouble)
+    form = find_form(document, f"{trouble.path}: {trouble.word} {number}")
+    return _read_requests(documents, form, _names(form, document), counting.block or form.block, trouble)
 
 
 def _names(form: Form, first: Mapping[str, Any]) -> dict[str, Kind]:
@@ -84,13 +94,15 @@ def _names(form: Form, first: Mapping[str, Any]) -> dict[str, Kind]:
 def _read_requests(documents: Documents, form: Form, names: dict[str, Kind], block: int, trouble: Trouble) -> Read:
     records = Records(form, names, trouble)
     blocks: list[Blocks] = []
-    for start, end in chunks(len(documents)):
+    with_tokens = {*(form.ids or ()), *filter(None, [form.blocks])}
+    waiting = iter(documents)
+    while chunk := list(itertools.islice(waiting, CHUNK)):
         broken, objects = {}, []
-        for i, (_, record) in enumerate(documents[start:end]):
-            of_record: Blocks = [], []
+        for i, (_, record) in enumerate(chunk):
+            of_record = NO_BLOCKS
             if isinstance(record, Broken):
                 broken[i], record = record.why, {}
-            elif form.ids or form.blocks:
+            elif with_tokens and not with_tokens.isdisjoint(record):
                 try:
                     record, of_record = _with_tokens(record, form, block)
                 except InputError as error:
@@ -98,12 +110,13 @@ def _read_requests(documents: Documents, form: Form, names: dict[str, Kind], blo
             objects.append(record)
             blocks.append(of_record)
         columns = {name: [record.get(name) for record in objects] for name in names}
-        records.add([number for number, _ in documents[start:end]], columns, broken)
+        records.add([number for number, _ in chunk], columns, broken)
     if not any(prompt for prompt, _ in blocks):
         return records.log()
     tree = PrefixTree()
-    for i in records.kept:
-        tree.add(*blocks[i], block)
+    for i in records.kept.tolist():
+        prompt, answer = blocks[i]
+        tree.add(prompt, answer, block)
     prefix, extends, tokens, parents = tree.nodes()
     return records.log(prefix=prefix, extends=extends, prefix_tokens=tokens, prefix_parent=parents)
 

@@ -186,13 +186,13 @@ def find_form(columns: Iterable[str], where: str) -> Form:
     columns has another.
     """
     names = list(columns)
-    for name in names:
-        if names.count(name) > 1:
-            raise InputError(f"{where}: the column {show(name)} stands there twice")
     fitting = [f for f in FORMS if {f.prompt, f.output} <= set(names) or (f.ids and set(f.ids) <= set(names))]
     if not fitting:
         known = " or ".join(f"{f.arrival},{f.prompt},{f.output}" for f in FORMS)
         raise InputError(f"{where}: found the columns {show(','.join(names))}; expected {known}")
+    for name in names:
+        if names.count(name) > 1:
+            raise InputError(f"{where}: the column {show(name)} stands there twice")
     form = next((f for f in fitting if f.arrival in names), fitting[0])
     for name in names:
         if form.closed and name not in form.columns:

@@ -21,6 +21,7 @@ from .lengths import MOST_CV, Lengths, distribution, gamma_of_mean_one, lengths
 
 MOST_REQUESTS = 10**7
 MOST_SEED = 2**63 - 1
+MOST_TURNS = 10**4
 
 
 @dataclass(frozen=True)
@@ -41,7 +42,7 @@ class Setting:
         value = float(numbers([text])[0])
         whole = isinstance(self.default, int) and not isinstance(self.default, bool)
         fits = self.low <= value <= self.high and not (self.above and value == self.low)
-        if not fits or (whole and value != math.floor(value)):
+        if not fits or (whole and not value.is_integer()):
             bounds = f"{'more than' if self.above else 'from'} {self.low:g} to {self.high:g}"
             raise InputError(f"{where}: found {show(text)}, expected a {'whole ' if whole else ''}number {bounds}")
         return int(text) if whole and text.isdecimal() else int(value) if whole else value
@@ -158,7 +159,7 @@ def _gamma(values: Values, draws: Draws, n: int) -> Floats:
 
 @arrivals("uniform", "evenly spaced arrivals")
 def _uniform(values: Values, _draws: Draws, n: int) -> Floats:
-    return np.arange(n) / values["rate"]
+    return np.arange(n, dtype=np.float64) / float(values["rate"])
 
 
 @arrivals(
@@ -197,12 +198,18 @@ def _burst(values: Values, draws: Draws, n: int) -> Floats:
     think=Setting("10", f"seconds from an answer to the next turn: {SHAPE}"),
     system=Setting(0, "tokens of a system prompt that sessions share; 0: none", 0, MOST_TOKENS),
     systems=Setting(1, "distinct system prompts, each as likely", 1, 10**6),
-    context=Setting(0, "tokens after which a session ends: a turn that would exceed them is not asked; 0: never"),
+    context=Setting(
+        0,
+        "tokens after which a session ends: a turn that would exceed them is not asked; 0: never",
+        high=2 * MOST_TOKENS,
+    ),
 )
 def _sessions(values: Values) -> RequestLog:
     """``prompt`` is what is new in each turn. Turn by turn, all sessions at once."""
     n, seed, system = values["n"], values["seed"], values["system"]
     turns = distribution("turns", values["turns"]).tokens(Draws(seed, "turns"), n)
+    if int(turns.max()) > MOST_TURNS:
+        raise InputError(f"sessions: a session of {turns.max()} turns; expected at most {MOST_TURNS}")
     if int(turns.sum()) > MOST_REQUESTS:
         raise InputError(f"sessions: {turns.sum()} turns; expected at most {MOST_REQUESTS} in all")
     pause = distribution("think", values["think"], tokens=False)

@@ -181,7 +181,7 @@ def _distance(tokens: Integers, mu: float, sigma: float) -> float:
         return 0.0
 
     def fitted(k: Integers) -> Floats:
-        z = ((ln(k + 0.5) - mu) / (sigma * math.sqrt(2))).tolist()
+        z = ((ln(k.astype(np.float64) + 0.5) - mu) / (sigma * math.sqrt(2))).tolist()
         share = np.array([math.erfc(-x) / 2 for x in z])
         return np.where(k >= values[-1], 1.0, np.where(k < 1, 0.0, share))
 

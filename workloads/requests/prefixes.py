@@ -6,6 +6,7 @@ from collections.abc import Hashable, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from ...errors import InputError
 from ..request_log import Integers
@@ -82,7 +83,7 @@ def blocks_of(tokens: Any, block: int) -> list[Hashable]:
 
 def token_ids(name: str, row: Any) -> Integers:
     """A list of ids as an array. Raises ``InputError`` where it is anything else; ``name`` is how it is called."""
-    array = np.empty(0, np.int64)
+    array: NDArray[Any] = np.empty(0, np.int64)
     try:
         if isinstance(row, list) and row:
             array = np.array(row)

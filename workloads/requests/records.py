@@ -61,8 +61,8 @@ class Records:
         self.count = 0
         self._kept: list[NDArray[np.int64]] = []
         self._columns: dict[str, list[NDArray[Any]]] = {name: [] for name in names}
-        self._latest: float | None = None
-        self._origin: float = 0
+        self._latest: Any = None
+        self._origin: Any = 0
 
     def add(self, lines: Sequence[int], columns: Mapping[str, Sequence[Any]], broken: Mapping[int, str]) -> None:
         """One chunk: where each record stands, its values by column, and what is wrong with those that are no record.
@@ -78,8 +78,8 @@ class Records:
         arrays = {}
         for name, kind in self.names.items():
             arrays[name], fine = kind.read(columns[name])
-            for i in np.flatnonzero(good & ~fine):
-                reasons[int(i)] = f"{name}: found {show(columns[name][i])}, expected {kind.expected}"
+            for i in np.flatnonzero(good & ~fine).tolist():
+                reasons[i] = f"{name}: found {show(columns[name][i])}, expected {kind.expected}"
             good &= fine
         if self.form.arrival in arrays:
             good &= self._in_order(arrays[self.form.arrival], good, columns[self.form.arrival], reasons)
@@ -102,10 +102,11 @@ class Records:
         counted = np.where(good, stamps, self._latest)
         latest = np.maximum.accumulate(np.concatenate([[self._latest], counted]))
         back = good & (stamps < latest[:-1])
-        for i in np.flatnonzero(back):
-            before = next((j for j in range(int(i) - 1, -1, -1) if good[j] and stamps[j] == latest[i]), None)
-            told = "the record before" if before is None else show(texts[before])
-            reasons[int(i)] = (
+        # The latest good record before each, -1 where that lies in an earlier chunk.
+        at = np.maximum.accumulate(np.where(good & ~back, np.arange(len(stamps)), -1)).tolist()
+        for i in np.flatnonzero(back).tolist():
+            told = show(texts[at[i]]) if at[i] >= 0 else "a later one"
+            reasons[i] = (
                 f"{self.form.arrival}: found {show(texts[i])} after {told}, expected records in order of arrival"
             )
         self._latest = latest[-1]

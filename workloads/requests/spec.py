@@ -18,7 +18,8 @@ from .files import NO_ARRIVALS, read_file
 from .generators import GENERATORS, MOST_REQUESTS, MOST_SEED, SEED, SHAPE, Setting, Settings, at_rate, read_settings
 from .lengths import distribution
 
-SETTINGS = re.compile(r"(.+?)[@:](\w+=[^,]*(?:,\w+=[^,]*)*,?)", re.DOTALL)
+SETTINGS = re.compile(r"[@:](?=\w+=)")
+"""Where settings may begin."""
 REPLAY: Settings = {
     "rate": Setting(0.0, "requests (of conversations: sessions) per second, poisson, in place of the file's arrivals; "
                          "inf: all at once", above=True),
@@ -46,25 +47,23 @@ def parse_requests(text: str, seed: int = 0, skip_bad: bool = False) -> RequestL
     name, colon, settings = text.partition(":")
     if name in GENERATORS and (colon or not Path(text).exists()):
         chosen = GENERATORS[name]
-        values = read_settings(name, settings, chosen.settings)
-        if "seed=" not in settings:
-            values["seed"] = seed
+        values = read_settings(name, settings, {**chosen.settings, "seed": replace(SEED, default=seed)})
         log = chosen.make({**values, "skip_bad": skip_bad})
         return replace(log, source="; ".join(filter(None, (text, log.source))))
     return _from_file(text, seed, skip_bad)
 
 
 def _from_file(text: str, seed: int, skip_bad: bool) -> RequestLog:
-    path, settings = text, ""
-    if not _exists(text) and (match := SETTINGS.fullmatch(text)):
-        path, settings = match[1], match[2]
+    # The longest beginning that is a file: names of files may hold these signs too.
+    cuts = [(text, ""), *((text[: m.start()], text[m.end() :]) for m in reversed(list(SETTINGS.finditer(text))))]
+    path, settings = next((cut for cut in cuts if _exists(cut[0])), cuts[-1])
     if not _exists(path):
         name = re.split("[:@]", path)[0]
         if re.fullmatch(r"[\w-]*", name):
             raise unknown_name("request generator", name, GENERATORS, "or give a file of requests")
         raise InputError(f"{path}: no such file of requests")
     what = f"{path}@"
-    values = read_settings(what, settings, REPLAY)
+    values = read_settings(what, settings, {**REPLAY, "seed": replace(SEED, default=seed)})
     if values["rate"] and values["scale"] != 1:
         raise InputError(
             f"{what}: scale is of the file's own arrivals, and rate takes their place; give one of the two"
@@ -77,13 +76,13 @@ def _from_file(text: str, seed: int, skip_bad: bool) -> RequestLog:
         if values["n"] > len(log):
             raise InputError(f"{what}: n: found {values['n']}, expected at most the {len(log)} requests of the file")
         log = log.head(values["n"])
-    log = _replayed(log, values, values["seed"] if "seed=" in settings else seed)
+    log = _replayed(log, values, values["seed"])
     return replace(log, source=text + log.source.removeprefix(path))
 
 
 def _exists(path: str) -> bool:
     try:
-        return Path(path).exists()
+        return bool(path) and Path(path).exists()
     except (OSError, ValueError):  # too long a name, a null character
         return False
 

@@ -49,7 +49,7 @@ def read_table(lines: Sequence[str], trouble: Trouble) -> Read:
         numbers = [i for i in range(first + start, first + end) if lines[i].strip()]
         rows, broken = _rows([lines[i] for i in numbers])
         width = len(names)
-        for i, row in enumerate(rows):
+        for i, row in enumerate(rows if set(map(len, rows)) != {width} else ()):
             if len(row) != width:
                 if i not in broken:
                     broken[i] = f"found {len(row)} fields, expected {width}: {','.join(names)}"

@@ -1,0 +1,86 @@
+"""Runs of a system that are streams of requests on the serving simulator, and what a claim may ask of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from ..errors import InputError
+from ..hw.devices import load_device
+from ..serving.capacity import capacity
+from ..serving.cluster import Cluster
+from ..serving.engine import load_profile
+from ..serving.run import parse_slo, serve
+from ..workloads.load import load_trace
+from ..workloads.parallel import Parallel, parse_parallel
+from ..workloads.requests import parse_requests
+from ..workloads.techniques import apply_techniques
+from .metrics import Value
+from .spec import Run
+
+Document = dict[str, Any]
+
+
+def run_served(run: Run) -> Document:
+    """The document of ``tokenfab serve`` for ``run``, with ``capacity`` where it gives limits and a ``share``."""
+    degrees = parse_parallel(run.parallel, run.count)
+    trace = apply_techniques(load_trace(run.model), list(run.apply))
+    log = parse_requests(run.requests or "", seed=run.seed)
+    longest = trace.max_context or int((log.prompt + log.output).max())
+    parallel = Parallel(degrees.tp, degrees.pp)
+    cluster = Cluster(trace, load_device(run.device), parallel, degrees.dp, load_profile(run.engine), longest)
+    limits = parse_slo(run.slo)
+    document = serve(log, cluster, run.policy, slo=limits, seed=run.seed)[0]
+    if run.share is not None:
+        document["capacity"] = capacity(log, cluster, run.policy, limits, run.share, run.seed)
+    return document
+
+
+def _told(document: Document, path: str) -> Value:
+    """A figure of the document by its path, with the document's interval where it has one."""
+    value: Any = document
+    for key in path.split("."):
+        value = value[key]
+    if value is None:
+        raise InputError(f"nothing finished: {path} cannot be told")
+    low, high = document["interval"].get(path, (value, value))
+    return Value(float(value), float(low), float(high))
+
+
+def _capacity(document: Document) -> Value:
+    found = document.get("capacity")
+    if found is None:
+        raise InputError("served_capacity needs a run with slo and share")
+    return Value(found.rate, found.rate, max(found.next, found.rate))
+
+
+SERVED: dict[str, tuple[str, Callable[[Document], Value]]] = {
+    "served_tokens_per_s": ("tokens written per second", lambda d: _told(d, "throughput_tokens_per_s")),
+    "served_speed": ("1 / seconds until all requests are answered", lambda d: _told(d, "simulated_s").inverse()),
+    "served_goodput": ("requests per second within their limits", lambda d: _told(d, "goodput_requests_per_s")),
+    "served_tokens_per_s_per_device": (
+        "tokens written per second and device",
+        lambda d: _scaled(_told(d, "throughput_tokens_per_s"), 1 / d["utilisation"]["devices"]),
+    ),
+    "served_tokens_per_usd": (
+        "tokens written per US dollar",
+        lambda d: _told(d, "cost_usd_per_mtoken").inverse(1e6),
+    ),
+    "served_tokens_per_joule": ("tokens written per joule", lambda d: _told(d, "energy_per_token_j").inverse()),
+    "served_ttft_s": ("mean seconds to the first token", lambda d: _told(d, "ttft_s.mean")),
+    "served_ttft_p99_s": ("99 % quantile of the seconds to the first token", lambda d: _told(d, "ttft_s.p99")),
+    "served_tpot_s": ("mean seconds per following token", lambda d: _told(d, "tpot_s.mean")),
+    "served_tpot_p99_s": ("99 % quantile of the seconds per following token", lambda d: _told(d, "tpot_s.p99")),
+    "served_e2e_s": ("mean seconds to the last token", lambda d: _told(d, "e2e_s.mean")),
+    "served_e2e_p99_s": ("99 % quantile of the seconds to the last token", lambda d: _told(d, "e2e_s.p99")),
+    "served_capacity": ("highest rate of requests that keeps the limits, per second", _capacity),
+    "served_bubbles": (
+        "share of their time in which the devices wait",
+        lambda d: Value.exact(1 - d["utilisation"]["busy"]),
+    ),
+}
+"""Name → what it is, and how it is told of a serving document."""
+
+
+def _scaled(value: Value, by: float) -> Value:
+    return Value(value.value * by, value.low * by, value.high * by)
