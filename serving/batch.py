@@ -13,11 +13,13 @@ from .sequence import Sequence
 
 class Batch:
     """Sequences that decode together in blocks of ``size`` tokens: ``decoding`` is a heap by the step at which they
-    end, ``counter`` the decode steps so far, ``prefilling`` those whose prompt is computed."""
+    end, ``counter`` the decode steps so far, ``prefilling`` those whose prompt is computed, ``held`` those whose
+    answers are written, but who keep their seat (:attr:`.Schedule.together`)."""
 
     def __init__(self, size: int) -> None:
         self.decoding: list[tuple[int, int, Sequence]] = []
         self.prefilling: list[Sequence] = []
+        self.held: list[Sequence] = []
         self.counter = 0
         self._size = size
         self._bases = 0
@@ -32,14 +34,19 @@ class Batch:
         return sequence.base + self.counter
 
     @property
+    def batch(self) -> int:
+        """Sequences that a decode step computes."""
+        return len(self.decoding) + len(self.held)
+
+    @property
     def mean(self) -> float:
         """Cached tokens per decoding sequence."""
-        return self._bases / len(self.decoding) + self.counter if self.decoding else 0.0
+        return self._bases / self.batch + self.counter if self.decoding else 0.0
 
     @property
     def longer(self) -> float:
         """Cached tokens by which the longest decoding sequence exceeds the mean."""
-        return self._highest() - self._bases / len(self.decoding) if self.decoding else 0.0
+        return self._highest() - self._bases / self.batch if self.decoding else 0.0
 
     def _highest(self) -> int:
         """Base of the longest decoding sequence; there is one."""
@@ -107,6 +114,13 @@ class Batch:
             sequence.blocks = -(-context // self._size) - sequence.shared
         sequence.left = sequence.finish_at - self.counter
         sequence.place, sequence.entry, sequence.home = 0, None, None
+        if sequence in self.held:
+            self.held.remove(sequence)
+        else:
+            self._part(sequence)
+
+    def _part(self, sequence: Sequence) -> None:
+        """A sequence writes no more tokens with the others."""
         # Who has made a step since it joined got its last token with all others, else when it joined.
         if self.counter > sequence.joined:
             sequence.stamp = self._stepped

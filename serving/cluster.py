@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from copy import copy
 from dataclasses import dataclass, field
+from typing import TypeVar, cast
 
 from ..hw.frequency import Clock
 from ..hw.spec import Device
@@ -12,6 +14,8 @@ from ..workloads.trace import Trace
 from .engine import EngineProfile
 from .memory import KvMemory
 from .steps import StepModel
+
+Model = TypeVar("Model", bound=StepModel)
 
 
 @dataclass(frozen=True)
@@ -40,14 +44,16 @@ class Cluster:
         clock: Clock | None = None,
     ) -> StepModel:  # fmt: skip
         """Times of iterations of a replica, of this cluster's model, device and degrees where none are given,
-        at the rated clock.
-
-        Made once, for copies of this cluster too, as its tables fill while it is used.
-        """
+        at the rated clock."""
         trace, device, parallel = trace or self.trace, device or self.device, parallel or self.parallel
-        key = (id(trace), id(device), parallel, id(self.profile), self.longest, clock)
+        key = (id(trace), id(device), parallel, clock)
+        return self.made(key, lambda: StepModel(trace, device, parallel, self.profile, self.longest, clock))
+
+    def made(self, key: object, make: Callable[[], Model]) -> Model:
+        """What ``make`` makes for ``key``: once, for copies of this cluster too, as tables fill while they are used."""
+        key = (key, id(self.profile), self.longest)
         if key not in self._made:
-            self._made[key] = StepModel(trace, device, parallel, self.profile, self.longest, clock)
+            self._made[key] = make()
         made = copy(self._made[key])
         made.slower = self.slower
-        return made
+        return cast(Model, made)

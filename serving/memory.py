@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from ..errors import InputError
 from ..hw.spec import Device
@@ -77,10 +77,7 @@ def kv_memory(share: Trace, device: Device, profile: EngineProfile, stages: int 
 def _stage(part: Trace, device: Device, profile: EngineProfile) -> KvMemory:
     places = levels(device)
     weights, far_weights = weight_demand(part, tiered=any("far-weights" in p.roles for p in places))
-    activations = max(
-        sum(_bytes(t, profile.budget) for t in (*op.reads, *op.writes) if t.role == "activation")
-        for op, _ in part.operators()
-    )
+    activations = _activations(part, profile)
     held = fill(places, {"weights": weights, "far-weights": far_weights, "activations": activations})
     short = sum(h.missing_bytes for h in held)
     reserved, room, far_room = profile.reserved_bytes, 0.0, 0.0
@@ -114,6 +111,49 @@ def _stage(part: Trace, device: Device, profile: EngineProfile) -> KvMemory:
     return KvMemory(
         count, profile.block, weights + far_weights, activations, profile.reserved_bytes, room + far_room, near + far,
         empty, seats,
+    )  # fmt: skip
+
+
+def weights_fit(share: Trace, device: Device, profile: EngineProfile) -> None:
+    """Raise ``InputError`` where ``device`` has no room for the weights of ``share`` and its activations, whose cache
+    lies elsewhere."""
+    places = levels(device)
+    weights, far_weights = weight_demand(share, tiered=any("far-weights" in p.roles for p in places))
+    activations = _activations(share, profile)
+    held = fill(places, {"weights": weights, "far-weights": far_weights, "activations": activations})
+    room = sum(p.capacity_bytes for p in places) * profile.utilisation
+    if any(h.missing_bytes for h in held) or weights + far_weights + activations + profile.reserved_bytes > room:
+        raise InputError(
+            f"{share.model} does not fit {device.name}: weights {_gb(weights + far_weights)}, activations of "
+            f"{profile.budget} tokens {_gb(activations)}, the engine {_gb(profile.reserved_bytes)}, of {_gb(room)}; "
+            "accepted: more devices (--parallel tp=N), narrower weights (--apply weight-only)"
+        )
+
+
+def _activations(part: Trace, profile: EngineProfile) -> float:
+    """Bytes of the largest operator's activations in an iteration of ``budget`` tokens."""
+    return max(
+        sum(_bytes(t, profile.budget) for t in (*op.reads, *op.writes) if t.role == "activation")
+        for op, _ in part.operators()
+    )
+
+
+def beside(memory: KvMemory, share: Trace, model: str) -> KvMemory:
+    """What is left of ``memory``, which ``model`` has counted, where ``share`` of a second model keeps its weights and
+    its cache on the same devices: a block then holds the cache of both. Raises ``InputError`` where none is left."""
+    weights = sum(weight_demand(share, tiered=False))
+    token = (sum(kv_demand(share, 1.0, PROBE)) - sum(kv_demand(share, 1.0, 0.0))) / PROBE
+    left = memory.kv_bytes - weights
+    each = (memory.token_bytes + token) * memory.block
+    blocks = math.floor(left / each) if each else memory.blocks
+    if blocks < 1 or left < 0:
+        raise InputError(
+            f"{model} leaves {_gb(memory.kv_bytes)}: {share.model} beside it, of {_gb(weights)}, leaves no room for a "
+            "KV block; accepted: more devices (--count), a smaller second model"
+        )
+    return replace(
+        memory, blocks=blocks, weights_bytes=memory.weights_bytes + weights, kv_bytes=left,
+        token_bytes=memory.token_bytes + token,
     )  # fmt: skip
 
 

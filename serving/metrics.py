@@ -9,7 +9,6 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from ..hw.hourly import hourly_usd
 from .outcome import FINISHED, REJECTED
 from .replica import Replica
 from .simulation import Simulation
@@ -94,7 +93,7 @@ def energy_of(replica: Replica, end_s: float, bins: int = POWER_POINTS) -> Energ
     for (start, at), last in zip(replica.shifts, lasts, strict=True):
         here = (first >= start) & (first < last)
         a, b = here & ~mixed, here & mixed
-        joules[a] = at.decode_j(n[a], c.mean[a]) * c.steps[a]
+        joules[a] = at.decode_j(n[a], c.mean[a]) * c.steps[a] + c.chunk_j[a] * at.parallel.tp
         joules[b] = at.mixed_j(tokens[b], ends[b], n[b], c.mean[b], c.chunk_j[b])
         static[here] = at.static_w
     joules *= replica.energy_scale
@@ -144,7 +143,7 @@ def metrics(simulation: Simulation, slo: Mapping[str, float] | None = None) -> d
     power = np.sum([e.power_w for e in energies], axis=0)
     devices = sum(devices_of(r) for r in replicas)
     hourly = [
-        hourly_usd(r.steps.device, devices_of(r), e.total_j / end if end else 0.0)
+        r.steps.hourly_usd(e.total_j / end if end else 0.0, r.steps.devices // devices_of(r))
         for r, e in zip(replicas, energies, strict=True)
     ]
     usd = None if any(h is None for h in hourly) else sum(h[0] for h in hourly if h)

@@ -51,9 +51,9 @@ class Runs:
     """Runs of like iterations of one replica, flat: a mixed iteration, or ``steps`` decode steps at once.
 
     ``mean`` is the decoding sequences' cached tokens at the middle of the run, ``tokens`` those of a mixed iteration
-    (0: decode only), ``ends`` prompts that end in it, ``chunk_j`` joules of its chunks' context rows, ``held`` KV
-    blocks, ``waiting`` requests in the queue. ``flat`` has the runs one after another, each in the order of
-    :class:`Column`.
+    (0: decode only), ``ends`` prompts that end in it, ``chunk_j`` joules of its chunks' context rows and of whatever
+    else it computes, per device, ``held`` KV blocks, ``waiting`` requests in the queue. ``flat`` has the runs one after
+    another, each in the order of :class:`Column`.
     """
 
     WIDTH = len(Column._fields)

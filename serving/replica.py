@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING
 from .batch import Batch
 from .blocks import BlockPool
 from .engine import EngineProfile
+from .loss import thrown_out
 from .outcome import Gaps, Runs
 from .pipeline import Pipeline
 from .scheduling import ORDERS, Plan, Schedule
@@ -77,7 +78,7 @@ class Replica(Batch):
 
     def has_seat(self) -> bool:
         """Whether one more sequence may be admitted."""
-        return len(self.prefilling) + len(self.decoding) + self.reserved < self.seats
+        return len(self.prefilling) + len(self.decoding) + len(self.held) + self.reserved < self.seats
 
     # -- arrivals --------------------------------------------------------------------------------
     def submit(self, sequence: Sequence, *, front: bool = False) -> None:
@@ -283,8 +284,8 @@ class Replica(Batch):
         self.entering.clear()
         plan = self.schedule.plan(self)
         self._between = False
-        n = len(self.decoding) if plan is not None and plan.decode else 0
-        if plan is None or not (n or plan.chunks):
+        n = len(self.decoding) + len(self.held) if plan is not None and plan.decode else 0
+        if plan is None or not (n or plan.chunks or plan.extra_s):
             self._plan = None
             self._call()  # nothing runs that they could wait for
             return
@@ -294,17 +295,13 @@ class Replica(Batch):
             base = self._bases / n
             mean, longer = base + self.counter, self._highest() - base
         self._run = n, mean, longer
+        self._steps, self._mixed = 1, (0, 0)
         if plan.chunks:
-            self._steps = 1
-            chunks = [(tokens, s.done) for s, tokens in plan.chunks]
-            ends = sum(tokens == s.prompt - s.done for s, tokens in plan.chunks)
-            seconds = self.steps.mixed_s(chunks, ends, n, mean, longer)
-            self._mixed = n + sum(tokens for tokens, _ in chunks), ends
-        else:
+            chunks, ends = plan.parts()
+            self._mixed = n + sum([q for q, _ in chunks]), ends
+        elif n and not plan.proposals:
             self._steps = self._horizon(plan)
-            seconds = self.steps.decode_s(n, mean, longer, self._steps)
-            self._mixed = 0, 0
-        duration = seconds / self.speed + plan.extra_s
+        duration = self._seconds(plan) / self.speed + plan.extra_s
         if self.pipeline is not None:
             duration = self.pipeline.enter(self._env.now, duration) - self._env.now
         self._lasts(self._env.now, duration)
@@ -315,6 +312,15 @@ class Replica(Batch):
         calls, self._calls = self._calls, []
         for call in calls:
             call()
+
+    def _seconds(self, plan: Plan, steps: StepModel | None = None) -> float:
+        """What the iterations take that begin now; by ``steps`` where others are asked about."""
+        steps = steps or self.steps
+        n, mean, longer = self._run
+        if plan.chunks:
+            chunks, ends = plan.parts()
+            return steps.mixed_s(chunks, ends, n, mean, longer)
+        return steps.decode_s(n, mean, longer, self._steps) if n else 0.0
 
     def _lasts(self, start_s: float, duration_s: float) -> None:
         """What runs ends ``duration_s`` after ``start_s``, whatever was said before."""
@@ -374,45 +380,40 @@ class Replica(Batch):
             return  # a run that was cut short, or a replica that went down
         self._plan = None
         self._between = True
-        now, n = self._env.now, len(self.decoding) if plan.decode else 0
+        now, n = self._env.now, self._run[0]
         self._record(plan, n)
         if n:
-            self._advance(n, now)
+            self._advance(plan, now)
         for sequence, tokens in plan.chunks:
             sequence.done += tokens
             if sequence.done >= sequence.prompt and sequence.place == 1:
                 self._prompt_ends(sequence, now)
         if self._calls:
             self._call()
+        if self.schedule.together:
+            self._sweep(now)
         self.simulation.policy.iterated(self)
         self._between = False
         if self.up and self._plan is None:
             self._begin()
 
     def _record(self, plan: Plan, n: int) -> None:
-        joules = 0.0
+        joules = plan.extra_j
         if plan.chunks:
-            chunk = self.steps.contexts.chunk
-            joules = sum([chunk(q, s.done)[1] for s, q in plan.chunks])
+            joules += self.steps.chunks_j(*plan.parts(), n, self._run[1], self._run[2])
         tokens, ends = self._mixed
         rated = self.shifts[0][1]
         if self.steps is not rated:
             self.capped_s += self._duration
-            self.uncapped_s += self._seconds(rated, plan) / self.speed + plan.extra_s
+            self.uncapped_s += self._seconds(plan, rated) / self.speed + plan.extra_s
         mean = self._run[1] + (self._steps - 1) / 2 if n else 0.0
         self._add_run((
             self._started, self._duration, self._steps, n, mean, tokens, ends, joules, self.pool.held, len(self.waiting)
         ))  # fmt: skip
 
-    def _seconds(self, steps: StepModel, plan: Plan) -> float:
-        """What the iterations that ran would take by ``steps``."""
-        if not plan.chunks:
-            return steps.decode_s(*self._run, self._steps)
-        return steps.mixed_s([(q, s.done) for s, q in plan.chunks], self._mixed[1], *self._run)
-
-    def _advance(self, n: int, now: float) -> None:
+    def _advance(self, plan: Plan, now: float) -> None:
         """``_steps`` decode steps are done."""
-        steps, each = self._steps, self._duration / self._steps
+        n, steps, each = len(self.decoding), self._steps, self._duration / self._steps
         first = self._started + each
         gaps = [x for stamp, count in self._cohorts.items() for x in (first - stamp, count)]
         if steps > 1:
@@ -423,11 +424,26 @@ class Replica(Batch):
         self.counter += steps
         if grown and not self.pool.take(grown):
             raise AssertionError("a run of decode steps was planned without blocks")
-        heap, counter = self.decoding, self.counter
+        self._sweep(now)
+
+    def _sweep(self, now: float) -> None:
+        """Who has written all tokens leaves; of a batch that stays together, when all of them have."""
+        heap, counter, together = self.decoding, self.counter, self.schedule.together
         while heap and heap[0][0] <= counter:
             sequence = heappop(heap)[2]
-            self._leave(sequence)
-            self._finish(sequence, now)
+            if together:
+                self.simulation.outcome.last_s[sequence.index] = now
+                self._part(sequence)
+                self.held.append(sequence)
+            else:
+                self._leave(sequence)
+                self._finish(sequence, now)
+        if self.held and not heap and not self.prefilling:
+            done = list(self.held)
+            for sequence in done:
+                self._leave(sequence)
+            for sequence in done:
+                self._finish(sequence, now)
 
     def _prompt_ends(self, sequence: Sequence, now: float) -> None:
         """The iteration that ended the prompt wrote a token too."""
@@ -443,7 +459,7 @@ class Replica(Batch):
             given = self.pool.publish(sequence.node, sequence.used, sequence.done)
             sequence.blocks -= given
             sequence.shared += given
-        if sequence.left == 0:
+        if sequence.left == 0 and not self.schedule.together:
             sequence.place = 0
             self._finish(sequence, now)
         elif not self.simulation.policy.prefilled(self, sequence):
@@ -473,26 +489,13 @@ class Replica(Batch):
         plan = self._plan
         if plan is not None and not plan.chunks and (steps := self._passed(self.simulation.now - self._started)):
             self._steps, self._duration = steps, self._until(steps)
-            self._record(plan, len(self.decoding))
-            self._advance(len(self.decoding), self._started + self._duration)
+            self._record(plan, self._run[0])
+            self._advance(plan, self._started + self._duration)
         self.up = False
         self._version += 1
         self._plan = None
         self._calls.clear()
-        lost = [s for _, _, s in sorted(self.waiting, key=lambda w: w[:2])]
-        for sequence in sorted([s for _, _, s in self.decoding] + self.prefilling, key=lambda s: s.serial):
-            self.withdraw(sequence)
-            lost.append(sequence)
-        lost += self.entering + (self.tiers.fail() if self.tiers is not None else [])
-        for sequence in lost:
-            if sequence.parked or sequence in self.entering:  # it has tokens, the last of them not cached
-                sequence.prompt = sequence.done + 1
-            sequence.done = sequence.blocks = sequence.shared = 0
-            sequence.used, sequence.parked = {}, False
-        self.waiting, self.entering = [], []
-        self.load = self.reserved = 0
-        self.pool.clear()
-        return lost
+        return thrown_out(self)
 
     def recover(self) -> None:
         """Come back, empty."""

@@ -163,7 +163,8 @@ class Simulation:
         outcome, i = self.outcome, sequence.index
         if outcome.state[i] != WAITING:
             raise AssertionError(f"request {i} ends twice")
-        outcome.last_s[i] = now
+        if outcome.last_s[i] != outcome.last_s[i]:  # not a number: it was not held back
+            outcome.last_s[i] = now
         outcome.finish_s[i] = now
         outcome.written[i] = self._output[i]
         outcome.state[i] = FINISHED

@@ -21,6 +21,7 @@ beside a host) see a mixed iteration as a prefill pass, and its decoding sequenc
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import ClassVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,7 +29,9 @@ import numpy.typing as npt
 from ..errors import InputError
 from ..hw.collective import collective_time
 from ..hw.cost import OperatorModel, cost, kind_modules, prepare, rated_power
+from ..hw.event import busy_of
 from ..hw.frequency import Clock, scaled, slowed
+from ..hw.hourly import hourly_usd
 from ..hw.spec import Device
 from ..workloads.compiled import CompiledTrace, compile_trace
 from ..workloads.parallel import ONE_DEVICE, Parallel, tensor_parallel
@@ -52,6 +55,9 @@ class StepModel:
     iterations.
     Raises ``InputError`` for devices and models that the cost model refuses.
     """
+
+    overlaps: ClassVar[bool] = False
+    """Whether the model keeps for how long resources are occupied (``resources``)."""
 
     def __init__(
         self,
@@ -77,12 +83,16 @@ class StepModel:
         mixed = getattr(kind_modules().get(device.kind), "mixed_attention", None)
         self._mixed = mixed(compiled, device) if mixed is not None else None
         token, sequence, context = sorts(compiled)
-        decoding, tokens, sequences = (Rows(compiled, self.model, m) for m in (token | sequence, token, sequence))
+        found = busy_of(self.model.rows(compiled.basis_at(1.0, 1.0, 1.0)), self.model.reasons) if self.overlaps else {}
+        self.resources = tuple(sorted(found))
+        decoding, tokens, sequences = (
+            Rows(compiled, self.model, m, self.resources) for m in (token | sequence, token, sequence)
+        )
         sampling = getattr(kind_modules().get(device.kind), "sampling", None) if self.profile.sampler else None
         chosen = sampling(device, trace.vocabulary) if sampling is not None else np.zeros_like
 
         def sampled(part: Part, n: Array) -> Part:
-            return Part(part.time_s + chosen(n), part.energy_j)
+            return Part(part.time_s + chosen(n), part.energy_j, part.busy_s)
 
         self._decode_tokens = _Integers(lambda n: sampled(decoding.at(n, 1.0, 0.0), n))
         self._mixed_tokens = _Integers(lambda t: tokens.at(1.0, t, 0.0))
@@ -91,7 +101,9 @@ class StepModel:
         self._bits = next(
             (t.bits for op, _ in self.share.operators() for t in op.writes if t.role == "activation"), 16.0
         )
-        self.contexts = ContextTable(compiled, self.model, context, self._prepared, self.longest)
+        self.contexts = ContextTable(
+            compiled, self.model, context, self._prepared, self.longest, resources=self.resources
+        )
 
     def _prepared(self, compiled: CompiledTrace) -> OperatorModel:
         model = prepare(compiled, self.device)[1]
@@ -137,18 +149,29 @@ class StepModel:
             return device_s + extra * steps
         if not self.profile.asynchronous:
             return device_s + (host + extra) * steps
-        return self._hidden(n, mean, longer, steps, device_s, fixed * slower, host) + extra * steps
+        return self._hidden(steps, host, lambda k: self.device_decode_s(n, mean, longer, k)) + extra * steps
 
-    def _hidden(
-        self, n: int, mean: float, longer: float, steps: int, device_s: float, fixed: float, host_s: float
-    ) -> float:
+    def device_decode_s(self, n: int, mean: float, longer: float, steps: int = 1) -> float:
+        """What the devices take of :meth:`decode_s`."""
+        fixed = self._decode_tokens.time(self.profile.padded(n)) + self.hop_s(n)
+        return fixed * steps + self.contexts.decode_s(n, mean, longer, steps)
+
+    def hosted_s(self, n: int, steps: int, device_s: Callable[[int], float]) -> float:
+        """Seconds of ``steps`` decode steps of ``n`` sequences of which the devices take ``device_s`` (of so many):
+        for models that say it otherwise than by rows."""
+        host, extra = self.profile.overheads(0, n)
+        if host and self.profile.asynchronous:
+            return self._hidden(steps, host, device_s) + extra * steps
+        return device_s(steps) * self.slower[0] + (host + extra) * steps
+
+    def _hidden(self, steps: int, host_s: float, device_s: Callable[[int], float]) -> float:
         """Seconds of decode steps each of which takes the longer of device and host (``host_s`` a step).
 
         A device's time rises with the context, so there is one step from which on it is the longer.
         """
 
         def until(k: int) -> float:
-            return fixed * k + self.contexts.decode_s(n, mean, longer, k) * self.slower[0] if k else 0.0
+            return device_s(k) * self.slower[0] if k else 0.0
 
         low, high = 0, steps  # the host hides all of the first `low` steps, and not the one after `high`
         while low < high:
@@ -157,24 +180,36 @@ class StepModel:
                 high = middle
             else:
                 low = middle + 1
-        return host_s * low + device_s - until(low)
+        return host_s * low + until(steps) - until(low)
 
     def mixed_s(self, chunks: Sequence[tuple[int, int]], ends: int, n: int, mean: float, longer: float) -> float:
         """Seconds of one iteration of ``chunks`` (tokens, cached tokens), ``ends`` of which end their prompt, and
         ``n`` decoding sequences."""
-        tokens = n + sum(q for q, _ in chunks)
+        seconds = self.device_mixed_s(chunks, ends, n, mean, longer)
+        prompt = 0
+        for q, _ in chunks:
+            prompt += q
+        return self.profile.iterations_s(seconds * self.slower[1], prompt, ends + n, 1)
+
+    def device_mixed_s(
+        self, chunks: Sequence[tuple[int, int]], ends: int, n: int, mean: float, longer: float
+    ) -> float:  # fmt: skip
+        """What the devices take of :meth:`mixed_s`."""
+        tokens = n
+        for q, _ in chunks:
+            tokens += q
         seconds = self._mixed_tokens.time(self.profile.padded(tokens)) + self.hop_s(tokens)
         if ends + n:
             seconds += self._sequences.time(ends + n)
-        seconds += self._contexts_s(chunks, n, mean, longer)
-        return self.profile.iterations_s(seconds * self.slower[1], tokens - n, ends + n, 1)
+        return seconds + self.contexts_s(chunks, n, mean, longer)
 
-    def _contexts_s(self, chunks: Sequence[tuple[int, int]], n: int, mean: float, longer: float) -> float:
+    def contexts_s(self, chunks: Sequence[tuple[int, int]], n: int, mean: float, longer: float) -> float:
         """Context rows of a mixed iteration: one call of a kernel whose work adds, where the device's model knows such
-        a kernel; else one part after another, launched once."""
-        if n and self._mixed is not None and max(q for q, _ in chunks) > 1:
+        a kernel; else one part after another, launched once. Chunks of one token are decoding sequences to it."""
+        if n and chunks and self._mixed is not None and max(q for q, _ in chunks) > 1:
             return float(self._mixed(chunks, n, mean + 1, mean + 1 + longer))
-        seconds = -(len(chunks) - (n == 0)) * self.contexts.launch_s
+        chunks, n, mean, longer = gathered(chunks, n, mean, longer)
+        seconds = -max(len(chunks) - (n == 0), 0) * self.contexts.launch_s
         for q, c in chunks:
             seconds += self.contexts.chunk(q, c)[0]
         return seconds + (self.contexts.decode_s(n, mean, longer) if n else 0.0)
@@ -187,6 +222,16 @@ class StepModel:
             costs = cost(self._compiled, self.device, b, q, c)
             found.append((float(costs.low_s[0] / costs.latency_s[0]), float(costs.high_s[0] / costs.latency_s[0])))
         return found[0], found[1]
+
+    def hourly_usd(self, watts: float, stages: int = 1) -> tuple[float, str] | None:
+        """US dollars per hour of a replica, or of one of its ``stages``, that draws ``watts``
+        (:func:`tokenfab.hw.hourly.hourly_usd`)."""
+        return hourly_usd(self.device, self.devices // stages, watts)
+
+    def chunks_j(self, chunks: Sequence[tuple[int, int]], ends: int, n: int, mean: float, longer: float) -> float:
+        """Dynamic joules of a mixed iteration that :meth:`mixed_j` is told: of the chunks' context rows, per device."""
+        chunk = self.contexts.chunk
+        return sum([chunk(q, c)[1] for q, c in chunks])
 
     # -- energies, after the run, in arrays --------------------------------------------------
     def decode_j(self, n: Whole, mean: Array) -> Array:
@@ -213,15 +258,15 @@ class _Integers:
 
     def __init__(self, evaluate: Callable[[Array], Part]) -> None:
         self._evaluate = evaluate
-        self._blocks: dict[int, tuple[list[float], Array]] = {}
+        self._blocks: dict[int, tuple[list[float], Array, Array]] = {}
 
-    def _block(self, i: int) -> tuple[list[float], Array]:
+    def _block(self, i: int) -> tuple[list[float], Array, Array]:
         """Block ``i`` from 0: integers from ``i`` × :data:`BLOCK`; −1: the first :data:`FEW`."""
         found = self._blocks.get(i)
         if found is None:
             first, last = (i * BLOCK, (i + 1) * BLOCK) if i >= 0 else (0, FEW)
             part = self._evaluate(np.maximum(np.arange(first, last, dtype=float), 1.0))
-            found = self._blocks[i] = part.time_s.tolist(), part.energy_j
+            found = self._blocks[i] = part.time_s.tolist(), part.energy_j, part.busy_s
         return found
 
     def time(self, n: int) -> float:
@@ -229,6 +274,11 @@ class _Integers:
         i = -1 if n < FEW else n // BLOCK
         times = (self._blocks.get(i) or self._block(i))[0]
         return times[n] if i < 0 else times[n % BLOCK]
+
+    def busy(self, n: int) -> Array:
+        """Seconds of each resource at ``n`` ≥ 1, (resources,)."""
+        i = -1 if n < FEW else n // BLOCK
+        return self._block(i)[2][:, n if i < 0 else n % BLOCK]
 
     def energies(self, n: Whole) -> Array:
         """Joules at each of ``n``; 0 where it is 0."""
@@ -238,6 +288,20 @@ class _Integers:
             here = (n > 0) & (blocks == i)
             out[here] = self._block(int(i))[1][n[here] - max(int(i), 0) * BLOCK]
         return out
+
+
+def gathered(
+    chunks: Sequence[tuple[int, int]], n: int, mean: float, longer: float
+) -> tuple[Sequence[tuple[int, int]], int, float, float]:
+    """Chunks, decoding sequences, their mean context and what the longest has beyond it, where chunks of one token are
+    counted as decoding sequences: attention kernels see no difference."""
+    single = [c for q, c in chunks if q == 1]
+    if not single:
+        return chunks, n, mean, longer
+    total = n + len(single)
+    longest = max(*single, mean + longer if n else 0.0)
+    mean = (n * mean + sum(single)) / total
+    return [(q, c) for q, c in chunks if q > 1], total, mean, longest - mean
 
 
 def sorts(compiled: CompiledTrace) -> tuple[Mask, Mask, Mask]:

@@ -48,6 +48,9 @@ class StubSteps:
             seconds += self.key_s * n * mean + self.longer_s * longer
         return self.scale * seconds
 
+    def chunks_j(self, chunks: Any, ends: int, n: int, mean: float, longer: float) -> float:
+        return sum(self.chunk(q, c)[1] for q, c in chunks)
+
     def chunk(self, query: int, cached: int) -> tuple[float, float]:
         return 0.0, 0.001 * query
 

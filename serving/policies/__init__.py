@@ -29,6 +29,11 @@ if TYPE_CHECKING:
 ORDER = Parameter("fcfs", "who of the waiting comes first", choices=tuple(ORDERS))
 ROUTE = Parameter("least", "which replica a request goes to", choices=("least", "turns"))
 """Requests here, or one after another."""
+PROMPTS = Parameter(
+    "here", "where prompts are computed; elsewhere: their caches come along", choices=("here", "elsewhere")
+)
+"""Elsewhere, at no cost here: all but a prompt's last token is cached when the request arrives. Whoever is preempted
+computes it again here."""
 
 
 class Policy:
@@ -41,6 +46,8 @@ class Policy:
     description: ClassVar[str]
     source: ClassVar[str]
     parameters: ClassVar[dict[str, Parameter]] = {}
+    kind: ClassVar[type[Replica]] = Replica
+    caches_prefixes: ClassVar[bool] = True
 
     def __init__(self, cluster: Cluster, **settings: Value) -> None:
         self.cluster = cluster
@@ -78,17 +85,14 @@ class Policy:
     def replica(self, number: int, steps: StepModel, role: str = "") -> Replica:
         """A replica whose blocks are what its device's memory leaves."""
         if role not in self.memory:
-            self.memory[role] = self.cluster.blocks or kv_memory(
-                steps.share, steps.device, steps.profile, steps.parallel.pp
-            )
+            self.memory[role] = self.cluster.blocks or self.room(steps)
         memory, log = self.memory[role], self.simulation.log
-        shared = (
-            (log.prefix_tokens, log.prefix_parent) if self.cluster.prefix_caching and log.prefix_tokens.size else ()
-        )
+        reuse = self.cluster.prefix_caching and self.caches_prefixes
+        shared = (log.prefix_tokens, log.prefix_parent) if reuse and log.prefix_tokens.size else ()
         stages = steps.parallel.pp
         pool = BlockPool(memory.blocks // stages, memory.block, *shared)
         seats = max(memory.seats // stages, 1)
-        replica = Replica(self.simulation, number, steps, pool, self.schedule(role), seats, role)
+        replica = self.kind(self.simulation, number, steps, pool, self.schedule(role), seats, role)
         if self.settings.get("preempt") == "swap" or self.settings.get("spill", "no") != "no":
             replica.tiers = Tiers(replica, CacheBytes(self.cluster.trace), self.settings)
         return replica
@@ -98,12 +102,18 @@ class Policy:
         if self.cluster.parallel.pp > 1:
             raise InputError(f"policy {self.name}: replicas with pipeline stages; accepted: --parallel tp=N,dp=N")
 
+    def room(self, steps: StepModel) -> KvMemory:
+        """Blocks and seats of a replica. Raises ``InputError`` where its devices have none."""
+        return kv_memory(steps.share, steps.device, steps.profile, steps.parallel.pp)
+
     # -- what happens --------------------------------------------------------------------------------
     def begin(self, simulation: Simulation) -> None:
         """Called once, before the first request: the place to start periodic work."""
 
     def route(self, sequence: Sequence) -> Replica | None:
         """The replica that ``sequence`` goes to; None while there is none."""
+        if self.settings.get("prompts") == "elsewhere":
+            sequence.parked, sequence.done = True, sequence.prompt - 1
         return self.choose([r for r in self.simulation.replicas if r.up], sequence)
 
     def choose(self, replicas: list[Replica], sequence: Sequence) -> Replica | None:
@@ -164,4 +174,4 @@ def parse_policy(text: str) -> tuple[type[Policy], dict[str, Value]]:
     return known[name], read_settings("policy", name, known[name].parameters, settings)
 
 
-__all__ = ["ORDER", "ROUTE", "InputError", "Parameter", "Policy", "Value", "parse_policy", "policies"]
+__all__ = ["ORDER", "PROMPTS", "ROUTE", "InputError", "Parameter", "Policy", "Value", "parse_policy", "policies"]

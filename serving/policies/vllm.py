@@ -9,7 +9,7 @@ from ..replica import Replica
 from ..scheduling import Plan, Schedule
 from ..sequence import Sequence
 from ..tiers import TIERS
-from . import ORDER, ROUTE, Policy
+from . import ORDER, PROMPTS, ROUTE, Policy
 
 
 class TokenBudget(Schedule):
@@ -67,6 +67,7 @@ class Vllm(Policy):
     source = "vLLM V1, vllm/v1/core/sched/scheduler.py; paging: Kwon et al., SOSP 2023"
     parameters: ClassVar[dict[str, Parameter]] = {
         "budget": Parameter(0, "most tokens of an iteration; 0 = the engine's", low=0, high=1e6),
+        "prompts": PROMPTS,
         "order": ORDER,
         "route": ROUTE,
         **TIERS,
