@@ -83,6 +83,8 @@ def serve(
     if save is not None:
         write_whole(save, json_text(document))
     answer(document, json_, quiet, lambda: serving_summary(document))
+    if find is not None and not document["capacity"]["rate"]:
+        raise typer.Exit(1)
 
 
 def policies(name: Name = None, json_: Json = False, quiet: Quiet = False) -> None:

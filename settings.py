@@ -54,6 +54,8 @@ def read_settings(sort: str, name: str, parameters: Mapping[str, Parameter], set
             raise unknown_name(f"parameter of {sort} {name}", key, parameters)
         if not equals:
             raise InputError(f"{sort} {name}: {key} needs a value, as in {key}={parameters[key].default}")
+        if key in given:
+            raise InputError(f"{sort} {name}: {key} is given twice")
         given[key] = parameters[key].read(f"{sort} {name}", key, text)
     for key in sorted(replaced(parameters, given) & set(given)):
         other = parameters[key].unless

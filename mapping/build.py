@@ -112,6 +112,13 @@ class _Builder:
         if unused := set(self.pins) - self.used_pins:
             known = {p.name for ps in pieces for p in ps} | {p.kind for ps in pieces for p in ps}
             raise unknown_name("operator", sorted(unused)[0], known, "--pin OPERATOR=DEVICE")
+        names = {p.name for ps in pieces for p in ps}
+        for group in self.together:
+            if len(set(group)) < 2:
+                raise InputError(f"--together {','.join(group)}: accepted: two operators or more, as A,B")
+            for name in group:
+                if name not in names:
+                    raise unknown_name("operator", name, names, "--together A,B")
         index = {b.name: i for i, b in enumerate(blocks)}
         order = tuple(index[name] for name, times in self.trace.order for _ in range(times))
         reserve = self._reserve()

@@ -176,6 +176,8 @@ def parse_pins(texts: Sequence[str]) -> dict[str, str]:
         name, equals, where = text.partition("=")
         if not (name and equals and where):
             raise InputError(f"--pin {text[:60]}: accepted: OPERATOR=DEVICE or OPERATOR=PREFILL|DECODE")
+        if name in found:
+            raise InputError(f"--pin {name} is given twice")
         found[name] = where
     return found
 
@@ -192,6 +194,10 @@ def place(
     stored in, which takes a limit on ``loss`` or ``bits``, or ``loss`` in the objective; ``sensitivity``: of
     BLOCK.OPERATOR, the weight of its loss. ``watch`` is given the whole replay, of which the document keeps a
     part."""
+    if not 0 <= gap < 1:
+        raise InputError(f"--gap {gap}: accepted: 0 to 1")
+    if not 0 < time_limit <= 86400:
+        raise InputError(f"--time-limit {time_limit}: accepted: above 0, to 86400 seconds")
     node = build_node(devices, networks, trace)
     weights, bounds = parse_objective(objective), parse_limits(limits)
     quality = {name: bounds.pop(name) for name in QUALITY if name in bounds}

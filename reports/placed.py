@@ -83,7 +83,7 @@ def headline(document: Placement) -> str:
     if document.gap < 5e-5:
         proof = "proven best"
     elif document.gap < USEFUL:
-        proof = f"no placement is more than {100 * document.gap:.2f} % better"
+        proof = f"none of the divisions weighed is more than {100 * document.gap:.2f} % better"
     else:
         proof = "with no useful bound"
     late = "" if document.status == "optimal" else " when the time was over"

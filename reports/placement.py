@@ -22,7 +22,8 @@ def placement_summary(document: Document) -> None:
     if not document["assignment"]:
         say(head, *notes, f"{document['status']}: {document['reason']}")
         return
-    m, units = document["metrics"], {"energy": "J", "cost": "USD", "loss": ""}
+    units = {"energy": "J", "cost": "USD", "loss": ""}
+    m = {k: v for k, v in document["metrics"].items() if v or k != "cost"}  # zero: no device file has a price
     metrics = ", ".join(f"{name} {si(value, units.get(name, 's'))}" for name, value in m.items())
     say(
         head, *notes, "",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from .terminal import say, si, table
+from .terminal import say, si, span, table
 
 Document = dict[str, Any]
 ROWS = {"ttft_s": "time to first token", "tpot_s": "time per output token", "itl_s": "between two tokens",
@@ -16,21 +16,20 @@ def serving_summary(document: Document) -> None:
     r, kv, energy = document["requests"], document["kv_blocks"], document["energy_j"]
     used = document["utilisation"]
     say(
-        f"{document['model']} on {document['replicas']} × {document['device']} ({document['parallel']}), "
+        f"{document['model']} on {used['devices']} × {document['device']} ({document['parallel']}), "
         f"policy {document['policy']['name']}, engine {document['engine']}",
         f"{document['workload']['source']}: {r['submitted']} requests, {r['finished']} finished, "
         f"{r['rejected']} rejected"
         + (f", {len(document['workload']['left_out'])} records left out" if document["workload"]["left_out"] else ""),
         "",
         table(
-            ["", "mean", "p50", "p90", "p99"],
-            [[name, *(_time(document[key][q]) for q in ("mean", "p50", "p90", "p99"))] for key, name in ROWS.items()],
-            right=("mean", "p50", "p90", "p99"),
+            ["", "mean", "90 % interval", "p50", "p90", "p99"],
+            [_row(document, key, name) for key, name in ROWS.items()],
+            right=("mean", "90 % interval", "p50", "p90", "p99"),
         ),
         "",
         f"{document['throughput_tokens_per_s']:.5g} tokens/s, {document['throughput_requests_per_s']:.4g} requests/s, "
-        f"goodput {document['goodput_requests_per_s']:.4g} requests/s ({document['slo']['attained']:.1%} within "
-        f"{_limits(document['slo']['limits'])})",
+        f"goodput {document['goodput_requests_per_s']:.4g} requests/s ({_limits(document['slo'])})",
         f"KV cache: {kv['peak']} of {kv['total']} blocks of {kv['block_tokens']} tokens at the peak, "
         f"{kv['occupancy_mean']:.1%} on average; {document['preemptions']} preemptions, "
         f"{kv['cached_tokens']} prompt tokens found in the cache",
@@ -42,8 +41,9 @@ def serving_summary(document: Document) -> None:
         f"seed {document['seed']}",
     )  # fmt: skip
     if (found := document.get("capacity")) is not None:
-        say(f"capacity: {found['rate']:.4g} requests/s keep the limits for {found['attained']:.1%} of the requests, "
-            f"{found['next']:.4g} do not ({found['runs']} runs)")  # fmt: skip
+        above = "" if found["next"] is None else f", {found['next']:.4g} do not"
+        say(f"capacity: {found['rate']:.4g} requests/s keep the limits for {found['attained']:.1%} of the requests{above} "
+            f"({found['runs']} runs)" + (f"; {found['note']}" if found["note"] else ""))  # fmt: skip
     for rejection in document["rejections"]:
         say(f"rejected: request {rejection['request']}: {rejection['reason']}")
 
@@ -52,8 +52,15 @@ def _time(seconds: float | None) -> str:
     return "–" if seconds is None else si(seconds, "s")
 
 
-def _limits(slo: dict[str, float]) -> str:
-    return ", ".join(f"{k} {si(v, 's')}" for k, v in slo.items()) or "no limit"
+def _row(document: Document, key: str, name: str) -> list[str]:
+    mean, *quantiles = (_time(document[key][q]) for q in ("mean", "p50", "p90", "p99"))
+    found = document.get("interval", {}).get(f"{key}.mean")
+    return [name, mean, "" if found is None else span(found, "s"), *quantiles]
+
+
+def _limits(slo: Document) -> str:
+    told = ", ".join(f"{k} {si(v, 's')}" for k, v in slo["limits"].items())
+    return f"{slo['attained']:.1%} within {told}" if told else "no limits given"
 
 
 def _per_token(document: Document) -> str:

@@ -47,14 +47,12 @@ class Replica(Batch):
         self.seats, self.role = seats, role
         self.pipeline: Pipeline | None = None
         self._env = simulation.env
-        self.speed = 1.0
-        self.up = True
+        self.speed, self.up = 1.0, True
         self.waiting: list[tuple[tuple[float, ...], int, Sequence]] = []
         self.runs, self.gaps = Runs(), Gaps()
         self._add_run = self.runs.flat.extend
         self.energy_scale = 1.0
-        self.load = 0
-        self.reserved = 0
+        self.load = self.reserved = 0
         self.tiers: Tiers | None = None
         self.away: list[list[float]] = []
         self.shifts: list[tuple[int, StepModel]] = [(0, steps)]
@@ -64,9 +62,7 @@ class Replica(Batch):
         self._version = 0
         self._between = False
         self._plan: Plan | None = None
-        self._started = 0.0
-        self._steps = 0
-        self._duration = 0.0
+        self._started, self._duration, self._steps = 0.0, 0.0, 0
         self._run = 0, 0.0, 0.0
         self._mixed = 0, 0
 

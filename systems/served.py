@@ -51,7 +51,7 @@ def _capacity(document: Document) -> Value:
     found = document.get("capacity")
     if found is None:
         raise InputError("served_capacity needs a run with slo and share")
-    return Value(found.rate, found.rate, max(found.next, found.rate))
+    return Value(found.rate, found.rate, max(found.next or found.rate, found.rate))
 
 
 SERVED: dict[str, tuple[str, Callable[[Document], Value]]] = {

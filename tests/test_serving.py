@@ -240,8 +240,12 @@ def test_a_log_at_another_rate_has_it() -> None:
 
 def test_limits_that_nothing_holds_are_one_line(cluster: Cluster) -> None:
     log = parse_requests("poisson:rate=30,n=5,prompt=400,output=4", seed=3)
-    with pytest.raises(InputError, match="no rate holds the limits"):
-        capacity(log, cluster, "vllm", {"ttft": 1e-6})
+    none = capacity(log, cluster, "vllm", {"ttft": 1e-6})
+    assert (none.rate, none.attained) == (0.0, 0.0)
+    assert "no rate holds" in none.note
+    every = capacity(log, cluster, "vllm", {"tpot": 10.0})
+    assert every.next is None
+    assert "too few" in every.note
     with pytest.raises(InputError, match="needs limits"):
         capacity(log, cluster, "vllm", {})
     with pytest.raises(InputError, match="come at once"):
