@@ -42,8 +42,9 @@ def serving_summary(document: Document) -> None:
     )  # fmt: skip
     if (found := document.get("capacity")) is not None:
         above = "" if found["next"] is None else f", {found['next']:.4g} do not"
-        say(f"capacity: {found['rate']:.4g} requests/s keep the limits for {found['attained']:.1%} of the requests{above} "
-            f"({found['runs']} runs)" + (f"; {found['note']}" if found["note"] else ""))  # fmt: skip
+        note = f"; {found['note']}" if found["note"] else ""
+        say(f"capacity: {found['rate']:.4g} requests/s keep the limits for {found['attained']:.1%} of the requests"
+            f"{above} ({found['runs']} runs){note}")  # fmt: skip
     for rejection in document["rejections"]:
         say(f"rejected: request {rejection['request']}: {rejection['reason']}")
 
