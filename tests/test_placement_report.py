@@ -312,7 +312,10 @@ def test_the_verdict_says_when_mixing_gains_nothing():
     share = "No single device holds the model with its caches: h100-sxm and t4 share it; l4 is not used."
     assert placed.verdict(none) == share
     assert "proven best" in placed.headline(alone.model_copy(update={"gap": 0.0}))
-    assert "none of the divisions weighed is more than 0.40 % better" in placed.headline(alone.model_copy(update={"gap": 0.004}))
+    close = placed.headline(alone.model_copy(update={"gap": 0.004}))
+    assert "none of the divisions weighed is more than 0.40 % better" in close
+        alone.model_copy(update={"gap": 0.004})
+    )
     loose = alone.model_copy(update={"gap": 6.1, "bound": -1.0, "status": "feasible"})
     assert "with no useful bound when the time was over" in placed.headline(loose)
 
