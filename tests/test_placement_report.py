@@ -314,8 +314,6 @@ def test_the_verdict_says_when_mixing_gains_nothing():
     assert "proven best" in placed.headline(alone.model_copy(update={"gap": 0.0}))
     close = placed.headline(alone.model_copy(update={"gap": 0.004}))
     assert "none of the divisions weighed is more than 0.40 % better" in close
-        alone.model_copy(update={"gap": 0.004})
-    )
     loose = alone.model_copy(update={"gap": 6.1, "bound": -1.0, "status": "feasible"})
     assert "with no useful bound when the time was over" in placed.headline(loose)
 
