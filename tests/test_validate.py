@@ -180,19 +180,25 @@ def test_measured_figures(everything) -> None:
     assert [key for key, row in rows.items() if row["met"] is False] == [
         ("prompt", "a100-80g-sxm", "kernel", "run"),
         ("prompt", "h100-sxm", "kernel", "run"),
+        *((f"serving-{name}", "rtx-pro-6000", "kernel", "run") for name in ("ttft", "tpot", "e2e")),
         ("llmcompass-matmul", "a100-80g-sxm", "kernel", "library"),
     ]
     own = {key: row for key, row in rows.items() if key[3] not in ("physics", "library") and key[2] != "roofline"}
-    assert len(own) == 21 + 8 + 6 + 3 + 12
+    assert len(own) == 21 + 8 + 6 + 3 + 12 + 2 + 6
     assert {key[:2] for key, row in own.items() if not row["coverage_met"]} == {
         ("sampler", "rtx-4090"), ("sampler", "rtx-pro-6000"), ("attention-prefill", "rtx-4090"),
         ("attention-decode", "rtx-4090"), ("attention-skewed", "rtx-4090"), ("attention-skewed", "rtx-pro-6000"),
+        *((f"serving-{name}", device) for name in ("ttft", "tpot", "e2e") for device in ("rtx-4090", "rtx-pro-6000")),
     }  # fmt: skip
     assert not any(row["coverage_met"] is False for row in own.values())  # few rows, or nobody's
     borrowed = [row for row in rows.values() if row["mode"] == "physics" and row["device"] in FOLDERS]
     assert all(0.85 <= row["coverage90"] <= 0.99 for row in borrowed)
     for key, mape in {
         ("gemm-bf16", "a100-80g-sxm", "kernel", "calibrated"): 0.0696,
+        ("engine", "a100-80g-sxm", "kernel", "run"): 0.036,
+        ("engine", "h100-sxm", "kernel", "run"): 0.019,
+        ("serving-e2e", "rtx-4090", "kernel", "run"): 0.0355,
+        ("serving-e2e", "rtx-pro-6000", "kernel", "run"): 0.082,
         ("gemm-bf16", "h100-sxm", "kernel", "calibrated"): 0.0567,
         ("gemm-bf16", "a100-80g-sxm", "kernel", "physics"): 0.105,
         ("gemm-bf16", "h100-sxm", "kernel", "physics"): 0.121,
