@@ -16,7 +16,7 @@ import typer
 
 from . import __version__
 from .cli_bench import bench
-from .cli_common import Json, Name, Quiet, answer, card, listing
+from .cli_common import Json, Name, Quiet, answer, listing, named
 from .cli_place import place as place_command
 from .cli_rtl import rtl
 from .cli_serve import policies as policies_command
@@ -145,13 +145,7 @@ def techniques(name: Name = None, json_: Json = False, quiet: Quiet = False) -> 
     """
     from .workloads.techniques import techniques as known
 
-    if name is None:
-        entries = [{"name": t.name, "description": t.description} for t in known().values()]
-        return listing("techniques", entries, json_, quiet)
-    if name not in known():
-        raise unknown_name("technique", name, known())
-    found = known()[name]
-    card(name, found.description, found.source, found.parameters, json_, quiet)
+    named("technique", "techniques", known(), name, json_, quiet)
 
 
 # -- the spine -----------------------------------------------------------------------------------

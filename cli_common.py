@@ -8,9 +8,9 @@ from typing import Annotated, Any
 
 import typer
 
+from .errors import unknown_name
 from .files import json_text
 from .reports import terminal
-from .settings import Parameter
 
 Name = Annotated[str | None, typer.Argument(help="Show this one with all its fields.")]
 Json = Annotated[bool, typer.Option("--json", help="One JSON document on stdout, nothing else.")]
@@ -32,16 +32,22 @@ def listing(kind: str, entries: list[dict[str, Any]], as_json: bool, quiet: bool
     answer(entries, as_json, quiet, lambda: terminal.listing(kind, entries))
 
 
-def card(
-    name: str, description: str, source: str, parameters: Mapping[str, Parameter], as_json: bool, quiet: bool
-) -> None:  # fmt: skip
-    """One thing that is chosen by name, with its parameters."""
+def named(sort: str, plural: str, known: Mapping[str, Any], name: str | None, as_json: bool, quiet: bool) -> None:
+    """List things that are chosen by name, or show the one called ``name`` with its parameters.
+
+    Each has ``name``, ``description``, ``source`` and ``parameters``. Raises ``InputError`` for an unknown name.
+    """
+    if name is None:
+        return listing(plural, [{"name": x.name, "description": x.description} for x in known.values()], as_json, quiet)
+    if name not in known:
+        raise unknown_name(sort, name, known)
+    found = known[name]
     told = {
         key: {
             "default": p.default, "meaning": p.meaning, "choices": list(p.choices),
             "range": None if isinstance(p.default, str) else [p.low, p.high],
         }
-        for key, p in parameters.items()
+        for key, p in found.parameters.items()
     }  # fmt: skip
-    fields = {"name": name, "description": description, "source": source, "parameters": told}
+    fields = {"name": name, "description": found.description, "source": found.source, "parameters": told}
     answer(fields, as_json, quiet, lambda: terminal.technique_card(fields))

@@ -7,8 +7,7 @@ from typing import Annotated
 
 import typer
 
-from .cli_common import Json, Name, Quiet, answer, card, listing
-from .errors import unknown_name
+from .cli_common import Json, Name, Quiet, answer, named
 from .files import check_writable, json_text, write_whole
 
 
@@ -49,28 +48,19 @@ def serve(
     """
     from dataclasses import asdict
 
-    from .hw.devices import load_device
     from .reports.serving import serving_summary
+    from .serving.asked import asked
     from .serving.capacity import capacity
-    from .serving.cluster import Cluster
-    from .serving.engine import load_profile
     from .serving.faults import parse_fault
     from .serving.run import parse_slo
     from .serving.run import serve as simulate
     from .serving.timeline import timeline as draw
-    from .workloads.load import load_trace
-    from .workloads.parallel import Parallel, parse_parallel
-    from .workloads.requests import parse_requests
-    from .workloads.techniques import apply_techniques
 
     limits = parse_slo(slo)
-    degrees = parse_parallel(parallel, count)
     faults = [parse_fault(text) for text in fault or []]
-    log = parse_requests(requests, seed=seed, skip_bad=skip_bad)
-    trace = apply_techniques(load_trace(model), apply or [])
-    cluster = Cluster(
-        trace, load_device(device), Parallel(degrees.tp, degrees.pp), degrees.dp, load_profile(engine),
-        trace.max_context or int((log.prompt + log.output).max()),
+    log, cluster = asked(
+        model, device, requests, apply=apply or [], count=count, parallel=parallel, engine=engine, seed=seed,
+        skip_bad=skip_bad,
     )  # fmt: skip
     for path in filter(None, (save, timeline)):
         check_writable(path)
@@ -94,10 +84,4 @@ def policies(name: Name = None, json_: Json = False, quiet: Quiet = False) -> No
     """
     from .serving.policies import policies as known
 
-    if name is None:
-        entries = [{"name": p.name, "description": p.description} for p in known().values()]
-        return listing("policies", entries, json_, quiet)
-    if name not in known():
-        raise unknown_name("policy", name, known())
-    found = known()[name]
-    card(name, found.description, found.source, found.parameters, json_, quiet)
+    named("policy", "policies", known(), name, json_, quiet)

@@ -22,7 +22,7 @@ import numpy.typing as npt
 from ..hw.cost import OperatorModel
 from ..hw.event import busy_of
 from ..workloads.compiled import CompiledTrace, Row
-from .curves import Curve, knots
+from .curves import Curve, integral, knots
 
 Array = npt.NDArray[np.float64]
 Mask = npt.NDArray[np.bool_]
@@ -164,19 +164,9 @@ class ContextTable:
         if self._start != (n, mean, longer):  # a run's length is asked for several times
             level, self._weight = self.level(longer)
             self._low, self._high = self._curve(n, level), self._curve(n, level + 1 if self._weight else level)
-            self._start, self._before = (n, mean, longer), self._integral(mean - 0.5)
-        return self._integral(x) - self._before
-
-    def _integral(self, x: float) -> float:
-        """∫ up to ``x`` of what lies between the curves ``_low`` and ``_high``; the outermost lines go on."""
-        at, low, weight = self._knots, self._low, self._weight
-        i = bisect_right(at, x, 1, low.last + 1) - 1
-        d = x - at[i]
-        area = low.areas[i] + d * (low.values[i] + low.slopes[i] * d)
-        if weight:
-            high = self._high
-            area += weight * (high.areas[i] + d * (high.values[i] + high.slopes[i] * d) - area)
-        return area
+            self._start = n, mean, longer
+            self._before = integral(self._knots, self._low, self._high, self._weight, mean - 0.5)
+        return integral(self._knots, self._low, self._high, self._weight, x) - self._before
 
     def decode_j(self, n: int, mean: Array) -> Array:
         """Dynamic joules of one decode step of ``n`` sequences at mean contexts, (N,)."""
@@ -207,14 +197,8 @@ class ContextTable:
 
     def along(self, low: Curve, high: Curve, weight: float, mean: float, steps: int) -> float:
         """Sum over ``steps`` steps from ``mean`` on of what lies between two curves over ``at``."""
-
-        def integral(x: float) -> float:
-            i = bisect_right(self._knots, x, 1, low.last + 1) - 1
-            d = x - self._knots[i]
-            areas = [c.areas[i] + d * (c.values[i] + c.slopes[i] * d) for c in (low, high)]
-            return areas[0] + weight * (areas[1] - areas[0])
-
-        return integral(mean + steps - 0.5) - integral(mean - 0.5)
+        first = integral(self._knots, low, high, weight, mean - 0.5)
+        return integral(self._knots, low, high, weight, mean + steps - 0.5) - first
 
     def _curve(self, n: int, level: int) -> Curve:
         found = self._curves.get((n, level))

@@ -11,6 +11,9 @@ once. Within a linear piece step(x) = f(x); at a bend it differs by an eighth of
 
 from __future__ import annotations
 
+from bisect import bisect_right
+from collections.abc import Sequence
+
 import numpy as np
 import numpy.typing as npt
 
@@ -42,3 +45,13 @@ class Curve:
         self.slopes: list[float] = (0.5 * np.diff(y) / width).tolist()
         self.areas: list[float] = np.concatenate([[0.0], np.cumsum(width * (y[1:] + y[:-1]) / 2)]).tolist()
         self.last = x.size - 2
+
+
+def integral(at: Sequence[float], low: Curve, high: Curve, weight: float, x: float) -> float:
+    """∫ up to ``x`` of low + weight · (high − low), curves over the knots ``at``; the outermost lines go on."""
+    i = bisect_right(at, x, 1, low.last + 1) - 1
+    d = x - at[i]
+    area = low.areas[i] + d * (low.values[i] + low.slopes[i] * d)
+    if weight:
+        area += weight * (high.areas[i] + d * (high.values[i] + high.slopes[i] * d) - area)
+    return area

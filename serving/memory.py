@@ -34,6 +34,11 @@ class KvMemory:
     sequence_bytes: float
     seats: int
 
+    @classmethod
+    def given(cls, blocks: int, block: int, seats: int) -> KvMemory:
+        """So many blocks and seats as are said, whatever the memory leaves."""
+        return cls(blocks, block, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, seats)
+
     @property
     def tokens(self) -> int:
         """Tokens that all blocks hold."""

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .outcome import FINISHED, REJECTED
+from .outcome import FINISHED, REJECTED, Column
 from .replica import Replica
 from .simulation import Simulation
 
@@ -107,19 +107,24 @@ def energy_of(replica: Replica, end_s: float, bins: int = POWER_POINTS) -> Energ
             working = min(busy / float(c.duration_s.sum()), 1.0)
             above += (static - idle_w) * working
             static *= working
-    # Joules beyond idling up to each edge: whole runs before it, and the part of the run it falls into.
-    before = np.concatenate([[0.0], np.cumsum(above * c.duration_s)])
-    i = np.searchsorted(c.start_s, edges, side="right") - 1
-    inside = np.zeros(edges.size)
-    if n.size:
-        inside = np.where(i >= 0, np.minimum(edges - c.start_s[i], c.duration_s[i]) * above[i], 0.0)
-    power = np.diff(before[np.maximum(i, 0)] + inside) / np.diff(edges) + idle_w
+    power = _binned(c, above, edges) + idle_w
     off = np.zeros(edges.size)
     for since, until in replica.away:
         off += np.clip(edges, since, until) - since
     power -= np.diff(off) / np.diff(edges) * idle_w
     idle = idle_w * max(end_s - busy - float(off[-1]), 0.0)
     return Energy(float(joules.sum()), float(static @ c.duration_s), idle, busy, power)
+
+
+def _binned(c: Column, values: Array, edges: Array) -> Array:
+    """Means over time, between ``edges``, of what has ``values`` during the runs ``c`` and is 0 between them."""
+    # The integral up to each edge: whole runs before it, and the part of the run it falls into.
+    before = np.concatenate([[0.0], np.cumsum(values * c.duration_s)])
+    i = np.searchsorted(c.start_s, edges, side="right") - 1
+    inside = np.zeros(edges.size)
+    if values.size:
+        inside = np.where(i >= 0, np.minimum(edges - c.start_s[i], c.duration_s[i]) * values[i], 0.0)
+    return np.asarray(np.diff(before[np.maximum(i, 0)] + inside) / np.diff(edges))
 
 
 def devices_of(replica: Replica) -> int:
@@ -215,13 +220,7 @@ def _series(replicas: list[Replica], end_s: float) -> dict[str, Any]:
         total = np.zeros(POWER_POINTS)
         for replica in replicas:
             c = replica.runs.columns()
-            values: Array = getattr(c, name)
-            area = np.concatenate([[0.0], np.cumsum(values * c.duration_s)])
-            i = np.searchsorted(c.start_s, edges, side="right") - 1
-            inside = np.zeros(edges.size)
-            if values.size:
-                inside = np.where(i >= 0, np.minimum(edges - c.start_s[i], c.duration_s[i]) * values[i], 0.0)
-            total += np.diff(area[np.maximum(i, 0)] + inside) / np.diff(edges)
+            total += _binned(c, getattr(c, name), edges)
         found[name] = [round(float(x), 4) for x in total]
     return found
 

@@ -60,11 +60,13 @@ class Runs:
 
     def __init__(self) -> None:
         self.flat = array("d")
+        self._columns = Column(*np.zeros((self.WIDTH, 0)))
 
     def columns(self) -> Column:
-        """All runs so far."""
-        flat = np.array(self.flat, dtype=float) if self.flat else np.zeros(0)
-        return Column(*flat.reshape(-1, self.WIDTH).T)
+        """All runs so far, copied when there are more of them than when last asked."""
+        if self._columns.start_s.size != len(self):
+            self._columns = Column(*np.array(self.flat, dtype=float).reshape(-1, self.WIDTH).T)
+        return self._columns
 
     def __len__(self) -> int:
         return len(self.flat) // self.WIDTH

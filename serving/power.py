@@ -17,9 +17,9 @@ def power_w(replica: Replica) -> float:
     n = len(replica.decoding) if plan.decode else 0
     mean = replica.mean + passed if n else 0.0
     if plan.chunks:
-        tokens = sum(q for _, q in plan.chunks)
-        ends = sum(q == s.todo for s, q in plan.chunks)
-        joules = sum(steps.contexts.chunk(q, s.done)[1] for s, q in plan.chunks)
+        chunks, ends = plan.parts()
+        tokens = sum(q for q, _ in chunks)
+        joules = steps.chunks_j(chunks, ends, n, mean, replica.longer if n else 0.0)
         found = steps.mixed_j(*(np.array([x]) for x in (tokens + n, ends, n, mean, joules)))
     else:
         found = steps.decode_j(np.array([n]), np.array([mean]))

@@ -138,11 +138,7 @@ class StepModel:
 
         The first step has ``mean`` cached tokens per sequence, ``mean + longer`` at most.
         """
-        found = self._fixed.get(n)
-        if found is None:
-            device_s = self._decode_tokens.time(self.profile.padded(n)) + self.hop_s(n)
-            found = self._fixed[n] = device_s, *self.profile.overheads(0, n)
-        fixed, host, extra = found
+        fixed, host, extra = self._fixed.get(n) or self._fixed_of(n)
         slower = self.slower[0]
         device_s = (fixed * steps + self.contexts.decode_s(n, mean, longer, steps)) * slower
         if not host:
@@ -151,9 +147,15 @@ class StepModel:
             return device_s + (host + extra) * steps
         return self._hidden(steps, host, lambda k: self.device_decode_s(n, mean, longer, k)) + extra * steps
 
+    def _fixed_of(self, n: int) -> tuple[float, float, float]:
+        """Seconds of a decode step that do not depend on contexts: the devices', the host's, what nothing hides."""
+        device_s = self._decode_tokens.time(self.profile.padded(n)) + self.hop_s(n)
+        found = self._fixed[n] = device_s, *self.profile.overheads(0, n)
+        return found
+
     def device_decode_s(self, n: int, mean: float, longer: float, steps: int = 1) -> float:
         """What the devices take of :meth:`decode_s`."""
-        fixed = self._decode_tokens.time(self.profile.padded(n)) + self.hop_s(n)
+        fixed = (self._fixed.get(n) or self._fixed_of(n))[0]
         return fixed * steps + self.contexts.decode_s(n, mean, longer, steps)
 
     def hosted_s(self, n: int, steps: int, device_s: Callable[[int], float]) -> float:

@@ -6,15 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import InputError
-from ..hw.devices import load_device
+from ..serving.asked import asked
 from ..serving.capacity import capacity
-from ..serving.cluster import Cluster
-from ..serving.engine import load_profile
 from ..serving.run import parse_slo, serve
-from ..workloads.load import load_trace
-from ..workloads.parallel import Parallel, parse_parallel
-from ..workloads.requests import parse_requests
-from ..workloads.techniques import apply_techniques
 from .metrics import Value
 from .spec import Run
 
@@ -23,12 +17,10 @@ Document = dict[str, Any]
 
 def run_served(run: Run) -> Document:
     """The document of ``tokenfab serve`` for ``run``, with ``capacity`` where it gives limits and a ``share``."""
-    degrees = parse_parallel(run.parallel, run.count)
-    trace = apply_techniques(load_trace(run.model), list(run.apply))
-    log = parse_requests(run.requests or "", seed=run.seed)
-    longest = trace.max_context or int((log.prompt + log.output).max())
-    parallel = Parallel(degrees.tp, degrees.pp)
-    cluster = Cluster(trace, load_device(run.device), parallel, degrees.dp, load_profile(run.engine), longest)
+    log, cluster = asked(
+        run.model, run.device, run.requests or "", apply=run.apply, count=run.count, parallel=run.parallel,
+        engine=run.engine, seed=run.seed,
+    )  # fmt: skip
     limits = parse_slo(run.slo)
     document = serve(log, cluster, run.policy, slo=limits, seed=run.seed)[0]
     if run.share is not None:

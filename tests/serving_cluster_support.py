@@ -31,7 +31,7 @@ def steps(device=DEVICE, budget=256):
 
 def small(blocks=64, seats=16):
     """A cache of so many blocks."""
-    return KvMemory(blocks, BLOCK, 0, 0, 0, 0, 0, 0, seats)
+    return KvMemory.given(blocks, BLOCK, seats)
 
 
 def simulation(log, policy, replicas=2, *, blocks=64, seats=16, budget=256, device=DEVICE, **more):

@@ -65,7 +65,7 @@ def cluster_of(
     steps: StubSteps, blocks: int, size: int, seats: int, replicas: int = 1, prefix_caching: bool = True
 ) -> Cluster:
     """Replicas of ``blocks`` blocks of ``size`` tokens whose iterations take what ``steps`` says."""
-    memory = KvMemory(blocks, size, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, seats)
+    memory = KvMemory.given(blocks, size, seats)
     cluster = _Stubbed(
         None, None, replicas=replicas, profile=replace(steps.profile, block=size, seats=seats), blocks=memory,
         prefix_caching=prefix_caching, longest=steps.longest,

@@ -48,7 +48,7 @@ def case(seed: int, faults: bool = False) -> tuple[RequestLog, Cluster, tuple[Fa
     size = int(rng.choice([1, 4, 16]))
     longest = int((log.prompt + log.output).max())
     blocks = max(-(-longest // size) + int(rng.choice([-1, 0, 2, 20, 1000])), 1)
-    memory = KvMemory(blocks, size, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, int(rng.choice([1, 3, 50])))
+    memory = KvMemory.given(blocks, size, int(rng.choice([1, 3, 50])))
     cluster = replace(
         real(), replicas=int(rng.integers(1, 4)), blocks=memory, profile=replace(real().profile, block=size)
     )

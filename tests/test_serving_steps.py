@@ -118,7 +118,7 @@ def test_one_request_served_takes_what_its_estimate_says(name):
     trace, steps = made(name)
     prompt, output = 700, 90
     expected = estimate(trace, steps.device, Request(1, prompt, output))
-    room = KvMemory(1000, 16, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 1)  # whether the model fits is not the question
+    room = KvMemory.given(1000, 16, 1)  # whether the model fits is not the question
     cluster = Cluster(trace, steps.device, longest=4000, blocks=room)
     outcome = simulate(plain([0.0], prompt, output), cluster, "vllm").outcome
     prefill, decode = outcome.first_s[0], outcome.finish_s[0] - outcome.first_s[0]

@@ -33,7 +33,7 @@ from .requests import HARDWARE, MODEL, MODES, Run, fit, read_all, rest
 SUITE = "engine"
 MODE = "run_tokens"
 """Of :data:`.requests.MODES`: what a prompt adds grows with its tokens."""
-HELD = KvMemory(10**7, 16, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 10**4)
+HELD = KvMemory.given(10**7, 16, 10**4)
 """Whatever was measured found room."""
 
 

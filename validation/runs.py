@@ -102,7 +102,7 @@ def cluster_of(run: Run, device: str) -> Cluster:
 def _blocks(run: Run, profile: EngineProfile) -> KvMemory | None:
     if run.blocks is None:
         return None
-    return KvMemory(run.blocks, profile.block, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, profile.seats)
+    return KvMemory.given(run.blocks, profile.block, profile.seats)
 
 
 def means(simulation: Simulation) -> tuple[float, float, float]:

@@ -174,4 +174,4 @@ def parse_policy(text: str) -> tuple[type[Policy], dict[str, Value]]:
     return known[name], read_settings("policy", name, known[name].parameters, settings)
 
 
-__all__ = ["ORDER", "PROMPTS", "ROUTE", "InputError", "Parameter", "Policy", "Value", "parse_policy", "policies"]
+__all__ = ["ORDER", "PROMPTS", "ROUTE", "Parameter", "Policy", "Value", "parse_policy", "policies"]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
+from ...errors import InputError
 from ...settings import Parameter
 from ...workloads.load import load_trace
 from ..memory import KvMemory, beside
@@ -11,7 +12,7 @@ from ..replica import Replica
 from ..scheduling import Plan, Schedule
 from ..speculation import SpeculativeReplica, SpeculativeSteps, expected_tokens
 from ..steps import StepModel
-from . import ORDER, ROUTE, InputError, Policy
+from . import ORDER, ROUTE, Policy
 from .vllm import TokenBudget
 
 CHOSEN = -1

@@ -1,0 +1,30 @@
+"""A request log and a cluster from what a user asks for by name."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from ..hw.devices import load_device
+from ..workloads.load import load_trace
+from ..workloads.parallel import Parallel, parse_parallel
+from ..workloads.request_log import RequestLog
+from ..workloads.requests import parse_requests
+from ..workloads.techniques import apply_techniques
+from .cluster import Cluster
+from .engine import load_profile
+
+
+def asked(
+    model: str, device: str, requests: str, *, apply: Sequence[str] = (), count: int | None = None,
+    parallel: str | None = None, engine: str = "ideal", seed: int = 0, skip_bad: bool = False,
+) -> tuple[RequestLog, Cluster]:  # fmt: skip
+    """What the options of ``tokenfab serve`` name. Raises ``InputError`` for what is not known or accepted.
+
+    A model without a longest context takes the longest request.
+    """
+    degrees = parse_parallel(parallel, count)
+    log = parse_requests(requests, seed=seed, skip_bad=skip_bad)
+    trace = apply_techniques(load_trace(model), apply)
+    longest = trace.max_context or int((log.prompt + log.output).max())
+    stages = Parallel(degrees.tp, degrees.pp)
+    return log, Cluster(trace, load_device(device), stages, degrees.dp, load_profile(engine), longest)
