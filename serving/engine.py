@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,29 @@ def profile_names() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
 
 
-def load_profile(name_or_path: str) -> EngineProfile:
-    """A profile of the package by name, or any profile file by path (``.toml``). Raises ``InputError``."""
+def load_profile(text: str) -> EngineProfile:
+    """A profile of the package by name, or any profile file by path (``.toml``), with numbers of it replaced where
+    ``:key=value,…`` follows. Raises ``InputError``."""
+    name, _, changes = text.partition(":")
+    profile = _read(name)
+    given: dict[str, float | int] = {}
+    for item in filter(None, changes.split(",")):
+        key, _, number = item.partition("=")
+        if key not in RANGES or key in given:
+            raise InputError(f"engine {name}: {item!r}; accepted: {', '.join(RANGES)}, once each, as seats=64")
+        try:
+            value: int | float = int(number) if key in WHOLE else float(number)
+        except ValueError:
+            kind = "whole number" if key in WHOLE else "number"
+            raise InputError(f"engine {name}: {key}: {number!r} is not a {kind}") from None
+        given[key] = _number(key, value, f"engine {name}")
+    if not given:
+        return profile
+    sources = profile.sources | {key: f"given: {text}" for key in given}
+    return replace(profile, name=text, sources=sources, **given)  # type: ignore[arg-type]
+
+
+def _read(name_or_path: str) -> EngineProfile:
     if name_or_path.endswith(".toml"):
         try:
             text = Path(name_or_path).read_text(encoding="utf-8")

@@ -29,6 +29,7 @@ import os
 import tomllib
 from importlib import resources
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -47,7 +48,7 @@ class _Data(BaseModel):
 
 class Run(_Data):
     """One request batch on one device, as ``tokenfab estimate`` takes it; with ``requests`` a stream of them, as
-    ``tokenfab serve`` does (``share`` of them within ``slo``: ``--capacity``)."""
+    ``tokenfab serve`` does (``share`` of them within ``slo``, and ``slowdown``: ``--capacity``)."""
 
     model: str
     device: str
@@ -61,6 +62,7 @@ class Run(_Data):
     policy: str = "vllm"
     engine: str = "ideal"
     slo: str | None = None
+    slowdown: str | None = None
     share: float | None = None
     seed: int = 0
 
@@ -68,11 +70,11 @@ class Run(_Data):
     def command(self) -> str:
         """The command that estimates or serves this run alone."""
         if self.requests is not None:
-            parts = [f"tokenfab serve --model {self.model} --device {self.device} --requests {self.requests}"]
+            parts = [f"tokenfab serve --model {self.model} --device {self.device} --requests {quote(self.requests)}"]
             parts += [f"--apply {text}" for text in self.apply]
-            keys = ("policy", "engine", "count", "parallel", "slo", "share", "seed")
+            keys = ("policy", "engine", "count", "parallel", "slo", "slowdown", "share", "seed")
             options = {"share": "capacity"}
-            parts += [f"--{options.get(k, k)} {v}" for k in keys if (v := getattr(self, k)) is not None]
+            parts += [f"--{options.get(k, k)} {quote(str(v))}" for k in keys if (v := getattr(self, k)) is not None]
             return " ".join(parts)
         parts = [f"tokenfab estimate --model {self.model} --device {self.device}"]
         parts += [f"--apply {text}" for text in self.apply]
@@ -82,7 +84,8 @@ class Run(_Data):
 
 
 class Claim(_Data):
-    """One figure a paper gives. ``reason``: why the model is off, where it is known to be."""
+    """One figure a paper gives. ``reason``: why the model is off, where it is known to be. ``gain``: the figure is by
+    how much ``of`` is above ``over``, as a share of ``over``."""
 
     claim: str = Field(min_length=1)
     source: str = Field(min_length=1)
@@ -92,6 +95,7 @@ class Claim(_Data):
     arguments: dict[str, str | int | float] = {}
     of: str | None = None
     over: str | None = None
+    gain: bool = False
     mean: Mean | None = None
     reason: str | None = None
     not_modelled: str | None = None
@@ -105,6 +109,8 @@ class Claim(_Data):
             raise ValueError("accepted: paper with metric and of, or with figure, or not_modelled with the reason")
         elif self.figure is None and self.arguments:
             raise ValueError("arguments are of a figure; accepted: figure beside them")
+        elif self.gain and self.over is None:
+            raise ValueError("gain is over another run; accepted: over beside it")
         elif self.figure is not None and (self.metric or self.of or self.over or self.mean):
             raise ValueError("a figure is of no run; accepted: claim, source, paper, figure, reason")
         return self

@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from ..simulation import Simulation
 
 ORDER = Parameter("fcfs", "who of the waiting comes first", choices=tuple(ORDERS))
-ROUTE = Parameter("least", "which replica a request goes to", choices=("least", "turns"))
-"""Requests here, or one after another."""
+ROUTE = Parameter("least", "which replica a request goes to", choices=("least", "tokens", "turns"))
+"""The one with the fewest requests, or with the fewest prompt tokens to compute (of those, requests), or in turns."""
 PROMPTS = Parameter(
     "here", "where prompts are computed; elsewhere: their caches come along", choices=("here", "elsewhere")
 )
@@ -117,13 +117,14 @@ class Policy:
         return self.choose([r for r in self.simulation.replicas if r.up], sequence)
 
     def choose(self, replicas: list[Replica], sequence: Sequence) -> Replica | None:
-        """One of ``replicas`` by the setting ``route``: the one with the fewest requests, or in turns."""
+        """One of ``replicas`` by the setting ``route`` (:data:`ROUTE`)."""
         if len(replicas) < 2:
             return replicas[0] if replicas else None
-        if self.settings.get("route", "least") == "turns":
+        route = self.settings.get("route", "least")
+        if route == "turns":
             self._turn += 1
             return replicas[self._turn % len(replicas)]
-        return min(replicas, key=_load)
+        return min(replicas, key=_queue if route == "tokens" else _load)
 
     def prefilled(self, replica: Replica, sequence: Sequence) -> bool:
         """``sequence`` has its first token at ``replica``; True: it goes on elsewhere, which is this policy's doing."""
@@ -153,6 +154,12 @@ class Policy:
 
 def _load(replica: Replica) -> int:
     return replica.load
+
+
+def _queue(replica: Replica) -> tuple[int, int]:
+    """Tokens of prompts that wait or are being computed, and requests."""
+    waiting = sum([s.todo for _, _, s in replica.waiting]) + sum([s.todo for s in replica.prefilling])
+    return waiting, replica.load
 
 
 @cache

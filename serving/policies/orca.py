@@ -14,17 +14,17 @@ class Iteration(Schedule):
     """Whole prompts join the decoding sequences of an iteration; each holds room for its longest cache from the start.
 
     ``most``: sequences at a time; 0: the engine's. ``known``: the room is that of the request's true length, else of
-    the longest the model allows.
+    the longest the model allows. ``batch``: tokens of prompts that join together, a longer one alone; 0: no limit.
     """
 
-    def __init__(self, order: str, most: int, known: bool) -> None:
-        self.order, self.most, self.known = order, most, known
+    def __init__(self, order: str, most: int, known: bool, batch: int = 0) -> None:
+        self.order, self.most, self.known, self.batch = order, most, known, batch
 
     def plan(self, replica: Replica) -> Plan | None:
-        plan = Plan()
+        plan, tokens = Plan(), 0
         while not self.most or len(replica.prefilling) + len(replica.decoding) < self.most:
             first = replica.peek()
-            if first is None:
+            if first is None or (self.batch and plan.chunks and tokens + first.todo > self.batch):
                 break
             whole = first.prompt + first.left
             if not self.known:
@@ -32,7 +32,8 @@ class Iteration(Schedule):
             sequence = replica.admit(whole)
             if sequence is None:
                 break
-            plan.chunks.append((sequence, sequence.prompt - sequence.done))
+            plan.chunks.append((sequence, sequence.todo))
+            tokens += sequence.todo
         return plan if plan.chunks or replica.decoding else None
 
 
@@ -44,13 +45,15 @@ class Orca(Policy):
     source = "Yu et al., Orca, OSDI 2022, sections 3 and 4.2"
     parameters: ClassVar[dict[str, Parameter]] = {
         "most": Parameter(0, "sequences at a time; 0 = the engine's", low=0, high=1e6),
+        "batch": Parameter(0, "tokens of prompts that join together, a longer one alone; 0 = no limit", low=0, high=1e6),
         "reserve": Parameter("known", "room for the true length, or the model's longest", choices=("known", "longest")),
         "order": ORDER,
         "route": ROUTE,
     }
 
     def schedule(self, role: str = "") -> Schedule:
-        return Iteration(self.settings["order"], int(self.settings["most"]), self.settings["reserve"] == "known")
+        s = self.settings
+        return Iteration(s["order"], int(s["most"]), s["reserve"] == "known", int(s["batch"]))
 
 
 POLICY = Orca
