@@ -25,7 +25,7 @@ second query may, where it leaves decoding's gather kernels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -129,8 +129,16 @@ FLASH3 = Kernel(
 """vllm-project/flash-attention hopper: tile_size.h, heuristics.h (should_pack_gqa), flash_prepare_scheduler.cu
 (splits such that the blocks of keys, plus 10 %, are spread over the SMs; none beyond 992 sequences)."""
 
+FLASHINFER = replace(
+    FLASH3, name="FlashInfer, paged", small=((256, 16, 128),), narrow_small=((256, 16, 128),),
+    ctas_per_sm=2, fill=1.0, max_splits=1024, max_split_batch=np.inf,
+)  # fmt: skip
+"""flashinfer-ai/flashinfer: FlashAttention 3's tiles for prompts; tiles of 16 rows where a KV head's queries are no more
+(utils.cuh, FA2DetermineCtaTileQ), split into two blocks per SM at most (scheduler.cuh, PrefillBinarySearchKVChunkSize).
+Their 128 keys are assumed: four warps' two products of 16."""
 
-LIBRARIES = {"flash-2": FLASH2, "flash-3": FLASH3}
+
+LIBRARIES = {"flash-2": FLASH2, "flash-3": FLASH3, "flash-infer": FLASHINFER}
 """By the name that ``[kernels.attention] library`` of a device file gives."""
 
 

@@ -201,7 +201,7 @@ class Replica(Batch):
                 heappop(self.waiting)
                 continue
             hit = near = far = 0
-            if sequence.node >= 0 and pool.prefixes:
+            if sequence.node >= 0 and pool.prefixes and not sequence.brought:
                 most = (sequence.prompt - 1) // pool.size
                 hit = min(pool.cached(sequence.node) // pool.size, most)
                 if self.tiers is not None:
@@ -218,8 +218,9 @@ class Replica(Batch):
             self._serial += 1
             sequence.serial = self._serial
             i = sequence.index
-            sequence.done = (hit + near + far) * pool.size
-            outcome.cached[i] += sequence.done
+            found = (hit + near + far) * pool.size
+            outcome.cached[i] += found
+            sequence.done, sequence.brought = sequence.brought or found, 0
             if outcome.scheduled_s[i] != outcome.scheduled_s[i]:  # not a number yet
                 outcome.scheduled_s[i] = self.simulation.now
             if near or far:

@@ -43,13 +43,13 @@ def reproduce(system: System, step: Callable[[str], None] = lambda text: None) -
         except InputError as error:
             raise InputError(f"system {system.name}, claim {claim.claim!r}: {error}") from None
         paper = claim.paper or 1.0
-        names = [n for n in (claim.of, claim.over) if n]
+        names = (claim.of, claim.over)
         rows.append(
             row
             | {
                 "model": value.value, "ratio": value.value / paper, "interval": [value.low, value.high],
                 "status": status(value.value / paper), "reason": claim.reason, "source": claim.source,
-                "metric": claim.metric or claim.figure, "runs": [run.command for n in names for run in system.runs[n]],
+                "metric": claim.metric or claim.figure, "runs": [run.command for n in names for run in system.runs_of(n)],
             }
         )  # fmt: skip
     return rows
@@ -92,9 +92,9 @@ def _value(
         found = done[run]
         return SERVED[name][1](found) if isinstance(found, Served) else _whole(metrics[name][1](*found))
 
-    values = [of(run) for run in system.runs[claim.of or ""]]
+    values = [of(run) for run in system.runs_of(claim.of)]
     if claim.over is not None:
-        base = [of(run) for run in system.runs[claim.over]]
+        base = [of(run) for run in system.runs_of(claim.over)]
         values = [v.over(b) for v, b in zip(values, base * (len(values) // len(base)), strict=True)]
         if claim.gain:
             values = [Value(*(x - 1 for x in v)) for v in values]

@@ -11,7 +11,7 @@
     paper = 6.0
     metric = "tokens_per_joule"              one of :mod:`.metrics`
     of = "u280"                              the metric of this run …
-    over = "v100s"                           … over that of this one, where there is one
+    over = "v100s"                           … over that of this one, where there is one; lists of runs are one grid
 
 A claim about a part of a machine, not about a request, names a ``figure`` in place of ``metric`` and ``of``: one
 that a module of ``hw/`` or ``validation/`` computes (:func:`.metrics.known_figures`), with its ``arguments``.
@@ -39,6 +39,7 @@ from ..files import first_problem
 
 MOST_RUNS = 1000
 """Runs that one grid may have."""
+Names = str | tuple[str, ...]
 Mean = Literal["arithmetic", "geometric", "maximum", "minimum"]
 
 
@@ -93,8 +94,8 @@ class Claim(_Data):
     metric: str | None = None
     figure: str | None = None
     arguments: dict[str, str | int | float] = {}
-    of: str | None = None
-    over: str | None = None
+    of: Names | None = None
+    over: Names | None = None
     gain: bool = False
     mean: Mean | None = None
     reason: str | None = None
@@ -116,6 +117,11 @@ class Claim(_Data):
         return self
 
 
+def named(names: Names | None) -> tuple[str, ...]:
+    """One name, several, or none."""
+    return (names,) if isinstance(names, str) else names or ()
+
+
 class System(_Data):
     """A system file. ``runs`` holds each name's runs, grids opened out."""
 
@@ -134,15 +140,19 @@ class System(_Data):
             return raw
         return {name: _opened(name, run) for name, run in raw.items()}
 
+    def runs_of(self, names: Names | None) -> tuple[Run, ...]:
+        """The runs of a name, or of several one after another."""
+        return tuple(run for name in named(names) for run in self.runs[name])
+
     @model_validator(mode="after")
     def _named(self) -> System:
         asked = set()
         for claim in self.claims:
-            for name in (claim.of, claim.over):
-                if name is not None and name not in self.runs:
+            for name in (*named(claim.of), *named(claim.over)):
+                if name not in self.runs:
                     raise ValueError(f"claim {claim.claim!r}: {unknown_name('run', name, self.runs)}")
                 asked.add(name)
-            many, base = (len(self.runs[n]) if n else 1 for n in (claim.of, claim.over))
+            many, base = (len(self.runs_of(n)) or 1 for n in (claim.of, claim.over))
             if base not in (1, many):
                 raise ValueError(f"claim {claim.claim!r}: {many} runs over {base}; accepted: as many, or one")
             if (many > 1) != (claim.mean is not None):

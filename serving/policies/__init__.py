@@ -29,6 +29,8 @@ if TYPE_CHECKING:
 ORDER = Parameter("fcfs", "who of the waiting comes first", choices=tuple(ORDERS))
 ROUTE = Parameter("least", "which replica a request goes to", choices=("least", "tokens", "turns"))
 """The one with the fewest requests, or with the fewest prompt tokens to compute (of those, requests), or in turns."""
+ADMIT = Parameter("prompt", "room that a request has to find: its prompt's, or its whole length's",
+                  choices=("prompt", "whole"))  # fmt: skip
 PROMPTS = Parameter(
     "here", "where prompts are computed; elsewhere: their caches come along", choices=("here", "elsewhere")
 )
@@ -113,7 +115,7 @@ class Policy:
     def route(self, sequence: Sequence) -> Replica | None:
         """The replica that ``sequence`` goes to; None while there is none."""
         if self.settings.get("prompts") == "elsewhere":
-            sequence.parked, sequence.done = True, sequence.prompt - 1
+            sequence.brought = sequence.prompt - 1
         return self.choose([r for r in self.simulation.replicas if r.up], sequence)
 
     def choose(self, replicas: list[Replica], sequence: Sequence) -> Replica | None:
@@ -181,4 +183,4 @@ def parse_policy(text: str) -> tuple[type[Policy], dict[str, Value]]:
     return known[name], read_settings("policy", name, known[name].parameters, settings)
 
 
-__all__ = ["ORDER", "PROMPTS", "ROUTE", "Parameter", "Policy", "Value", "parse_policy", "policies"]
+__all__ = ["ADMIT", "ORDER", "PROMPTS", "ROUTE", "Parameter", "Policy", "Value", "parse_policy", "policies"]

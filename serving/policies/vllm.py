@@ -9,18 +9,19 @@ from ..replica import Replica
 from ..scheduling import Plan, Schedule
 from ..sequence import Sequence
 from ..tiers import TIERS
-from . import ORDER, PROMPTS, ROUTE, Policy
+from . import ADMIT, ORDER, PROMPTS, ROUTE, Policy
 
 
 class TokenBudget(Schedule):
     """Every running sequence gets its tokens first, then prompts in chunks until ``budget`` is spent.
 
     Blocks are taken as caches grow; where there are none left, the sequence that was admitted last is preempted.
-    ``tile``: chunks that do not end a prompt are cut to a multiple of it.
+    ``tile``: chunks that do not end a prompt are cut to a multiple of it. ``whole``: who is admitted holds room for its
+    whole length from the start.
     """
 
-    def __init__(self, order: str = "fcfs", budget: int = 0, tile: int = 1) -> None:
-        self.order, self.budget, self.tile = order, budget, tile
+    def __init__(self, order: str = "fcfs", budget: int = 0, tile: int = 1, whole: bool = False) -> None:
+        self.order, self.budget, self.tile, self.whole = order, budget, tile, whole
 
     def limit(self, replica: Replica) -> int:
         return self.budget or replica.profile.budget
@@ -35,9 +36,13 @@ class TokenBudget(Schedule):
         plan = Plan(most=1 if preempted else 1 << 30)  # the next iteration may admit again
         for sequence in replica.prefilling:
             left -= self._chunk(plan, sequence, left)
-        while left > 0 and not preempted and (admitted := replica.admit()) is not None:
+        while left > 0 and not preempted and (admitted := self._admit(replica)) is not None:
             left -= self._chunk(plan, admitted, left)
         return plan if plan.chunks or replica.decoding else None
+
+    def _admit(self, replica: Replica) -> Sequence | None:
+        first = replica.peek() if self.whole else None
+        return replica.admit(None if first is None else first.prompt + first.left)
 
     def _chunk(self, plan: Plan, sequence: Sequence, left: int) -> int:
         tokens = min(sequence.prompt - sequence.done, left)
@@ -68,13 +73,15 @@ class Vllm(Policy):
     parameters: ClassVar[dict[str, Parameter]] = {
         "budget": Parameter(0, "most tokens of an iteration; 0 = the engine's", low=0, high=1e6),
         "prompts": PROMPTS,
+        "admit": ADMIT,
         "order": ORDER,
         "route": ROUTE,
         **TIERS,
     }
 
     def schedule(self, role: str = "") -> Schedule:
-        return TokenBudget(self.settings["order"], int(self.settings["budget"]))
+        s = self.settings
+        return TokenBudget(s["order"], int(s["budget"]), whole=s["admit"] == "whole")
 
 
 POLICY = Vllm
