@@ -35,7 +35,8 @@ def serve(
         list[str] | None, typer.Option(help="As replica=3,at=10,for=60 or link=NAME,at=…,for=…,factor=0.1. Repeatable.")
     ] = None,
     find: Annotated[
-        float | None, typer.Option("--capacity", help="Highest rate at which this share of requests keeps --slo, and --slowdown.")
+        float | None,
+        typer.Option("--capacity", help="Highest rate at which this share of requests keeps --slo (and --slowdown)."),
     ] = None,
     timeline: Annotated[Path | None, typer.Option(help="Write a Perfetto timeline here (.json).")] = None,
     interval: Annotated[bool, typer.Option(help="Repeat at both ends of the cost model's interval.")] = True,

@@ -133,9 +133,9 @@ FLASHINFER = replace(
     FLASH3, name="FlashInfer, paged", small=((256, 16, 128),), narrow_small=((256, 16, 128),),
     ctas_per_sm=2, fill=1.0, max_splits=1024, max_split_batch=np.inf,
 )  # fmt: skip
-"""flashinfer-ai/flashinfer: FlashAttention 3's tiles for prompts; tiles of 16 rows where a KV head's queries are no more
-(utils.cuh, FA2DetermineCtaTileQ), split into two blocks per SM at most (scheduler.cuh, PrefillBinarySearchKVChunkSize).
-Their 128 keys are assumed: four warps' two products of 16."""
+"""flashinfer-ai/flashinfer: FlashAttention 3's tiles for prompts; tiles of 16 rows where a KV head's queries are no
+more (utils.cuh, FA2DetermineCtaTileQ), split into two blocks per SM at most (scheduler.cuh,
+PrefillBinarySearchKVChunkSize). Their 128 keys are assumed: four warps' two products of 16."""
 
 
 LIBRARIES = {"flash-2": FLASH2, "flash-3": FLASH3, "flash-infer": FLASHINFER}

@@ -17,7 +17,7 @@ section 4.3).
 Prompts are computed whole on a model device, attention too; their keys and values go to the attention devices
 meanwhile, and the cached part of a chunk's prompt comes back; a chunk of one token is a decoding sequence's. Wires: one
 per device, as many at a time as the side with fewer devices has; bandwidth and latency are those of the slower of the
-two devices' links to a host, else of their widest. 
+two devices' links to a host, else of their widest.
 
 With ``overlap``, queries are sent first: attention over what is cached goes on while the new tokens' keys and values
 are projected (h seconds, the share of their columns in the products that make them) and sent (w), and takes those in at

@@ -99,7 +99,7 @@ def load_profile(text: str) -> EngineProfile:
         given[key] = _number(key, value, f"engine {name}")
     if not given:
         return profile
-    sources = profile.sources | {key: f"given: {text}" for key in given}
+    sources = profile.sources | dict.fromkeys(given, f"given: {text}")
     return replace(profile, name=text, sources=sources, **given)  # type: ignore[arg-type]
 
 

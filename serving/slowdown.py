@@ -33,7 +33,7 @@ Array = npt.NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Slowdowns:
-    """``limits``: of ``ttft``, ``tpot``, ``e2e`` those of the quantiles p50, p90, p99; fewer than three: the first ones.
+    """``limits``: of ``ttft``, ``tpot``, ``e2e`` those of the quantiles p50, p90, p99; fewer than three: the first.
 
     ``device``, ``engine``: where the request alone runs, in as many devices as the replicas that are judged; nothing:
     the cluster's own.
@@ -66,8 +66,11 @@ class Slowdowns:
     def of(self, simulation: Simulation, alone: Mapping[str, Array]) -> dict[str, Array]:
         """Slowdowns of each request: infinite where it did not finish, NaN where it has no such time."""
         lat = Latencies.of(simulation)
-        times = {key: getattr(lat, f"{key}_s") / alone[key] for key in SLO_KEYS}
-        return {key: np.where(lat.finished, x, np.where(np.isnan(alone[key]), np.nan, np.inf)) for key, x in times.items()}
+        found = {}
+        for key in SLO_KEYS:
+            missing = np.where(np.isnan(alone[key]), np.nan, np.inf)
+            found[key] = np.where(lat.finished, getattr(lat, f"{key}_s") / alone[key], missing)
+        return found
 
     def attained(self, simulation: Simulation, alone: Mapping[str, Array]) -> float:
         """Of all limits, the least share of requests within it over its quantile, at most 1: 1 where all hold."""

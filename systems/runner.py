@@ -43,13 +43,13 @@ def reproduce(system: System, step: Callable[[str], None] = lambda text: None) -
         except InputError as error:
             raise InputError(f"system {system.name}, claim {claim.claim!r}: {error}") from None
         paper = claim.paper or 1.0
-        names = (claim.of, claim.over)
+        asked = [run for names in (claim.of, claim.over) for run in system.runs_of(names)]
         rows.append(
             row
             | {
                 "model": value.value, "ratio": value.value / paper, "interval": [value.low, value.high],
                 "status": status(value.value / paper), "reason": claim.reason, "source": claim.source,
-                "metric": claim.metric or claim.figure, "runs": [run.command for n in names for run in system.runs_of(n)],
+                "metric": claim.metric or claim.figure, "runs": [run.command for run in asked],
             }
         )  # fmt: skip
     return rows
@@ -64,7 +64,10 @@ def status(ratio: float) -> str:
 
 
 def _value(
-    claim: Claim, system: System, done: dict[Run, tuple[Estimate, Trace] | Served], shared: dict[object, Cluster],
+    claim: Claim,
+    system: System,
+    done: dict[Run, tuple[Estimate, Trace] | Served],
+    shared: dict[object, Cluster],
     step: Callable[[str], None],
 ) -> Value:
     if claim.figure is not None:

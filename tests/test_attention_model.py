@@ -16,6 +16,7 @@ from tokenfab.hw.attention import (
     EXPONENTIALS_PER_CLOCK,
     FLASH2,
     FLASH3,
+    FLASHINFER,
     LOAD_BYTES_PER_CLOCK,
     OPTIONAL,
     SOFTMAX_SHARE,
@@ -276,3 +277,21 @@ def test_the_fit_finds_constants_that_made_the_times():
     truth_like = replace(calls, seconds=calls.predict(CARD, HOPPER, FLASH3))
     start = replace(HOPPER, **{name: 0.9 * getattr(HOPPER, name) for name in BOUNDS})
     assert errors(truth_like, CARD, fit([truth_like], CARD, FLASH3, start), FLASH3)[0] < 0.005
+
+
+def test_tiles_of_sixteen_rows_keep_up_with_the_memory_of_a_card_whose_matrix_rate_is_capped():
+    """QwQ-32B on four H20s, 64 sequences of 13,000 tokens: sgl-project/sglang issue 5630 has 908 tokens/s with
+    FlashAttention 3, 2,014 with FlashInfer, in steps whose weights take 4.5 ms at least."""
+    device = load_device("h20")
+    card, (constants, kernel) = card_of(device), attention_kernels(device)
+    assert kernel is FLASHINFER
+    shape = (64, 13000, 10, 2, 128, 128)
+    sixteen, sixty_four = (64 * decode_time(*shape, card, constants, k) for k in (FLASHINFER, FLASH3))
+    floor = 64 * 64 * 13000 * 2 * 256 * 2 / 4e12
+    assert floor / 0.93 < sixteen < floor / 0.75
+    assert sixty_four > 2 * floor
+    assert 908 < 64 / (sixty_four + 0.0045) < 64 / (sixteen + 0.0045) < 1.6 * 2014
+    wide = (8, 2048, 2048, 32, 8, 128, 128)  # prompts take the same tiles
+    assert prefill_time(*wide, card, constants, FLASHINFER) == pytest.approx(
+        prefill_time(*wide, card, constants, FLASH3), rel=0.02
+    )

@@ -45,7 +45,7 @@ class Orca(Policy):
     source = "Yu et al., Orca, OSDI 2022, sections 3 and 4.2"
     parameters: ClassVar[dict[str, Parameter]] = {
         "most": Parameter(0, "sequences at a time; 0 = the engine's", low=0, high=1e6),
-        "batch": Parameter(0, "tokens of prompts that join together, a longer one alone; 0 = no limit", low=0, high=1e6),
+        "batch": Parameter(0, "tokens of prompts that join together, or one prompt; 0 = no limit", low=0, high=1e6),
         "reserve": Parameter("known", "room for the true length, or the model's longest", choices=("known", "longest")),
         "order": ORDER,
         "route": ROUTE,
