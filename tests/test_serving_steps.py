@@ -103,9 +103,11 @@ def test_prompts_cost_what_the_cost_model_says(name):
 
 def test_tables_are_off_by_what_the_documents_say():
     """docs/serving-core.md: means of 0.06 and 0.32 %, at most 0.4 and 1.4 %."""
-    few, many = (errors("llama-2-7b", "a100-80g-sxm", batches, False, 60) for batches in BATCHES)
-    assert few.mean() < 1e-3 and few.max() < 5e-3
-    assert 1e-3 < many.mean() < 5e-3 and many.max() < 0.02
+    few, many = (errors("llama-2-7b", "a100-80g-sxm", batches, False, 30) for batches in BATCHES)
+    assert few.mean() < 1e-3
+    assert few.max() < 5e-3
+    assert 1e-3 < many.mean() < 5e-3
+    assert many.max() < 0.02
 
 
 def test_a_batch_with_one_long_sequence_costs_what_the_cost_model_says():

@@ -41,11 +41,11 @@ def errors(model: str, device: str, batches: tuple[int, int], uneven: bool, poin
         n = int(np.exp(rng.uniform(np.log(low), np.log(high))))
         mean = float(round(np.exp(rng.uniform(*np.log(CONTEXTS)))))
         # n sequences of that mean: the longest has n times it at most.
-        longer = float(rng.integers(0, min(LONGER, (n - 1) * mean))) if uneven and n > 1 else 0.0
+        longer = float(rng.integers(0, int(min(LONGER, (n - 1) * mean)))) if uneven and n > 1 else 0.0
         asked = apply_techniques(trace, [f"load:skew={(mean + 1 + longer) / (mean + 1)!r}"]) if longer else trace
         tile = mean + TILE * ((np.arange(16) + 0.5) / 16 - 0.5)
         found.append(steps.decode_s(n, mean, longer) / cost(asked, steps.device, n, 1, tile).latency_s.mean() - 1)
-    return np.abs(np.array(found))
+    return np.asarray(np.abs(np.array(found, dtype=float)))
 
 
 def main() -> None:
