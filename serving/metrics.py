@@ -111,8 +111,12 @@ def energy_of(replica: Replica, end_s: float, bins: int = POWER_POINTS) -> Energ
     for since, until in replica.away:
         off += np.clip(edges, since, until) - since
     power -= np.diff(off) / np.diff(edges) * idle_w
-    idle = idle_w * max(end_s - busy - float(off[-1]), 0.0)
-    return Energy(float(joules.sum()), float(static @ c.duration_s), idle, busy, power)
+    idle_s = end_s - busy - float(off[-1])
+    if idle_s < 1e-9 * end_s:  # nothing but rounding is left of a run that never waited
+        idle_s = 0.0
+    if end_s <= 0:
+        power[:] = 0.0
+    return Energy(float(joules.sum()), float(static @ c.duration_s), idle_w * idle_s, busy, power)
 
 
 def _binned(c: Column, values: Array, edges: Array) -> Array:
