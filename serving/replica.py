@@ -214,9 +214,8 @@ class Replica(Batch):
             used = pool.refer(sequence.node, hit * pool.size) if hit else {}
             pool.take(need)
             heappop(self.waiting)
-            sequence.used, sequence.shared, sequence.blocks = used, hit, need
             self._serial += 1
-            sequence.serial = self._serial
+            sequence.used, sequence.shared, sequence.blocks, sequence.serial = used, hit, need, self._serial
             i = sequence.index
             found = (hit + near + far) * pool.size
             outcome.cached[i] += found
