@@ -108,7 +108,7 @@ SERVED: dict[str, tuple[str, Callable[[Served], Value]]] = {
     ),
     "served_mean_batch": (
         "sequences of a decoding iteration, on average over time",
-        lambda d: Value.exact(d["utilisation"]["mean_batch"]),
+        lambda d: _told(d, "utilisation.mean_batch"),
     ),
     "served_bubbles": (
         "share of their time in which the devices wait",
