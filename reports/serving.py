@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .policy_figures import policy_figures
 from .terminal import say, si, span, table
 
 Document = dict[str, Any]
@@ -46,6 +47,8 @@ def serving_summary(document: Document) -> None:
         note = f"; {found['note']}" if found["note"] else ""
         say(f"capacity: {found['rate']:.4g} requests/s keep the limits for {found['attained']:.1%} of the requests"
             f"{above} ({found['runs']} runs){note}")  # fmt: skip
+    for name, figures in policy_figures(document):
+        say(f"{name}: {', '.join(f'{what} {how}' for what, how in figures)}")
     for rejection in document["rejections"]:
         say(f"rejected: request {rejection['request']}: {rejection['reason']}")
 
@@ -61,7 +64,7 @@ def _row(document: Document, key: str, name: str) -> list[str]:
 
 
 def _interval(document: Document, path: str, unit: str = "") -> str:
-    """ [low–high] of a figure that has an interval, to stand behind it."""
+    """[low–high] of a figure that has an interval, to stand behind it."""
     found = document.get("interval", {}).get(path)
     return "" if found is None else f" [{span(found, unit)}]"
 
