@@ -17,8 +17,8 @@ from ..errors import InputError, unknown_name
 RANGES: dict[str, tuple[float, float]] = {
     "utilisation": (0.01, 1.0), "reserved_bytes": (0.0, 1e13), "block": (1, 1024), "budget": (1, 10**7),
     "seats": (1, 10**6), "host_s": (0.0, 10.0), "host_sequence_s": (0.0, 1.0), "asynchronous": (0, 1),
-    "sampler": (0, 1), "one_attention": (0, 1), "step_s": (0.0, 10.0), "sequence_s": (0.0, 1.0), "prompt_s": (0.0, 10.0),
-    "prompt_token_s": (0.0, 1.0),
+    "sampler": (0, 1), "one_attention": (0, 1), "step_s": (0.0, 10.0), "sequence_s": (0.0, 1.0),
+    "prompt_s": (0.0, 10.0), "prompt_token_s": (0.0, 1.0),
 }  # fmt: skip
 """Keys of a profile, and what they may be."""
 WHOLE = ("block", "budget", "seats", "asynchronous", "sampler", "one_attention")
