@@ -136,7 +136,7 @@ class ContextTable:
         self.reach = reach
         self.at = knots(int(reach))
         self._knots: list[float] = self.at.tolist()
-        self._curves: dict[tuple[int, int], Curve] = {}
+        self._curves: dict[int, Curve] = {}
         self._occupied: dict[int, Array] = {}
         self._start: tuple[int, float, float] | None = None
         self._before = self._weight = 0.0
@@ -201,10 +201,11 @@ class ContextTable:
         return integral(self._knots, low, high, weight, mean + steps - 0.5) - first
 
     def _curve(self, n: int, level: int) -> Curve:
-        found = self._curves.get((n, level))
+        key = n * len(LONGER) + level
+        found = self._curves.get(key)
         if found is None:
             (t0, t1), w = self._pair(n, level, 1)
-            found = self._curves[n, level] = Curve(self.at, t0 + w * (t1 - t0))
+            found = self._curves[key] = Curve(self.at, t0 + w * (t1 - t0))
         return found
 
     def _pair(self, n: int, level: int, which: int) -> tuple[tuple[Array, Array], float]:

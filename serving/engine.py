@@ -65,6 +65,11 @@ class EngineProfile:
             return tokens
         return self.graphs[bisect_left(self.graphs, tokens)]
 
+    @property
+    def bare(self) -> bool:
+        """Whether iterations take what the devices take and nothing else."""
+        return self.overheads(1, 1) == (0.0, 0.0)
+
     def overheads(self, prompt_tokens: int, sequences: int) -> tuple[float, float]:
         """Seconds of an iteration on the host, and what nothing hides."""
         extra = self.step_s + self.sequence_s * sequences

@@ -64,10 +64,11 @@ def serve(
 
 
 INTERVALS = (
-    ("ttft_s", "mean"), ("ttft_s", "p50"), ("ttft_s", "p90"), ("ttft_s", "p99"), ("tpot_s", "mean"), ("tpot_s", "p99"),
-    ("itl_s", "mean"), ("e2e_s", "mean"), ("e2e_s", "p50"), ("e2e_s", "p90"), ("e2e_s", "p99"),
-    ("throughput_tokens_per_s",), ("goodput_requests_per_s",), ("energy_per_token_j",), ("cost_usd_per_mtoken",),
-    ("simulated_s",),
+    *((key, q) for key in ("ttft_s", "tpot_s", "itl_s", "e2e_s", "queue_s") for q in ("mean", "p50", "p90", "p99")),
+    ("throughput_tokens_per_s",), ("throughput_requests_per_s",), ("goodput_requests_per_s",), ("slo", "attained"),
+    ("energy_per_token_j",), ("cost_usd_per_mtoken",), ("power_w", "mean"), ("power_w", "peak"),
+    ("utilisation", "busy"), ("utilisation", "mean_batch"), ("kv_blocks", "peak"), ("kv_blocks", "occupancy_mean"),
+    ("preemptions",), ("simulated_s",),
 )  # fmt: skip
 """Figures that a result gives an interval of."""
 

@@ -27,8 +27,10 @@ class TokenBudget(Schedule):
         return self.budget or replica.profile.budget
 
     def plan(self, replica: Replica) -> Plan | None:
-        preempted = bool(replica.decoding) and self._make_room(replica)
-        if replica.leaving and replica.grown(1) > replica.pool.free:
+        pool = replica.pool
+        short = replica.decoding and replica.grown(1) > pool.total - pool.held
+        preempted = bool(short) and self._make_room(replica)
+        if replica.tiers is not None and replica.leaving and replica.grown(1) > replica.pool.free:
             return None  # until what is on its way out has left room
         if not (replica.waiting or replica.prefilling):
             return Plan() if replica.decoding else None
@@ -36,7 +38,7 @@ class TokenBudget(Schedule):
         plan = Plan(most=1 if preempted else 1 << 30)  # the next iteration may admit again
         for sequence in replica.prefilling:
             left -= self._chunk(replica, plan, sequence, left)
-        while left > 0 and not preempted and (admitted := replica.admit()) is not None:
+        while left > 0 and replica.waiting and not preempted and (admitted := replica.admit()) is not None:
             left -= self._chunk(replica, plan, admitted, left)
         return plan if plan.chunks or replica.decoding else None
 
