@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .policy_figures import policy_figures
 from .terminal import say, si, span, table
 
 Document = dict[str, Any]
@@ -48,6 +49,8 @@ def serving_summary(document: Document) -> None:
         note = f"; {found['note']}" if found["note"] else ""
         say(f"capacity: {found['rate']:.4g} requests/s keep the limits for {found['attained']:.1%} of the requests"
             f"{above} ({found['runs']} runs){note}")  # fmt: skip
+    for name, figures in policy_figures(document):
+        say(f"{name}: {', '.join(f'{what} {how}' for what, how in figures)}")
     for rejection in document["rejections"]:
         say(f"rejected: request {rejection['request']}: {rejection['reason']}")
 

@@ -43,13 +43,14 @@ def serve(
     """
     start = time.perf_counter()
     simulation = simulate(log, cluster, policy, seed=seed, faults=faults)
+    figures = simulation.policy.result()
     document = {
         "schema": SCHEMA, "version": VERSION, "tokenfab": __version__, "model": cluster.trace.model,
         "applied": list(cluster.trace.applied), "device": cluster.device.name, "parallel": str(cluster.parallel),
         "replicas": cluster.replicas, "policy": described(simulation.policy), "engine": cluster.profile.name,
         "profile": profiled(cluster.profile),
         "workload": {"source": log.source, "requests": len(log), "left_out": list(log.left_out)},
-        **metrics(simulation, slo), **simulation.policy.result(),
+        **metrics(simulation, slo), **figures, "policy_figures": list(figures),
         "memory": {role or "replica": _memory(m) for role, m in simulation.policy.memory.items()},
         "seed": seed,
     }  # fmt: skip

@@ -82,7 +82,7 @@ class StepModel:
         self._compiled = compiled = compile_trace(self.share)
         self.model = self._prepared(compiled)
         mixed = getattr(kind_modules().get(device.kind), "mixed_attention", None)
-        self._mixed = mixed(compiled, device) if mixed is not None else None
+        self._mixed = mixed(compiled, device) if mixed is not None and self.profile.one_attention else None
         token, sequence, context = sorts(compiled)
         found = busy_of(self.model.rows(compiled.basis_at(1.0, 1.0, 1.0)), self.model.reasons) if self.overlaps else {}
         self.resources = tuple(sorted(found))

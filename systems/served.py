@@ -7,13 +7,17 @@ from dataclasses import replace
 from functools import cached_property
 from typing import Any
 
+import numpy as np
+
 from ..errors import InputError
 from ..serving.asked import asked
 from ..serving.capacity import Capacity, capacity
 from ..serving.cluster import Cluster
+from ..serving.outcome import FINISHED
 from ..serving.run import parse_slo, serve
 from ..serving.slowdown import parse_slowdowns
 from ..workloads.request_log import RequestLog
+from ..workloads.trace import Trace
 from .metrics import Value
 from .spec import Run
 
@@ -41,9 +45,13 @@ class Served:
 
     @cached_property
     def document(self) -> dict[str, Any]:
-        """The document of ``tokenfab serve``."""
-        run = self.run
-        return serve(*self.asked, run.policy, slo=parse_slo(run.slo), seed=run.seed)[0]
+        """The document of ``tokenfab serve``, and ``weight_flops`` of all tokens of finished requests, prompts' and
+        answers'."""
+        run, (log, cluster) = self.run, self.asked
+        document, simulation = serve(log, cluster, run.policy, slo=parse_slo(run.slo), seed=run.seed)
+        finished = np.frombuffer(bytes(simulation.outcome.state), dtype=np.uint8) == FINISHED
+        flops = weight_flops(cluster.trace)
+        return document | {"weight_flops": float((log.prompt + log.output)[finished].sum()) * flops}
 
     @cached_property
     def capacity(self) -> Capacity:
@@ -53,6 +61,12 @@ class Served:
             raise InputError("served_capacity needs a run with share, and slo or slowdown")
         slowdowns = parse_slowdowns(run.slowdown)
         return capacity(*self.asked, run.policy, parse_slo(run.slo), run.share, run.seed, slowdowns)
+
+
+def weight_flops(trace: Trace) -> float:
+    """FLOPs of a token's products by weights, the head's too: two per parameter that it meets."""
+    products = (op.flops * count for op, count in trace.operators() if op.kind in ("matmul", "experts"))
+    return sum(float(flops(1.0, 1.0, 0.0)) for flops in products)
 
 
 def _told(document: Served, path: str) -> Value:
@@ -86,6 +100,10 @@ SERVED: dict[str, tuple[str, Callable[[Served], Value]]] = {
         "tokens written per second and device",
         lambda d: _scaled(_told(d, "throughput_tokens_per_s"), 1 / d["utilisation"]["devices"]),
     ),
+    "served_flops_per_s_per_device": (
+        "two operations per weight that a token meets, of prompts and answers, per second and device",
+        lambda d: _scaled(_told(d, "simulated_s").inverse(d["weight_flops"]), 1 / d["utilisation"]["devices"]),
+    ),
     "served_tokens_per_usd": (
         "tokens written per US dollar",
         lambda d: _told(d, "cost_usd_per_mtoken").inverse(1e6),
@@ -113,6 +131,10 @@ SERVED: dict[str, tuple[str, Callable[[Served], Value]]] = {
     "served_bubbles": (
         "share of their time in which the devices wait",
         lambda d: Value.exact(1 - d["utilisation"]["busy"]),
+    ),
+    "served_bubble_s": (
+        "seconds that a device waits per request",
+        lambda d: _scaled(_told(d, "simulated_s"), (1 - d["utilisation"]["busy"]) / d["requests"]["finished"]),
     ),
 }
 """Name → what it is, and how it is told of a serving document."""

@@ -31,6 +31,8 @@ ROUTE = Parameter("least", "which replica a request goes to", choices=("least", 
 """The one with the fewest requests, or with the fewest prompt tokens to compute (of those, requests), or in turns."""
 ADMIT = Parameter("prompt", "room that a request has to find: its prompt's, or its whole length's",
                   choices=("prompt", "whole"))  # fmt: skip
+MOST = Parameter(0, "sequences of a batch at a time, at most the engine's; 0 = the engine's", low=0, high=1e6)
+"""A replica has one batch, one with pipeline stages as many as it has stages."""
 PROMPTS = Parameter(
     "here", "where prompts are computed; elsewhere: their caches come along", choices=("here", "elsewhere")
 )
@@ -94,6 +96,8 @@ class Policy:
         stages = steps.parallel.pp
         pool = BlockPool(memory.blocks // stages, memory.block, *shared)
         seats = max(memory.seats // stages, 1)
+        if self.parameters.get("most") is MOST and self.settings["most"]:
+            seats = min(seats, int(self.settings["most"]))
         replica = self.kind(self.simulation, number, steps, pool, self.schedule(role), seats, role)
         if self.settings.get("preempt") == "swap" or self.settings.get("spill", "no") != "no":
             replica.tiers = Tiers(replica, CacheBytes(self.cluster.trace), self.settings)
@@ -183,4 +187,4 @@ def parse_policy(text: str) -> tuple[type[Policy], dict[str, Value]]:
     return known[name], read_settings("policy", name, known[name].parameters, settings)
 
 
-__all__ = ["ADMIT", "ORDER", "PROMPTS", "ROUTE", "Parameter", "Policy", "Value", "parse_policy", "policies"]
+__all__ = ["ADMIT", "MOST", "ORDER", "PROMPTS", "ROUTE", "Parameter", "Policy", "Value", "parse_policy", "policies"]

@@ -7,24 +7,23 @@ from typing import ClassVar
 from ...settings import Parameter
 from ..replica import Replica
 from ..scheduling import Plan, Schedule
-from . import ORDER, ROUTE, Policy
+from . import MOST, ORDER, ROUTE, Policy
 
 
 class Iteration(Schedule):
     """Whole prompts join the decoding sequences of an iteration; each holds room for its longest cache from the start.
 
-    ``most``: sequences at a time; 0: the engine's. ``known``: the room is that of the request's true length, else of
-    the longest the model allows. ``batch``: tokens of prompts that join together, a longer one alone; 0: no limit.
+    ``known``: the room is that of the request's true length, else of the longest the model allows. ``batch``: tokens of
+    prompts that join together, a longer one alone; 0: no limit.
     """
 
-    def __init__(self, order: str, most: int, known: bool, batch: int = 0) -> None:
-        self.order, self.most, self.known, self.batch = order, most, known, batch
+    def __init__(self, order: str, known: bool, batch: int = 0) -> None:
+        self.order, self.known, self.batch = order, known, batch
 
     def plan(self, replica: Replica) -> Plan | None:
         plan, tokens = Plan(), 0
-        while not self.most or len(replica.prefilling) + len(replica.decoding) < self.most:
-            first = replica.peek()
-            if first is None or (self.batch and plan.chunks and tokens + first.todo > self.batch):
+        while (first := replica.peek()) is not None:
+            if self.batch and plan.chunks and tokens + first.todo > self.batch:
                 break
             whole = first.prompt + first.left
             if not self.known:
@@ -44,7 +43,7 @@ class Orca(Policy):
     description = "continuous batching: requests join and leave between iterations, caches reserved whole"
     source = "Yu et al., Orca, OSDI 2022, sections 3 and 4.2"
     parameters: ClassVar[dict[str, Parameter]] = {
-        "most": Parameter(0, "sequences at a time; 0 = the engine's", low=0, high=1e6),
+        "most": MOST,
         "batch": Parameter(0, "tokens of prompts that join together, or one prompt; 0 = no limit", low=0, high=1e6),
         "reserve": Parameter("known", "room for the true length, or the model's longest", choices=("known", "longest")),
         "order": ORDER,
@@ -53,7 +52,7 @@ class Orca(Policy):
 
     def schedule(self, role: str = "") -> Schedule:
         s = self.settings
-        return Iteration(s["order"], int(s["most"]), s["reserve"] == "known", int(s["batch"]))
+        return Iteration(s["order"], s["reserve"] == "known", int(s["batch"]))
 
 
 POLICY = Orca
