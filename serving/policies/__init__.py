@@ -91,6 +91,7 @@ class Policy:
         shared = (log.prefix_tokens, log.prefix_parent) if reuse and log.prefix_tokens.size else ()
         stages = steps.parallel.pp
         pool = BlockPool(memory.blocks // stages, memory.block, *shared)
+        pool.keeps = bool(reuse and steps.profile.keeps)
         seats = max(memory.seats // stages, 1)
         replica = self.kind(self.simulation, number, steps, pool, self.schedule(role), seats, role)
         if self.settings.get("preempt") == "swap" or self.settings.get("spill", "no") != "no":
