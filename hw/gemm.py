@@ -28,7 +28,7 @@ over its crossbar); √t: the slowest of many randomly loaded channels is late b
 pipelines: NVIDIA, CUTLASS, efficient_gemm.md (stages of cp.async; persistent warp-specialised kernels).
 ``beside``: a tile's operands share the multiprocessor's memory, so that the more rows of A it holds, the fewer bytes of
 weights are on their way, and a stream that many loads must keep up gets slower. Rows held: m rounded up to a power of
-two, as libraries' tiles are, between those of the smallest and the largest tile. Measured times step at 16, 32, 64, 128.
+two between those of the smallest and the tallest tile. Measured times step at 16, 32, 64 and 128 rows.
 The constants are fitted by ``python -m tokenfab.validation.gemm``.
 """
 

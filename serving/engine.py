@@ -31,12 +31,13 @@ class EngineProfile:
     ``utilisation``: share of memory an engine takes in all; ``reserved_bytes`` of it hold neither weights, cache nor
     activations (library contexts, captured graphs). ``block``: tokens per KV block. ``budget``: most tokens of an
     iteration (``max_num_batched_tokens``), ``seats``: most sequences (``max_num_seqs``). ``host_s`` and
-    ``host_sequence_s``: the host prepares the next iteration, fixed and per sequence; hidden behind the device where
-    ``asynchronous`` is 1. ``keeps`` 1: blocks that a preempted sequence had computed stay until others take
-    them, so that it need not compute them again (where prefixes are cached). What nothing hides: ``step_s`` of each iteration, ``sequence_s`` of each sequence that gets a
-    token, ``prompt_s`` of each iteration that computes prompts, ``prompt_token_s`` of each of their tokens. ``sampler``
-    1: the device's greedy sampler counts, where its model has one, which no trace has. ``graphs``: token
-    counts that are captured, ascending; iterations of fewer tokens are padded to the next.
+    ``host_sequence_s``: the host prepares the next iteration, fixed and per sequence; hidden behind the device
+    where ``asynchronous`` is 1. ``keeps`` 1: blocks that a preempted sequence had computed stay until others take
+    them, so that it need not compute them again (where prefixes are cached). What nothing hides: ``step_s`` of each
+    iteration, ``sequence_s`` of each sequence that gets a token, ``prompt_s`` of each iteration that computes
+    prompts, ``prompt_token_s`` of each of their tokens. ``sampler`` 1: the device's greedy sampler counts, where
+    its model has one, which no trace has. ``graphs``: token counts that are captured, ascending; iterations of
+    fewer tokens are padded to the next.
     """
 
     name: str = "ideal"
