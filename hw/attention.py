@@ -274,9 +274,9 @@ def left_over(mean: Array, longest: Array, rounds: Array) -> Array:
     ``mean``. What it has left then it walks alone, and nothing hides that.
     """
     all_steps = np.maximum(rounds, 1.0) * mean
-    span, beyond = np.maximum(all_steps - mean, 1e-9), longest - all_steps
+    span, beyond = all_steps - mean, longest - all_steps
     until = np.maximum(longest - mean, 0.0)
-    return np.where(beyond >= 0, beyond + span / 2, until**2 / (2 * span))
+    return np.where(beyond >= 0, beyond + span / 2, until**2 / (2 * np.maximum(span, 1e-9)))
 
 
 def tile_times(
