@@ -25,7 +25,9 @@ from tokenfab.hw.attention import (
     attention_kernels,
     causal_steps,
     decode_time,
+    left_over,
     prefill_time,
+    tile_times,
     tiling,
 )
 from tokenfab.hw.card import Card, card_of
@@ -295,3 +297,29 @@ def test_tiles_of_sixteen_rows_keep_up_with_the_memory_of_a_card_whose_matrix_ra
     assert prefill_time(*wide, card, constants, FLASHINFER) == pytest.approx(
         prefill_time(*wide, card, constants, FLASH3), rel=0.02
     )
+
+
+@pytest.mark.parametrize(
+    ("mean", "longest", "rounds", "left"),
+    [
+        (8, 8, 0.5, 0), (8, 8, 3, 0),  # all alike
+        (8, 20, 0.5, 12),  # places for all: it goes on alone
+        (8, 40, 3, 40 - 24 + 8),  # longer than all rounds: on average it starts after 8 of the 16 steps it may
+        (8, 12, 3, 0.5),  # it starts in the last 4 of 16 steps with the chance of 1/4, and is 2 late then
+    ],
+)  # fmt: skip
+def test_what_the_longest_sequence_has_left(mean: float, longest: float, rounds: float, left: float) -> None:
+    assert float(left_over(*map(np.asarray, (float(mean), float(longest), float(rounds))))) == pytest.approx(left)
+
+
+def test_the_longest_of_unequal_sequences_walks_alone_where_keys_are_not_split() -> None:
+    """40 × 8 tiles on 2 × 108 places of an A100, 1.48 rounds: 24 more steps of 128 keys for one of them."""
+    card, (constants, kernel) = card_of(load_device("a100-80g-sxm")), attention_kernels(load_device("a100-80g-sxm"))
+    even, one_long = (
+        float(decode_time(40, 1024, 32, 8, 128, 128, card, constants, kernel, kv_max=m)) for m in (1024, 4096)
+    )
+    step = float(tile_times(64.0, 128.0, 256.0, 2.0, card, constants)[0])
+    rounds = 320 / 216
+    assert one_long - even == pytest.approx(step * (32 - rounds * 8 + (rounds - 1) * 4), rel=1e-6)
+    split = [float(decode_time(4, 1024, 32, 8, 128, 128, card, constants, kernel, kv_max=m)) for m in (1024, 4096)]
+    assert split[1] - split[0] < step * 24 / 2  # its keys are divided among places

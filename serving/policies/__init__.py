@@ -95,6 +95,7 @@ class Policy:
         shared = (log.prefix_tokens, log.prefix_parent) if reuse and log.prefix_tokens.size else ()
         stages = steps.parallel.pp
         pool = BlockPool(memory.blocks // stages, memory.block, *shared)
+        pool.keeps = bool(reuse and steps.profile.keeps)
         seats = max(memory.seats // stages, 1)
         if self.parameters.get("most") is MOST and self.settings["most"]:
             seats = min(seats, int(self.settings["most"]))
