@@ -6,9 +6,10 @@ says anything of its own levels, else in its own ``dram`` (units near the banks 
 that hold the same role are filled in the order of the file. What a trace keeps far is marked by
 ``techniques/offload.py``; where no level holds a far role, it is as if it were near.
 
-    weights      weights that are read where the arithmetic is, and the cached share of far ones
+    weights      weights that are read where the arithmetic is, the cached share of far ones, buffers of those that are
+                 read ahead: of the largest layer, one more than layers ahead
     far-weights  weights of operators that read from the slow tier, all of them (the tier keeps a whole copy)
-    kv, far-kv   KV cache: (1 − far share), far share
+    kv, far-kv   KV cache: (1 − far share) and buffers likewise, far share
     activations  operands of the largest operator of a prefill pass
 """
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..workloads.trace import Operator, Trace
+from ..workloads.trace import Block, Operator, Trace
 from .spec import ROLES, Device
 
 NEAR = {"far-weights": "weights", "far-kv": "kv"}
@@ -109,10 +110,35 @@ def weight_demand(part: Trace, *, tiered: bool) -> tuple[float, float]:
 def kv_demand(part: Trace, batch: float, tokens: float) -> tuple[float, float]:
     """Bytes of KV cache held near and far by ``part`` for ``batch`` sequences of ``tokens`` tokens."""
     total = float(part.cache_bytes()(batch, 0, tokens))
-    far = 0.0
-    for block in part.blocks:
-        shares = [far_share(op) for op in block.operators if op.kind == "attention"]
-        if any(shares):
-            one = part.model_copy(update={"blocks": (block,), "order": ((block.name, block.repeat),)})
-            far += float(one.cache_bytes()(batch, 0, tokens)) * sum(shares) / len(shares)
+    far = sum(_far_kv(part, block, batch, tokens) for block in part.blocks)
     return total - far, far
+
+
+def _far_kv(part: Trace, block: Block, batch: float, tokens: float) -> float:
+    shares = [far_share(op) for op in block.operators if op.kind == "attention"]
+    if not any(shares):
+        return 0.0
+    one = part.model_copy(update={"blocks": (block,), "order": ((block.name, block.repeat),)})
+    return float(one.cache_bytes()(batch, 0, tokens)) * sum(shares) / len(shares)
+
+
+def buffer_demand(part: Trace, device: Device, batch: float, tokens: float) -> tuple[float, float]:
+    """Bytes of fast memory into which weights and cache of coming layers are read ahead on ``device``: one more
+    than the layers ahead (and never more than there are) of the largest layer of either."""
+    held = {role for place in levels(device) for role in place.roles}
+    weights = kv = 0.0
+    for block in part.blocks:
+        for role, mark in (("far-weights", "far_weights"), ("far-kv", "far_kv")):
+            ahead = [op for op in block.operators if op.attrs.get("ahead", 0) and op.attrs.get(mark, 0)]
+            if not ahead or role not in held:
+                continue
+            layers = min(max(int(op.attrs["ahead"]) for op in ahead) + 1, block.repeat)
+            if role == "far-kv":
+                kv = max(kv, _far_kv(part, block, batch, tokens) / block.repeat * layers)
+                continue
+            read = [
+                (w.stored_bytes.constant or 0.0) * float(op.attrs[mark])
+                for op in ahead for w in op.weights if len(w.shape) > 1
+            ]  # fmt: skip
+            weights = max(weights, sum(read) * layers)
+    return weights, kv

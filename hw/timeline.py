@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .estimate import Estimate
-from .event import REPETITIONS, SAMPLES, TICKS, EventLevel, Pass, prompt_beside_decode
+from .event import REPETITIONS, SAMPLES, EventLevel, Pass, prompt_beside_decode
+from .event_machine import TICKS
 
 
 def event_document(level: EventLevel, result: Estimate) -> dict[str, Any]:

@@ -16,18 +16,8 @@ from tokenfab.errors import InputError
 from tokenfab.hw.cost import cost, prepare
 from tokenfab.hw.devices import device_names, load_device
 from tokenfab.hw.estimate import Request, estimate
-from tokenfab.hw.event import (
-    TICKS,
-    TILES,
-    EventLevel,
-    Task,
-    lengths,
-    pipeline_ticks,
-    prompt_beside_decode,
-    simulate,
-    simulate_pass,
-    tiles_of,
-)
+from tokenfab.hw.event import EventLevel, prompt_beside_decode, simulate_pass
+from tokenfab.hw.event_machine import TICKS, TILES, Task, lengths, pipeline_ticks, simulate, tiles_of
 from tokenfab.hw.result import estimate_document
 from tokenfab.hw.roofline import prepare as roofline
 from tokenfab.workloads.compiled import CompiledTrace, compile_trace
