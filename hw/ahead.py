@@ -20,8 +20,9 @@ units) while reads that run ahead are on it, both get half of it until one is do
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
@@ -47,33 +48,52 @@ class Stretch:
 
 def schedule_s(stretches: Sequence[Stretch], ahead: int) -> Array:
     """Seconds of a pass over ``stretches`` in their order, (points,)."""
-    layers = [stretch for stretch in stretches for _ in range(stretch.times)]
-    zero = np.zeros_like(layers[0].compute_s)
-    free: dict[str, Array] = {}
-    done: list[Array] = []
-    written: list[Array] = []
-    arrived: list[Array] = []
+    if stretches[0].compute_s.size == 1:
+        return np.array([_schedule(stretches, ahead, lambda x: float(x.item()), max, min)])
+    return np.asarray(_schedule(stretches, ahead, lambda x: x, np.maximum, np.minimum))
 
-    def occupy(seconds: dict[str, Array], since: Array) -> Array:
-        ends = []
-        for name, s in seconds.items():
-            free[name] = np.maximum(free.get(name, zero), since) + s
-            ends.append(np.where(s > 0, free[name], 0.0))
-        return np.max(ends, axis=0) if ends else zero
 
-    for j, layer in enumerate(layers):
+def _schedule(
+    stretches: Sequence[Stretch], ahead: int, of: Callable[[Array], Any], larger: Callable[[Any, Any], Any],
+    smaller: Callable[[Any, Any], Any],
+) -> Any:  # fmt: skip
+    """:func:`schedule_s` on arrays, or on numbers (``of`` makes them), which is quicker for one point."""
+    alike = [
+        (x.times, of(x.compute_s), x.latency_s)
+        + tuple([(name, of(s)) for name, s in part.items() if (s > 0).any()] for part in (x.reads, x.writes, x.demand))
+        for x in stretches
+    ]
+    layers = [layer[1:] for layer in alike for _ in range(layer[0])]
+    free: dict[str, Any] = {}
+    done: list[Any] = []
+    written: list[Any] = []
+    arrived: list[Any] = []
+
+    def occupy(parts: list[tuple[str, Any]], since: Any) -> Any:
+        end: Any = 0.0
+        for name, s in parts:
+            free[name] = larger(free.get(name, 0.0), since) + s
+            end = larger(end, free[name])
+        return end
+
+    for j, (compute, _, _, writes, demand) in enumerate(layers):
         while len(arrived) < min(j + 1 + ahead, len(layers)):
             k = len(arrived)
-            there = occupy(layers[k].reads, done[k - 1 - ahead] if k > ahead else zero)
-            arrived.append(np.where(there > 0, there + layers[k].latency_s, 0.0))
-        start = np.maximum(done[-1] if done else zero, arrived[j])
+            there = occupy(layers[k][2], done[k - 1 - ahead] if k > ahead else 0.0)
+            arrived.append(there + layers[k][1] if layers[k][2] else 0.0)
+        start = larger(done[-1] if done else 0.0, arrived[j])
         if j > ahead:
-            start = np.maximum(start, written[j - 1 - ahead])
-        shared = [np.clip(free.get(name, zero) - start, 0.0, s) for name, s in layer.demand.items()]
-        occupy(layer.demand, start)
-        done.append(start + layer.compute_s + (np.max(shared, axis=0) if shared else 0.0))
-        written.append(np.maximum(occupy(layer.writes, done[-1]), done[-1]))
-    return np.asarray(np.max([done[-1], *written], axis=0))
+            start = larger(start, written[j - 1 - ahead])
+        both: Any = 0.0
+        for name, s in demand:
+            both = larger(both, smaller(free.get(name, 0.0) - start, s))
+        occupy(demand, start)
+        done.append(start + compute + both)
+        written.append(larger(occupy(writes, done[-1]), done[-1]))
+    end = done[-1]
+    for each in written[-1 - ahead :]:
+        end = larger(end, each)
+    return end
 
 
 def lone(rows: RowCosts, reasons: Sequence[str]) -> RowCosts:
