@@ -9,8 +9,8 @@ buffers), tiers and links work through layers in order:
     done(j)   = start(j) + C
     writtenᵣ(j) = max(what r did before, done(j)) + Wᵣ          the pass ends when everything is out
 
-For L like layers, X = maxᵣ Rᵣ, and nothing to write, that is X + latency + (L − 1) · max(C, X) + C: the first reads show,
-then the longer of both. Compute without time leaves the bytes over the bandwidth, reads without time the operators;
+For L like layers, X = maxᵣ Rᵣ, and nothing to write, that is X + latency + (L − 1) · max(C, X) + C: the first reads
+show, then the longer of both. Compute without time leaves the bytes over the bandwidth, reads without time the operators;
 ``ahead=0``, where every operator waits for its own reads, is the closed form's sum.
 
 :func:`lone` is the event level's time of rows that nothing contends with, for tables of many points; tests hold both to
@@ -58,12 +58,15 @@ def _schedule(
     smaller: Callable[[Any, Any], Any],
 ) -> Any:  # fmt: skip
     """:func:`schedule_s` on arrays, or on numbers (``of`` makes them), which is quicker for one point."""
-    alike = [
-        (x.times, of(x.compute_s), x.latency_s)
-        + tuple([(name, of(s)) for name, s in part.items() if (s > 0).any()] for part in (x.reads, x.writes, x.demand))
+
+    def told(part: dict[str, Array]) -> list[tuple[str, Any]]:
+        return [(name, of(s)) for name, s in part.items() if (s > 0).any()]
+
+    layers = [
+        layer
         for x in stretches
+        for layer in [(of(x.compute_s), x.latency_s, told(x.reads), told(x.writes), told(x.demand))] * x.times
     ]
-    layers = [layer[1:] for layer in alike for _ in range(layer[0])]
     free: dict[str, Any] = {}
     done: list[Any] = []
     written: list[Any] = []

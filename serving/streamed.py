@@ -139,8 +139,8 @@ class StreamedSteps(EventSteps):
             demand = demanded(rows, rows.moves, block)
             for name, slower in zip((LINK, LINK + " out"), self.link_slower, strict=True):
                 compute = compute + (slower - 1) * demand.get(name, 0.0)
-            slowed = (self._slowed(part) for part in (reads, writes, demand))
-            stretches.append(Stretch(block.times, compute, *slowed, latency))
+            reads, writes, demand = (self._slowed(part) for part in (reads, writes, demand))
+            stretches.append(Stretch(block.times, compute, reads, writes, demand, latency))
         return schedule(stretches, self._ahead) + beside
 
     def _slowed(self, part: dict[str, Array]) -> dict[str, Array]:
