@@ -10,8 +10,8 @@ buffers), tiers and links work through layers in order:
     writtenᵣ(j) = max(what r did before, done(j)) + Wᵣ          the pass ends when everything is out
 
 For L like layers, X = maxᵣ Rᵣ, and nothing to write, that is X + latency + (L − 1) · max(C, X) + C: the first reads
-show, then the longer of both. Compute without time leaves the bytes over the bandwidth, reads without time the operators;
-``ahead=0``, where every operator waits for its own reads, is the closed form's sum.
+show, then the longer of both. Compute without time leaves the bytes over the bandwidth, reads without time the
+operators; ``ahead=0``, where every operator waits for its own reads, is the closed form's sum.
 
 :func:`lone` is the event level's time of rows that nothing contends with, for tables of many points; tests hold both to
 the simulation. Where operators use a link themselves (``demand``: neurons that fire, activations on their way to memory
