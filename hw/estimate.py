@@ -24,7 +24,7 @@ from .collective import collective_time
 from .cost import Costs, cost, rated_power
 from .hourly import hourly_usd
 from .spec import Device
-from .tiers import Held, buffer_demand, fill, kv_demand, levels, weight_demand
+from .tiers import Held, buffer_demand, deep_shares, fill, kv_demand, levels, weight_demand
 
 MOST_STEPS = 65536
 """Decode steps costed one by one."""
@@ -313,7 +313,7 @@ def memory_fit(share: Trace, device: Device, request: Request, stages: int = 1) 
         (weights, far_weights), (kv, far_kv) = weight_demand(part, tiered=tiered), kv_demand(part, b, held)
         more, more_kv = buffer_demand(part, device, b, held)
         demand = {"weights": weights + more, "far-weights": far_weights, "kv": kv + more_kv, "far-kv": far_kv}
-        filled = fill(places, demand | {"activations": activations})
+        filled = fill(places, demand | {"activations": activations}, deep_shares(part))
         sizes = part.weights_bytes, kv + far_kv, activations, sum(x.capacity_bytes for x in places)
         fits.append(MemoryFit(*sizes, filled, buffer_bytes=more + more_kv))
     return max(fits, key=lambda fit: (fit.missing_bytes, fit.needed_bytes))

@@ -62,8 +62,13 @@ def levels(device: Device) -> tuple[Level, ...]:
     return tuple(found)
 
 
-def fill(places: tuple[Level, ...], demand: Mapping[str, float]) -> tuple[Held, ...]:
-    """``demand`` (bytes by role) put into ``places``. What finds no room is missing in the last level of its role."""
+def fill(
+    places: tuple[Level, ...], demand: Mapping[str, float], deep: Mapping[str, float] | None = None
+) -> tuple[Held, ...]:  # fmt: skip
+    """``demand`` (bytes by role) put into ``places``. What finds no room is missing in the last level of its role.
+
+    ``deep``: the share of a role that is kept out of its first level where it has several (:func:`deep_shares`).
+    """
     held: list[dict[str, float]] = [{} for _ in places]
     missing = [0.0] * len(places)
     wanted = dict(demand)
@@ -76,12 +81,24 @@ def fill(places: tuple[Level, ...], demand: Mapping[str, float]) -> tuple[Held, 
         for i in candidates:
             room = places[i].capacity_bytes - sum(held[i].values())
             part = left if i == candidates[-1] else min(left, max(room, 0.0))
+            if i == candidates[0] != candidates[-1]:
+                part = min(part, left * (1 - (deep or {}).get(role, 0.0)))
             if part:
                 held[i][role] = held[i].get(role, 0.0) + part
             left -= part
     for i, place in enumerate(places):
         missing[i] = max(0.0, sum(held[i].values()) - place.capacity_bytes)
     return tuple(Held(p, h, m) for p, h, m in zip(places, held, missing, strict=True))
+
+
+def deep_shares(part: Trace) -> dict[str, float]:
+    """The share of each far role that ``part`` keeps in the second of the levels that hold it."""
+    found: dict[str, float] = {}
+    for op, _ in part.operators():
+        for role, mark, deep in (("far-weights", "far_weights", "deep"), ("far-kv", "far_kv", "kv_deep")):
+            if op.attrs.get(mark, 0):
+                found[role] = max(found.get(role, 0.0), float(op.attrs.get(deep, 0.0)))
+    return found
 
 
 def far_share(op: Operator) -> float:

@@ -19,7 +19,7 @@ def run_served(run: Run) -> Document:
     """The document of ``tokenfab serve`` for ``run``, with ``capacity`` where it gives limits and a ``share``."""
     log, cluster = asked(
         run.model, run.device, run.requests or "", apply=run.apply, count=run.count, parallel=run.parallel,
-        engine=run.engine, seed=run.seed,
+        engine=run.engine, seed=run.seed, level=run.level,
     )  # fmt: skip
     limits = parse_slo(run.slo)
     document = serve(log, cluster, run.policy, slo=limits, seed=run.seed)[0]

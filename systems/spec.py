@@ -47,7 +47,7 @@ class _Data(BaseModel):
 
 class Run(_Data):
     """One request batch on one device, as ``tokenfab estimate`` takes it; with ``requests`` a stream of them, as
-    ``tokenfab serve`` does (``share`` of them within ``slo``: ``--capacity``)."""
+    ``tokenfab serve`` does (``share`` of them within ``slo``: ``--capacity``). ``level``: closed form or event."""
 
     model: str
     device: str
@@ -63,6 +63,7 @@ class Run(_Data):
     slo: str | None = None
     share: float | None = None
     seed: int = 0
+    level: Literal["closed", "event"] = "closed"
 
     @property
     def command(self) -> str:
@@ -71,6 +72,7 @@ class Run(_Data):
             parts = [f"tokenfab serve --model {self.model} --device {self.device} --requests {self.requests}"]
             parts += [f"--apply {text}" for text in self.apply]
             keys = ("policy", "engine", "count", "parallel", "slo", "share", "seed")
+            parts += ["--level event"] if self.level == "event" else []
             options = {"share": "capacity"}
             parts += [f"--{options.get(k, k)} {v}" for k in keys if (v := getattr(self, k)) is not None]
             return " ".join(parts)
@@ -78,6 +80,7 @@ class Run(_Data):
         parts += [f"--apply {text}" for text in self.apply]
         parts += [f"--batch {self.batch} --prompt {self.prompt} --output {self.output}"]
         parts += [f"--{key} {value}" for key in ("count", "parallel") if (value := getattr(self, key)) is not None]
+        parts += ["--level event"] if self.level == "event" else []
         return " ".join(parts)
 
 
