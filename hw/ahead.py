@@ -9,7 +9,7 @@ buffers), tiers and links work through layers in order:
     done(j)   = start(j) + C
     writtenᵣ(j) = max(what r did before, done(j)) + Wᵣ          the pass ends when everything is out
 
-For L like layers, X = maxᵣ Rᵣ, and nothing to write, that is X + latency + (L − 1) · max(C, X) + C: the first reads
+For L like layers, X = maxᵣ Rᵣ, no latency and nothing to write, that is X + (L − 1) · max(C, X) + C: the first reads
 show, then the longer of both. Compute without time leaves the bytes over the bandwidth, reads without time the
 operators; ``ahead=0``, where every operator waits for its own reads, is the closed form's sum.
 
@@ -175,14 +175,19 @@ def most_ahead(compiled: CompiledTrace) -> int:
 
 
 def moved(moves: Sequence[Move], block: Block, *, write: bool) -> tuple[dict[str, Array], float]:
-    """Seconds by resource that one repetition of ``block`` reads or writes of ``moves``, and the first byte's."""
+    """Seconds by resource that one repetition of ``block`` reads or writes of ``moves``, and the first byte's.
+
+    What is read ahead of the link waits in small buffers, so a tier is taken for as long as the link, if that is longer.
+    """
     found: dict[str, Array] = {}
     latency = 0.0
     for move in moves:
         if move.row in block.rows and move.write == write:
             latency = max(latency, move.latency_s)
+            longest = np.max(list(move.stages.values()), axis=0)
             for name, seconds in move.stages.items():
-                found[name] = found.get(name, 0.0) + seconds * block.rows[move.row]
+                taken = longest if name == move.place and not write else seconds
+                found[name] = found.get(name, 0.0) + taken * block.rows[move.row]
     return found, latency
 
 

@@ -178,13 +178,14 @@ class _Machine:
         if self.record and len(self.result.slices) < MOST_RECORDED:
             self.result.slices.append(Slice(track, name, start, self.now - start))
 
-    def pipeline(self, i: int, task: Task) -> list[Any]:
-        """The processes of all stages of ``task``."""
+    def pipeline(self, i: int, task: Task, behind: Sequence[Any] = ()) -> list[Any]:
+        """The processes of all stages of ``task``, each ``behind`` the same stage of a task before."""
         buffers = [
             (self.container(self.env, BUFFERS, init=BUFFERS), self.container(self.env, BUFFERS))
             for _ in task.stages[1:]
         ]
-        return [self.env.process(self.stage(i, task, s, buffers)) for s in range(len(task.stages))]
+        before = [*behind, *[None] * len(task.stages)]
+        return [self.env.process(self.stage(i, task, s, buffers, before[s])) for s in range(len(task.stages))]
 
     def execute(self, i: int, task: Task) -> Event:
         """``task`` from beginning to end."""
@@ -200,8 +201,10 @@ class _Machine:
         if task.tail:
             yield env.timeout(task.tail)
 
-    def stage(self, i: int, task: Task, s: int, buffers: list[Any]) -> Event:
+    def stage(self, i: int, task: Task, s: int, buffers: list[Any], before: Any) -> Event:
         env = self.env
+        if before is not None:
+            yield before
         name, ticks = task.stages[s]
         for length in lengths(ticks, task.tiles):
             if s > 0:
@@ -262,11 +265,12 @@ class _Stream:
     def load(self, place: str) -> Event:
         """Reads from one tier, one after another: the next begins when this one has left the first of its stages."""
         machine = self.machine
+        stages: list[Any] = []
         for j, layer in self.order():
             for task in (t for t in layer.reads if t.name == place):
                 if j > layer.ahead:
                     yield self.done[j - 1 - layer.ahead]
-                stages = machine.pipeline(self.i, task)
+                stages = machine.pipeline(self.i, task, stages)
                 machine.env.process(self.arrive(j, task, stages))
                 yield stages[0]
 
