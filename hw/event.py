@@ -42,7 +42,7 @@ from .event_machine import TICKS, Layer, Run, Slice, Task, simulate
 from .spec import Device
 
 REPETITIONS = 4
-SETTLED = 4
+SETTLED = 12
 """Repetitions simulated after the buffers of what is read ahead are full."""
 SAMPLES = 3
 MOST_STREAMS = 64

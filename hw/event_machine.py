@@ -237,6 +237,7 @@ class _Stream:
         self.done: dict[int, Any] = defaultdict(event)
         self.written: dict[int, Any] = defaultdict(event)
         self.read: dict[tuple[int, str], Any] = defaultdict(event)
+        self.writing: dict[str, list[Any]] = defaultdict(list)
 
     def order(self) -> Any:
         return enumerate(cycle(self.layers) if self.forever else self.layers)
@@ -282,7 +283,9 @@ class _Stream:
 
     def write(self, j: int, layer: Layer) -> Event:
         machine = self.machine
-        yield machine.env.all_of([p for task in layer.writes for p in machine.pipeline(self.i, task)])
+        for task in layer.writes:
+            self.writing[task.name] = machine.pipeline(self.i, task, self.writing[task.name])
+        yield machine.env.all_of([p for task in layer.writes for p in self.writing[task.name]])
         self.written[j].succeed()
 
 
