@@ -5,10 +5,14 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ..errors import InputError
 from ..serving.asked import asked
 from ..serving.capacity import capacity
+from ..serving.outcome import FINISHED
 from ..serving.run import parse_slo, serve
+from ..workloads.trace import Trace
 from .metrics import Value
 from .spec import Run
 
@@ -16,16 +20,25 @@ Document = dict[str, Any]
 
 
 def run_served(run: Run) -> Document:
-    """The document of ``tokenfab serve`` for ``run``, with ``capacity`` where it gives limits and a ``share``."""
+    """The document of ``tokenfab serve`` for ``run``, with ``capacity`` where it gives limits and a ``share``, and
+    ``weight_flops`` of all tokens of finished requests, prompts' and answers'."""
     log, cluster = asked(
         run.model, run.device, run.requests or "", apply=run.apply, count=run.count, parallel=run.parallel,
         engine=run.engine, seed=run.seed, level=run.level,
     )  # fmt: skip
     limits = parse_slo(run.slo)
-    document = serve(log, cluster, run.policy, slo=limits, seed=run.seed)[0]
+    document, simulation = serve(log, cluster, run.policy, slo=limits, seed=run.seed)
+    finished = np.frombuffer(bytes(simulation.outcome.state), dtype=np.uint8) == FINISHED
+    document["weight_flops"] = float((log.prompt + log.output)[finished].sum()) * weight_flops(cluster.trace)
     if run.share is not None:
         document["capacity"] = capacity(log, cluster, run.policy, limits, run.share, run.seed)
     return document
+
+
+def weight_flops(trace: Trace) -> float:
+    """FLOPs of a token's products by weights, the head's too: two per parameter that it meets."""
+    products = (op.flops * count for op, count in trace.operators() if op.kind in ("matmul", "experts"))
+    return sum(float(flops(1.0, 1.0, 0.0)) for flops in products)
 
 
 def _told(document: Document, path: str) -> Value:
@@ -54,6 +67,10 @@ SERVED: dict[str, tuple[str, Callable[[Document], Value]]] = {
         "tokens written per second and device",
         lambda d: _scaled(_told(d, "throughput_tokens_per_s"), 1 / d["utilisation"]["devices"]),
     ),
+    "served_flops_per_s_per_device": (
+        "two operations per weight that a token meets, of prompts and answers, per second and device",
+        lambda d: _scaled(_told(d, "simulated_s").inverse(d["weight_flops"]), 1 / d["utilisation"]["devices"]),
+    ),
     "served_tokens_per_usd": (
         "tokens written per US dollar",
         lambda d: _told(d, "cost_usd_per_mtoken").inverse(1e6),
@@ -69,6 +86,10 @@ SERVED: dict[str, tuple[str, Callable[[Document], Value]]] = {
     "served_bubbles": (
         "share of their time in which the devices wait",
         lambda d: Value.exact(1 - d["utilisation"]["busy"]),
+    ),
+    "served_bubble_s": (
+        "seconds that a device waits per request",
+        lambda d: _scaled(_told(d, "simulated_s"), (1 - d["utilisation"]["busy"]) / d["requests"]["finished"]),
     ),
 }
 """Name → what it is, and how it is told of a serving document."""
