@@ -177,7 +177,7 @@ def most_ahead(compiled: CompiledTrace) -> int:
 def moved(moves: Sequence[Move], block: Block, *, write: bool) -> tuple[dict[str, Array], float]:
     """Seconds by resource that one repetition of ``block`` reads or writes of ``moves``, and the first byte's.
 
-    What is read ahead of the link waits in small buffers, so a tier is taken for as long as the link, if that is longer.
+    Between a tier and the link are small buffers only, so a read takes its tier for as long as the link, if longer.
     """
     found: dict[str, Array] = {}
     latency = 0.0

@@ -151,7 +151,7 @@ class Bus:
                 self._give(link, level if want > level else 1.0)
         for w in works:
             if w.share((slower[w][0], slower[w][1]), now) and w is not beginning:
-                w.replica._lasts(w.start, w.end - w.start)
+                w.replica._lasts(w.start, w.end - w.start, now)
                 self._alarm(w)
 
     def _give(self, link: Link, share: float) -> None:
