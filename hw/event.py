@@ -67,6 +67,7 @@ class Pass:
     waited_s: float
     rows_s: npt.NDArray[np.float64]
     schedule: tuple[Layer, ...] = ()
+    repetitions: int = 1
     slices: tuple[Slice, ...] = ()
 
 
@@ -119,6 +120,7 @@ def simulate_pass(
         waited_s=sum(waited) / streams / TICKS,
         rows_s=rows_s / streams / TICKS,
         schedule=tuple(schedule),
+        repetitions=most,
         slices=tuple(run.slices),
     )
 
