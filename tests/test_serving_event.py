@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from serving_support import random_log
 from test_serving_steps import CASES, captured
 
 from tokenfab.cli import run
@@ -20,6 +21,7 @@ from tokenfab.hw.estimate import Request, estimate
 from tokenfab.hw.event import EventLevel
 from tokenfab.serving.bus import fair_level
 from tokenfab.serving.cluster import Cluster
+from tokenfab.serving.faults import Fault
 from tokenfab.serving.memory import KvMemory
 from tokenfab.serving.run import serve, simulate
 from tokenfab.serving.streamed import EventSteps, StreamedSteps
@@ -195,8 +197,6 @@ def test_energy_and_busy_time_of_shared_replicas_add_up():
 
 
 def test_a_replica_that_fails_leaves_the_link_to_the_others():
-    from tokenfab.serving.faults import Fault
-
     trace = offloaded("opt-6.7b", "offload:what=weights")
     on = cluster(trace, "a6000-ssd", replicas=2, per_host=2)
     log = plain([0.0] * 2, [100] * 2, [6] * 2)
@@ -205,6 +205,31 @@ def test_a_replica_that_fails_leaves_the_link_to_the_others():
     # Two seconds at half of the link, the rest alone; the other's request starts over with the next iteration.
     assert min(found.finish_s) == pytest.approx(alone + 1.0, rel=0.01)
     assert max(found.finish_s) == pytest.approx(alone + 1.0 + alone / 6, rel=0.01)
+
+
+@pytest.mark.parametrize("seed", range(16))
+def test_random_requests_on_shared_links_all_end_and_steps_are_the_same_at_once(seed):
+    """Swaps, prefixes kept on the host, failures, one to three replicas on a host: everybody ends, links and replicas
+    are busy for what they did, and how many steps an event stands for changes nothing."""
+    rng = np.random.default_rng(seed)
+    log = random_log(rng, most=10)
+    per_host = int(rng.integers(1, 4))
+    policy = (
+        "vllm:preempt=swap,host_gb_s=0.01", "vllm:spill=host,host_gb=0.01,host_gb_s=0.02", "orca",
+        "sarathi:chunk=32,preempt=swap",
+    )[seed % 4]  # fmt: skip
+    start = float(rng.uniform(0, 1))
+    faults = [Fault(0, start, start + 0.5)] if seed % 3 == 0 else []
+    trace = offloaded("opt-125m", "offload:what=weights,kv=0.5")
+    on = cluster(trace, "a6000-ssd", blocks=int(rng.integers(8, 30)), replicas=3, per_host=per_host)
+    many, single = (simulate(log, on, policy, faults=faults, longest_jump=jump) for jump in (1 << 30, 1))
+    assert all(many.outcome.state)
+    np.testing.assert_allclose(np.array(many.outcome.finish_s), np.array(single.outcome.finish_s), rtol=1e-9)
+    for replica in many.replicas:
+        busy = replica.runs.columns().duration_s.sum()
+        assert busy <= many.now * (1 + 1e-9)
+        if replica.pipeline is not None and not faults:
+            assert replica.pipeline.work_s == pytest.approx(busy, rel=1e-9)
 
 
 def test_what_does_not_go_together_is_refused(capsys):
