@@ -11,12 +11,13 @@ from ..hw.cost import cost
 from ..hw.devices import load_device
 from ..hw.estimate import Estimate, Request, estimate
 from ..hw.event import EventLevel
+from ..serving.cluster import Cluster
 from ..workloads.load import load_trace
 from ..workloads.parallel import parse_parallel
 from ..workloads.techniques import apply_techniques
 from ..workloads.trace import Trace
 from .metrics import Value, known_figures, known_metrics, mean
-from .served import SERVED, Document, run_served
+from .served import SERVED, Served
 from .spec import Claim, Run, System
 
 NEAR, FAR = 0.10, 0.25
@@ -30,7 +31,8 @@ def reproduce(system: System, step: Callable[[str], None] = lambda text: None) -
     ``ratio`` is model over paper, ``interval`` the model's 90 %. ``step`` is told of each run. Raises ``InputError``
     for a run that cannot be estimated or a metric that is not known, naming the system and the claim.
     """
-    done: dict[Run, tuple[Estimate, Trace] | Document] = {}
+    done: dict[Run, tuple[Estimate, Trace] | Served] = {}
+    shared: dict[object, Cluster] = {}
     rows = []
     for claim in system.claims:
         row: dict[str, Any] = {"system": system.name, "claim": claim.claim, "paper": claim.paper}
@@ -39,17 +41,17 @@ def reproduce(system: System, step: Callable[[str], None] = lambda text: None) -
             rows.append(row | {"reason": claim.not_modelled, "source": claim.source, "metric": None, "runs": []})
             continue
         try:
-            value = _value(claim, system, done, step)
+            value = _value(claim, system, done, shared, step)
         except InputError as error:
             raise InputError(f"system {system.name}, claim {claim.claim!r}: {error}") from None
         paper = claim.paper or 1.0
-        names = [n for n in (claim.of, claim.over) if n]
+        asked = [run for names in (claim.of, claim.over) for run in system.runs_of(names)]
         rows.append(
             row
             | {
                 "model": value.value, "ratio": value.value / paper, "interval": [value.low, value.high],
                 "status": status(value.value / paper), "reason": claim.reason, "source": claim.source,
-                "metric": claim.metric or claim.figure, "runs": [run.command for n in names for run in system.runs[n]],
+                "metric": claim.metric or claim.figure, "runs": [run.command for run in asked],
             }
         )  # fmt: skip
     return rows
@@ -64,7 +66,11 @@ def status(ratio: float) -> str:
 
 
 def _value(
-    claim: Claim, system: System, done: dict[Run, tuple[Estimate, Trace] | Document], step: Callable[[str], None]
+    claim: Claim,
+    system: System,
+    done: dict[Run, tuple[Estimate, Trace] | Served],
+    shared: dict[object, Cluster],
+    step: Callable[[str], None],
 ) -> Value:
     if claim.figure is not None:
         figures = known_figures()
@@ -87,14 +93,16 @@ def _value(
             raise InputError(f"metric {name}: a run with requests has the metrics {', '.join(SERVED)}, others have not")
         if run not in done:
             step(f"{system.name}: {run.model} on {run.device}")
-            done[run] = run_served(run) if run.requests is not None else _run(run)
+            done[run] = Served(run, shared) if run.requests is not None else _run(run)
         found = done[run]
-        return SERVED[name][1](found) if isinstance(found, dict) else _whole(metrics[name][1](*found))
+        return SERVED[name][1](found) if isinstance(found, Served) else _whole(metrics[name][1](*found))
 
-    values = [of(run) for run in system.runs[claim.of or ""]]
+    values = [of(run) for run in system.runs_of(claim.of)]
     if claim.over is not None:
-        base = [of(run) for run in system.runs[claim.over]]
+        base = [of(run) for run in system.runs_of(claim.over)]
         values = [v.over(b) for v, b in zip(values, base * (len(values) // len(base)), strict=True)]
+        if claim.gain:
+            values = [Value(*(x - 1 for x in v)) for v in values]
     return mean(values, claim.mean) if claim.mean else values[0]
 
 

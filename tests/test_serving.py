@@ -15,6 +15,7 @@ from typer.testing import CliRunner
 from tokenfab.cli import app
 from tokenfab.errors import InputError
 from tokenfab.hw.devices import load_device
+from tokenfab.serving.blocks import BlockPool
 from tokenfab.serving.capacity import at_rate, capacity
 from tokenfab.serving.cluster import Cluster
 from tokenfab.serving.curves import Curve, knots
@@ -345,3 +346,18 @@ def test_bad_input_is_one_line(changed: list[str], message: str) -> None:
     assert code == 2
     assert message in stderr.getvalue()
     assert len(stderr.getvalue().strip().splitlines()) == 1
+
+
+def test_a_sequence_that_comes_back_takes_what_is_left_of_its_blocks() -> None:
+    """Ten blocks: one leaves 7 whole ones behind, another takes 6, and three of the 7 go, from their end."""
+    pool = BlockPool(10, 16)
+    assert pool.take(7)
+    assert pool.leave_behind(3, {}, 7 * 16 + 5) == 7
+    assert (pool.held, pool.kept, pool.free) == (0, 7, 10)
+    assert pool.left_behind(3, 0) == 7
+    assert pool.take(6)
+    assert (pool.held, pool.kept) == (6, 4)
+    assert pool.left_behind(3, 0) == 4
+    assert pool.left_behind(3, 3) == 1  # three of them have been found as a prefix since
+    pool.claim(3, 4)
+    assert (pool.held, pool.kept, pool.left_behind(3, 0)) == (10, 0, 0)
