@@ -170,13 +170,14 @@ BLOCK = 512
 class MixedCall:
     """:func:`mixed_parts` without the cache write, of plain numbers: what a simulator asks once per iteration.
 
-    One layer's kernel; ``heads`` … ``bits`` as there. Tests hold it equal to the arrays' formula.
+    The kernels of ``layers`` layers; ``heads`` … ``bits`` as there. Tests hold it equal to the arrays' formula.
     """
 
     def __init__(
         self, heads: int, kv_heads: int, head_dim: int, value_dim: int, card: Card, constants: AttentionConstants,
-        kernel: Kernel, bits: float,
+        kernel: Kernel, bits: float, layers: float = 1.0,
     ) -> None:  # fmt: skip
+        self._layers = layers
         self._group, self._heads, self._kv_heads = heads / kv_heads, heads, kv_heads
         self._head, self._width = head_dim + value_dim, bits / 8
         self._qo_row = heads * (head_dim * bits / 8 + 2 * value_dim)
@@ -246,4 +247,5 @@ class MixedCall:
             reads = 1 - (repeats - 1) * expm1(-of_head / l2_bytes) * min(per_unit / sms, 1.0)
         loads = (kv_bytes * repeats + qo_bytes) / l2_bytes_s
         memory = max((kv_bytes * reads + qo_bytes) * self._dram_s, loads)
-        return self._constants.launch_s + float((compute**CORNER + memory**CORNER) ** (1 / CORNER))
+        together: float = (compute**CORNER + memory**CORNER) ** (1 / CORNER)
+        return self._layers * (self._constants.launch_s + together)

@@ -202,15 +202,14 @@ def mixed_attention(compiled: CompiledTrace, device: Device) -> Callable[..., fl
         if op.kind == "attention":
             bits = _bits(op.reads, "kv")
             h, hk, width, value = (int(d[x].constant or 1) for x in ("heads", "kv_heads", "head_dim", "value_dim"))
-            call = MixedCall(h, hk, width, value, card_of(device), *attention_kernels(device, bits), bits)
-            calls.append((row.count, call))
+            call = MixedCall(h, hk, width, value, card_of(device), *attention_kernels(device, bits), bits, row.count)
+            calls.append(call)
 
     if len(calls) == 1:  # all layers alike: no sum to make at every iteration
-        [(count, call)] = calls
-        return lambda chunks, n, kv, kv_max: count * call.seconds(chunks, n, kv, kv_max)
+        return calls[0].seconds
 
     def seconds(chunks: Sequence[tuple[int, int]], n: int, kv: float, kv_max: float) -> float:
-        return sum(count * call.seconds(chunks, n, kv, kv_max) for count, call in calls)
+        return sum(call.seconds(chunks, n, kv, kv_max) for call in calls)
 
     return seconds
 

@@ -60,11 +60,11 @@ class BlockPool:
         """Hold ``blocks`` more, evicting kept ones where needed; False, and no change, where there are too few."""
         if self.held + blocks > self.total:
             return False
-        self.held += blocks
-        over = self.held + self.kept - self.total
-        if over > 0:
-            self._evict(over)
-        self.peak = max(self.peak, self.held)
+        self.held = held = self.held + blocks
+        if held + self.kept > self.total:
+            self._evict(held + self.kept - self.total)
+        if held > self.peak:
+            self.peak = held
         return True
 
     def give(self, blocks: int) -> None:

@@ -207,12 +207,13 @@ class Replica(Batch):
                     near, far = self.tiers.beyond(sequence.node, most - hit)
             tokens = max(sequence.prompt if reserve is None else reserve, 1)
             need = -(-tokens // pool.size) - hit
-            own = min(pool.left_behind(sequence.index, hit), need)
+            own = min(pool.left_behind(sequence.index, hit), need) if pool.keeps else 0
             idle = pool.unused(sequence.node, hit * pool.size) if hit else 0
             if need + idle > pool.free - self.grown(1):  # those who decode come first
                 return None
             used = pool.refer(sequence.node, hit * pool.size) if hit else {}
-            pool.claim(sequence.index, own)
+            if pool.keeps:
+                pool.claim(sequence.index, own)
             pool.take(need - own)
             heappop(self.waiting)
             self._serial += 1
@@ -222,8 +223,7 @@ class Replica(Batch):
             sequence.done, sequence.brought = sequence.brought or found, 0
             if outcome.scheduled_s[i] != outcome.scheduled_s[i]:  # not a number yet
                 outcome.scheduled_s[i] = self.simulation.now
-            if near or far:
-                assert self.tiers is not None  # who else has them
+            if self.tiers is not None and (near or far):
                 self.tiers.fetch(sequence, near, far)
                 continue
             sequence.place = 1

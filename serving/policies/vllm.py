@@ -43,17 +43,22 @@ class TokenBudget(Schedule):
         return plan if plan.chunks or replica.decoding else None
 
     def _admit(self, replica: Replica) -> Sequence | None:
-        first = replica.peek() if self.whole else None
+        if not self.whole:
+            return replica.admit()
+        first = replica.peek()
         return replica.admit(None if first is None else first.prompt + first.left)
 
     def _chunk(self, replica: Replica, plan: Plan, sequence: Sequence, left: int) -> int:
-        tokens = min(sequence.prompt - sequence.done, left)
-        if tokens < sequence.prompt - sequence.done and self.tile > 1:
-            over = self.limit(replica) % self.tile  # all that is left is used, so this is beyond the last whole tile
-            tokens -= over if tokens > over else 0
-        if tokens > 0:
-            plan.chunks.append((sequence, tokens))
-        return max(tokens, 0)
+        tokens = sequence.prompt - sequence.done
+        if tokens > left:
+            tokens = left
+            if self.tile > 1:
+                over = self.limit(replica) % self.tile  # all that is left is used: this is beyond the last whole tile
+                tokens -= over if tokens > over else 0
+        if tokens <= 0:
+            return 0
+        plan.chunks.append((sequence, tokens))
+        return tokens
 
     @staticmethod
     def _make_room(replica: Replica) -> bool:
