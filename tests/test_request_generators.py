@@ -131,6 +131,45 @@ def test_bursts_keep_the_mean_rate_and_their_shares():
     np.testing.assert_array_equal(same.arrival_s, parse_requests("poisson:rate=5,n=50", seed=3).arrival_s)
 
 
+def test_a_swinging_rate_rises_and_falls_in_straight_lines():
+    """Share of the arrivals before t of a period of 100 s: low t + (1 − low) t² / 50, in hundredths, until noon."""
+    low, n = 0.2, N
+    log = parse_requests(f"swing:rate=5,low={low},period=100,n={n}", seed=3)
+    within(log.rate, 5, 5 / math.sqrt(n))
+
+    def share(t):
+        up = low * np.minimum(t, 100 - t) + (1 - low) * np.minimum(t, 100 - t) ** 2 / 50
+        return np.where(t <= 50, up, 100 - up) / 100
+
+    assert kolmogorov(log.arrival_s[log.arrival_s < 100 * (log.arrival_s[-1] // 100)] % 100, share) < 2.2
+    even = parse_requests("swing:rate=5,low=1,period=10,n=50", seed=3)
+    np.testing.assert_allclose(even.arrival_s, parse_requests("poisson:rate=5,n=50", seed=3).arrival_s, rtol=1e-12)
+    assert np.isfinite(parse_requests("swing:rate=5,low=0,period=10,n=50", seed=3).arrival_s).all()
+
+
+def test_priorities_are_drawn_apart_from_all_else():
+    log = parse_requests(f"poisson:rate=2,n={N},urgent=0.1,background=0.5", seed=3)
+    assert log.classes == ("normal", "urgent", "background")
+    for k, (priority, part) in enumerate(((0, 0.4), (-1, 0.1), (1, 0.5))):
+        assert set(log.priority[log.klass == k].tolist()) == {priority}
+        within((log.klass == k).mean(), part, math.sqrt(part * (1 - part) / N))
+    plain = parse_requests(f"poisson:rate=2,n={N}", seed=3)
+    np.testing.assert_array_equal(log.arrival_s, plain.arrival_s)
+    assert set(plain.priority.tolist()) == {0}
+    whole = parse_requests("gamma:rate=2,cv=2,n=9,urgent=1", seed=3)
+    assert (whole.classes, set(whole.klass.tolist()), set(whole.priority.tolist())) == (("urgent",), {0}, {-1})
+
+
+def test_zipf_lengths_follow_the_law_and_its_mean():
+    """Ranks 1 … 4 with exponent 1: shares 12/25, 6/25, 4/25, 3/25, a mean rank of 48/25; × 25/48 × 480 = 250 k."""
+    drawn = distribution("prompt", "zipf(480;1;4;900)").tokens(Draws(5, "z"), N)
+    values, counts = np.unique(drawn, return_counts=True)
+    assert values.tolist() == [250, 500, 750, 900]  # the fourth, 1000, is cut
+    for count, twentyfifths in zip(counts, (12, 6, 4, 3), strict=True):
+        part = twentyfifths / 25
+        within(count / N, part, math.sqrt(part * (1 - part) / N))
+
+
 def test_an_infinite_rate_is_all_at_once():
     for text in ("poisson:rate=inf", "gamma:rate=inf,cv=2", "uniform:rate=inf", "sessions:rate=inf,turns=1"):
         assert set(parse_requests(f"{text},n=5").arrival_s.tolist()) == {0.0}
@@ -323,6 +362,11 @@ def test_sessions_without_room_are_refused():
         ("poisson:rate=2,prompt=lognormal(3)", "prompt: found 'lognormal(3)', expected lognormal(mean;cv)"),
         ("poisson:rate=2,prompt=lognormal(0;1)", "prompt: found 'lognormal(0;1)', expected a mean of 1 to 1e+07"),
         ("poisson:rate=2,prompt=lognormal(9;1e3)", "prompt: found 'lognormal(9;1e3)'"),
+        ("poisson:rate=2,prompt=zipf(9;1)", "prompt: found 'zipf(9;1)', expected zipf(mean;exponent;ranks;most)"),
+        ("poisson:rate=2,prompt=zipf(9;21;5;9)", "prompt: found 'zipf(9;21;5;9)', expected a mean of 1 to 1e+07 and a "),
+        ("poisson:rate=2,prompt=zipf(9;2;0;9)", "prompt: found 'zipf(9;2;0;9)'"),
+        ("poisson:rate=2,urgent=0.6,background=0.5", "urgent=0.6 and background=0.5: expected at most 1 together"),
+        ("swing:rate=2,low=2,period=3", "swing: low: found '2', expected a number from 0 to 1"),
         ("poisson:rate=2,lengths=5", "lengths: found '5', expected @FILE or fit@FILE"),
         ("poisson:rate=2,prompt=@none.csv", "none.csv: cannot be read"),
         ("poisson:rate=2,lengths=@x.csv,prompt=4", "prompt is part of lengths"),
@@ -423,6 +467,7 @@ def digest(log: RequestLog) -> str:
         ("poisson:rate=2,n=20000,prompt=lognormal(512;1.5),output=exponential(100)", "0c1e43a32f0a27cf"),
         ("gamma:rate=2,cv=3,n=20000,prompt=gamma(900;.5)", "5f3e2c0928b0195a"),
         ("burst:rate=5,burst=4,period=10,quiet=0.2,n=20000", "e503558908b4863e"),
+        ("swing:rate=5,low=.2,period=60,n=20000,prompt=zipf(256;1.5;511;6144),urgent=.1", "e9e66e866da249de"),
         ("sessions:rate=1,n=1000,turns=2-6,think=lognormal(10;2),system=512", "dd96c134c8b79afa"),
     ],
 )
