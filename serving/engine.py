@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import tomllib
 from bisect import bisect_left
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from importlib import resources
 from pathlib import Path
 from typing import Any
@@ -81,8 +81,27 @@ def profile_names() -> list[str]:
     return sorted(f.name.removesuffix(".toml") for f in folder.iterdir() if f.name.endswith(".toml"))
 
 
-def load_profile(name_or_path: str) -> EngineProfile:
-    """A profile of the package by name, or any profile file by path (``.toml``). Raises ``InputError``."""
+def load_profile(text: str) -> EngineProfile:
+    """A profile of the package by name, or any profile file by path (``.toml``); ``NAME:key=value,…`` with other
+    numbers in it. Raises ``InputError``."""
+    name, colon, settings = text.rpartition(":") if "=" in text.rpartition(":")[2] else (text, "", "")
+    profile = _load(name)
+    if not colon:
+        return profile
+    given: dict[str, Any] = {}
+    for item in settings.split(","):
+        key, _, value = item.partition("=")
+        if key not in RANGES or key in given:
+            raise InputError(f"engine {text}: {item!r}; accepted: key=value, each key once, of {', '.join(RANGES)}")
+        try:
+            number = float(value)
+        except ValueError:
+            raise InputError(f"engine {text}: {key}: {value!r} is not a number") from None
+        given[key] = _number(key, int(number) if number.is_integer() else number, f"engine {text}")
+    return replace(profile, name=text, **given, sources={**profile.sources, **dict.fromkeys(given, "as asked")})
+
+
+def _load(name_or_path: str) -> EngineProfile:
     if name_or_path.endswith(".toml"):
         try:
             text = Path(name_or_path).read_text(encoding="utf-8")

@@ -363,7 +363,10 @@ def test_sessions_without_room_are_refused():
         ("poisson:rate=2,prompt=lognormal(0;1)", "prompt: found 'lognormal(0;1)', expected a mean of 1 to 1e+07"),
         ("poisson:rate=2,prompt=lognormal(9;1e3)", "prompt: found 'lognormal(9;1e3)'"),
         ("poisson:rate=2,prompt=zipf(9;1)", "prompt: found 'zipf(9;1)', expected zipf(mean;exponent;ranks;most)"),
-        ("poisson:rate=2,prompt=zipf(9;21;5;9)", "prompt: found 'zipf(9;21;5;9)', expected a mean of 1 to 1e+07 and a "),
+        (
+            "poisson:rate=2,prompt=zipf(9;21;5;9)",
+            "prompt: found 'zipf(9;21;5;9)', expected a mean of 1 to 1e+07 and a ",
+        ),
         ("poisson:rate=2,prompt=zipf(9;2;0;9)", "prompt: found 'zipf(9;2;0;9)'"),
         ("poisson:rate=2,urgent=0.6,background=0.5", "urgent=0.6 and background=0.5: expected at most 1 together"),
         ("swing:rate=2,low=2,period=3", "swing: low: found '2', expected a number from 0 to 1"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from bisect import bisect_right
 from dataclasses import replace
 
@@ -134,6 +135,24 @@ def test_a_broken_profile_is_one_line(tmp_path, text: str, message: str) -> None
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message.replace("{", r"\{").replace("}", r"\}")):
         load_profile(str(path))
+
+
+def test_an_engine_may_be_asked_for_with_other_numbers() -> None:
+    asked, known = load_profile("vllm-0.19:reserved_bytes=2.5e9,seats=64"), load_profile("vllm-0.19")
+    assert (asked.name, asked.reserved_bytes, asked.seats) == ("vllm-0.19:reserved_bytes=2.5e9,seats=64", 2.5e9, 64)
+    assert (asked.graphs, asked.budget, asked.sources["budget"]) == (known.graphs, 2048, known.sources["budget"])
+    assert asked.sources["seats"] == "as asked"
+    for text, words in (
+        ("ideal:seat=3", "'seat=3'; accepted: key=value, each key once, of utilisation"),
+        ("ideal:seats=3,seats=4", "'seats=4'; accepted"),
+        ("ideal:seats=1.5", "seats: 1.5 is not a whole number"),
+        ("ideal:utilisation=2", "utilisation: 2; accepted: 0.01 to 1"),
+        ("ideal:host_s=nan", "host_s: nan; accepted"),
+        ("ideal:host_s=much", "host_s: 'much' is not a number"),
+        ("idea:seats=3", "unknown engine 'idea'"),
+    ):
+        with pytest.raises(InputError, match=re.escape(words)):
+            load_profile(text)
 
 
 def test_overheads_add_up() -> None:

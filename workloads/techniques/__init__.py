@@ -54,7 +54,7 @@ def apply_techniques(trace: Trace, specs: Sequence[str]) -> Trace:
         changed = technique.apply(trace, **values)
         told = ",".join(f"{k}={v}" for k, v in values.items() if k not in hidden and v != "")
         label = name + (":" + told if told else "")
-        if changed.blocks == trace.blocks:
+        if changed.blocks == trace.blocks and changed.max_context == trace.max_context:
             label += " (no effect)"
         trace = changed.model_copy(update={"applied": (*trace.applied, label)})
     return trace
