@@ -58,7 +58,7 @@ def serve(
         ends = []
         for slower in ends_of(simulation):
             other = simulate(log, replace(cluster, slower=slower), policy, seed=seed, faults=faults)
-            ends.append(metrics(other, slo))
+            ends.append({**metrics(other, slo), **other.policy.result()})
         document["interval"] = _interval(document, ends)
     return document, simulation
 
@@ -67,9 +67,9 @@ INTERVALS = (
     ("ttft_s", "mean"), ("ttft_s", "p50"), ("ttft_s", "p90"), ("ttft_s", "p99"), ("tpot_s", "mean"), ("tpot_s", "p99"),
     ("itl_s", "mean"), ("e2e_s", "mean"), ("e2e_s", "p50"), ("e2e_s", "p90"), ("e2e_s", "p99"),
     ("throughput_tokens_per_s",), ("goodput_requests_per_s",), ("energy_per_token_j",), ("cost_usd_per_mtoken",),
-    ("simulated_s",),
+    ("simulated_s",), ("migration", "instances_mean"), ("power_capping", "peak_share"), ("tuning", "tokens_per_s"),
 )  # fmt: skip
-"""Figures that a result gives an interval of."""
+"""Figures that a result gives an interval of, where its policy tells them."""
 
 
 def ends_of(simulation: Simulation) -> list[tuple[float, float]]:
@@ -94,7 +94,7 @@ def _interval(document: Mapping[str, Any], ends: Sequence[Mapping[str, Any]]) ->
         for each in (document, *ends):
             value: Any = each
             for key in path:
-                value = value[key]
+                value = value[key] if value is not None and key in value else None
             values.append(value)
         if all(v is not None for v in values):
             found[".".join(path)] = [min(values), max(values)]

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
-from ..errors import InputError
+from ..errors import InputError, unknown_name
 from ..serving.asked import asked
 from ..serving.capacity import capacity
 from ..serving.run import parse_slo, serve
@@ -22,20 +23,34 @@ def run_served(run: Run) -> Document:
         engine=run.engine, seed=run.seed,
     )  # fmt: skip
     limits = parse_slo(run.slo)
-    document = serve(log, cluster, run.policy, slo=limits, seed=run.seed)[0]
+    document = serve(log, cluster, run.policy, slo=limits, seed=run.seed, interval=run.ends)[0]
     if run.share is not None:
         document["capacity"] = capacity(log, cluster, run.policy, limits, run.share, run.seed)
     return document
 
 
+def part_of(document: Document, name: str) -> Document:
+    """``document`` with the latencies and the goodput of the requests of one class, which have no interval.
+
+    Raises ``InputError`` where no request is of that class.
+    """
+    found = {part["class"]: part for part in document["classes"]}
+    if name not in found:
+        raise unknown_name("class of requests", name, found)
+    return {**document, **found[name], "interval": None}
+
+
 def _told(document: Document, path: str) -> Value:
-    """A figure of the document by its path, with the document's interval where it has one."""
+    """A figure of the document by its path, with the document's interval where it has one; not a number where the
+    ends of the interval were not run."""
     value: Any = document
     for key in path.split("."):
+        if key not in value:
+            raise InputError(f"policy {document['policy']['name']} says nothing of {path}")
         value = value[key]
     if value is None:
         raise InputError(f"nothing finished: {path} cannot be told")
-    low, high = document["interval"].get(path, (value, value))
+    low, high = (document.get("interval") or {}).get(path, (math.nan, math.nan))
     return Value(float(value), float(low), float(high))
 
 
@@ -65,6 +80,23 @@ SERVED: dict[str, tuple[str, Callable[[Document], Value]]] = {
     "served_tpot_p99_s": ("99 % quantile of the seconds per following token", lambda d: _told(d, "tpot_s.p99")),
     "served_e2e_s": ("mean seconds to the last token", lambda d: _told(d, "e2e_s.mean")),
     "served_e2e_p99_s": ("99 % quantile of the seconds to the last token", lambda d: _told(d, "e2e_s.p99")),
+    "served_e2e_p50_s": ("median of the seconds to the last token", lambda d: _told(d, "e2e_s.p50")),
+    "served_instances": (
+        "instances that run, on average over time, under a policy that starts and stops them",
+        lambda d: _told(d, "migration.instances_mean"),
+    ),
+    "served_power_peak": (
+        "highest reading of a row's power over what is provisioned",
+        lambda d: _told(d, "power_capping.peak_share"),
+    ),
+    "served_without_brake": (
+        "share of the time without the powerbrake",
+        lambda d: Value.exact(1 - _told(d, "power_capping.level_s.brake").value / d["simulated_s"]),
+    ),
+    "served_training_tokens_per_s": (
+        "tokens per second that fine-tuning has brought forward and back",
+        lambda d: _told(d, "tuning.tokens_per_s"),
+    ),
     "served_capacity": ("highest rate of requests that keeps the limits, per second", _capacity),
     "served_bubbles": (
         "share of their time in which the devices wait",

@@ -52,7 +52,7 @@ def _zipf(draws: Draws, n: int, mean: float, exponent: float, ranks: float, most
     upto = np.cumsum(weights)  # one after another, so the same everywhere
     scale = mean * float(upto[-1]) / float(np.cumsum(weights * k)[-1])
     found = np.searchsorted(upto, draws.uniform(n) * upto[-1])
-    return np.minimum(k[found] * scale, most)
+    return np.asarray(np.minimum(k[found] * scale, most))
 
 
 DISTRIBUTIONS: dict[str, tuple[Callable[..., Floats], tuple[str, ...]]] = {
