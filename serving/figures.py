@@ -45,7 +45,8 @@ def _at_clocks(
 ) -> tuple[npt.NDArray[np.float64], npt.NDArray[np.float64]]:
     """How much longer a batch takes, and the share of its peak power that is saved, at each of :data:`CLOCKS`.
 
-    Peak power is that of the prompts: static + dynamic joules over their seconds.
+    Peak power is that of the prompts: static + dynamic joules over their seconds. The law of clocks and voltages is
+    assumed (:mod:`..hw.frequency`), so nothing told of it has an interval.
     """
     degrees, trace, card = parse_parallel(parallel or None, None), load_trace(model), load_device(device)
     seconds, watts = [], []
@@ -63,11 +64,8 @@ def _at_clocks(
 def power_saved_at_loss(
     model: str, device: str, loss: float, prompt: int, output: int, batch: int = 1, parallel: str = ""
 ) -> tuple[float, float, float]:
-    """Per cent of a batch's peak power, that of its prompts, which the clock saves at which the whole batch takes
-    ``loss`` per cent longer.
-
-    The law of clocks and voltages is assumed (:mod:`..hw.frequency`): no interval.
-    """
+    """per cent of a batch's peak power, that of its prompts, which the clock saves at which the batch takes ``loss``
+    per cent longer"""
     longer, saved = _at_clocks(model, device, prompt, output, batch, parallel)
     found = 100 * float(np.interp(loss / 100, longer, saved))
     return found, found, found
@@ -76,11 +74,8 @@ def power_saved_at_loss(
 def loss_at_power_saved(
     model: str, device: str, saved: float, prompt: int, output: int, batch: int = 1, parallel: str = ""
 ) -> tuple[float, float, float]:
-    """Per cent that a batch takes longer at the clock which saves ``saved`` per cent of its peak power, that of its
-    prompts.
-
-    No interval, as of :func:`power_saved_at_loss`.
-    """
+    """per cent that a batch takes longer at the clock which saves ``saved`` per cent of its peak power, that of its
+    prompts"""
     longer, less = _at_clocks(model, device, prompt, output, batch, parallel)
     found = 100 * float(np.interp(saved / 100, less, longer))
     return found, found, found

@@ -18,6 +18,8 @@ A tensor that several operators read is kept once. Source: Oliaro et al., FlexLL
 
 from __future__ import annotations
 
+from collections import Counter
+
 from ..errors import InputError, unknown_name
 from ..hw.tiers import weight_demand
 from ..workloads.load import load_trace
@@ -55,27 +57,26 @@ def _block(trace: Trace, name: str) -> Block:
 
 def _kept(block: Block, length: int, way: str, adapted: set[str]) -> float:
     """Bytes that one execution of ``block`` leaves for its backward pass."""
-    pairs = 0.0
-    tensors: dict[tuple[str, str], Tensor] = {}
-
-    def keep(found: Tensor) -> None:
-        if found.role in ("activation", "kv"):
-            tensors[found.name, str(found.shape)] = found
-
+    pairs = results = 0.0
+    copies: Counter[tuple[str, str]] = Counter()
+    size: dict[tuple[str, str], float] = {}
     made_by = {t.name: op for op in block.operators for t in op.writes}
     for op in block.operators:
         if op.kind == "attention":
             heads = float(op.dims["heads"].constant or 0.0)
             pairs += heads * length * length * (EAGER_BYTES if way == "all" else PROBABILITY_BYTES)
         if way == "all":
-            for t in op.writes:
-                if t.role == "activation":
-                    keep(t)
+            results += sum(_bytes(t, length) for t in op.writes if t.role == "activation")
         elif op.kind in NEEDY or op.name in adapted:
+            here: Counter[tuple[str, str]] = Counter()  # keys and values are two tensors of one name and shape
             for t in op.reads:
-                if way == "pruned" or not _again(made_by.get(t.name)):
-                    keep(t)
-    return (0.0 if way == "windows" else pairs) + sum(_bytes(t, length) for t in tensors.values())
+                if t.role in ("activation", "kv") and (way == "pruned" or not _again(made_by.get(t.name))):
+                    key = t.name, str(t.shape)
+                    here[key] += 1
+                    size[key] = _bytes(t, length)
+            copies |= here
+    kept = results + sum(size[key] * count for key, count in copies.items())
+    return kept + (0.0 if way == "windows" else pairs)
 
 
 def _again(maker: Operator | None) -> bool:

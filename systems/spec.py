@@ -149,7 +149,7 @@ class System(_Data):
                 asked.add(name)
             many, base = (len(self.runs[n]) if n else 1 for n in (claim.of, claim.over))
             if claim.at:
-                if many < 2 or base < 2 and claim.over:
+                if many < 2 or (claim.over and base < 2):
                     raise ValueError(f"claim {claim.claim!r}: a curve of one run; accepted: at least 2 runs")
                 continue
             if base not in (1, many):

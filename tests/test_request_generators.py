@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from request_support import N, kolmogorov, within
 
 from tokenfab.errors import InputError
 from tokenfab.workloads import requests
@@ -22,8 +23,6 @@ from tokenfab.workloads.requests.draws import Draws, exp, ln
 from tokenfab.workloads.requests.generators import COUNT, arrivals
 from tokenfab.workloads.requests.lengths import distribution
 
-N = 40_000
-
 
 def gaps(log: RequestLog) -> np.ndarray:
     return np.diff(log.arrival_s)
@@ -31,11 +30,6 @@ def gaps(log: RequestLog) -> np.ndarray:
 
 def cv(values: np.ndarray) -> float:
     return float(values.std() / values.mean())
-
-
-def within(found: float, expected: float, deviation: float) -> None:
-    """Four standard deviations: one sound generator in 16,000 would miss it, and the seeds are fixed."""
-    assert abs(found - expected) < 4 * deviation, (found, expected, deviation)
 
 
 # -- random numbers --------------------------------------------------------------------------------
@@ -51,14 +45,6 @@ def test_the_exponential_is_that_of_the_library(x):
 
 def test_the_ends_of_the_exponential():
     assert exp(np.array([-1e9, 0.0, 1e9])).tolist() == [0.0, 1.0, math.inf]
-
-
-def kolmogorov(values: np.ndarray, share) -> float:
-    """√n times the largest distance of the empirical distribution from ``share``; above 2.2 once in 10,000."""
-    x = np.sort(values)
-    at = np.array([share(v) for v in x.tolist()])
-    k = np.arange(len(x))
-    return float(np.maximum(at - k / len(x), (k + 1) / len(x) - at).max() * math.sqrt(len(x)))
 
 
 def test_numbers_follow_their_distributions():
@@ -129,45 +115,6 @@ def test_bursts_keep_the_mean_rate_and_their_shares():
     assert silent.max() < 2.5 + 1e-9
     same = parse_requests("burst:rate=5,burst=1,period=10,n=50", seed=3)
     np.testing.assert_array_equal(same.arrival_s, parse_requests("poisson:rate=5,n=50", seed=3).arrival_s)
-
-
-def test_a_swinging_rate_rises_and_falls_in_straight_lines():
-    """Share of the arrivals before t of a period of 100 s: low t + (1 − low) t² / 50, in hundredths, until noon."""
-    low, n = 0.2, N
-    log = parse_requests(f"swing:rate=5,low={low},period=100,n={n}", seed=3)
-    within(log.rate, 5, 5 / math.sqrt(n))
-
-    def share(t):
-        up = low * np.minimum(t, 100 - t) + (1 - low) * np.minimum(t, 100 - t) ** 2 / 50
-        return np.where(t <= 50, up, 100 - up) / 100
-
-    assert kolmogorov(log.arrival_s[log.arrival_s < 100 * (log.arrival_s[-1] // 100)] % 100, share) < 2.2
-    even = parse_requests("swing:rate=5,low=1,period=10,n=50", seed=3)
-    np.testing.assert_allclose(even.arrival_s, parse_requests("poisson:rate=5,n=50", seed=3).arrival_s, rtol=1e-12)
-    assert np.isfinite(parse_requests("swing:rate=5,low=0,period=10,n=50", seed=3).arrival_s).all()
-
-
-def test_priorities_are_drawn_apart_from_all_else():
-    log = parse_requests(f"poisson:rate=2,n={N},urgent=0.1,background=0.5", seed=3)
-    assert log.classes == ("normal", "urgent", "background")
-    for k, (priority, part) in enumerate(((0, 0.4), (-1, 0.1), (1, 0.5))):
-        assert set(log.priority[log.klass == k].tolist()) == {priority}
-        within((log.klass == k).mean(), part, math.sqrt(part * (1 - part) / N))
-    plain = parse_requests(f"poisson:rate=2,n={N}", seed=3)
-    np.testing.assert_array_equal(log.arrival_s, plain.arrival_s)
-    assert set(plain.priority.tolist()) == {0}
-    whole = parse_requests("gamma:rate=2,cv=2,n=9,urgent=1", seed=3)
-    assert (whole.classes, set(whole.klass.tolist()), set(whole.priority.tolist())) == (("urgent",), {0}, {-1})
-
-
-def test_zipf_lengths_follow_the_law_and_its_mean():
-    """Ranks 1 … 4 with exponent 1: shares 12/25, 6/25, 4/25, 3/25, a mean rank of 48/25; × 25/48 × 480 = 250 k."""
-    drawn = distribution("prompt", "zipf(480;1;4;900)").tokens(Draws(5, "z"), N)
-    values, counts = np.unique(drawn, return_counts=True)
-    assert values.tolist() == [250, 500, 750, 900]  # the fourth, 1000, is cut
-    for count, twentyfifths in zip(counts, (12, 6, 4, 3), strict=True):
-        part = twentyfifths / 25
-        within(count / N, part, math.sqrt(part * (1 - part) / N))
 
 
 def test_an_infinite_rate_is_all_at_once():

@@ -8,21 +8,23 @@ modelled. A learned table of positions ends where it ends.
 from __future__ import annotations
 
 from ...errors import InputError
-from ..trace import Trace
+from ..trace import Operator, Trace
 from . import Parameter, Technique
 
 
 def apply(trace: Trace, tokens: int) -> Trace:
     """``trace`` for requests of ``tokens`` tokens. Raises ``InputError`` where a learned table has fewer positions."""
-    for op, _ in trace.operators():
-        # A table of positions is read for each token of a sequence, not of a batch: no b in what it reads.
-        if op.kind == "embedding" and op.dims["elements"](1, 1, 0) == op.dims["elements"](2, 1, 0):
-            if trace.max_context is not None and tokens > trace.max_context:
-                raise InputError(
-                    f"technique context: tokens={tokens}: {trace.model} has a table of positions; accepted: up to "
-                    f"{trace.max_context}"
-                )
+    if tokens > (trace.max_context or tokens) and any(_positions(op) for op, _ in trace.operators()):
+        raise InputError(
+            f"technique context: tokens={tokens}: {trace.model} has a table of positions; accepted: up to "
+            f"{trace.max_context}"
+        )
     return trace.model_copy(update={"max_context": tokens})
+
+
+def _positions(op: Operator) -> bool:
+    """Whether ``op`` looks up positions: rows for each token of a sequence, not of a batch."""
+    return op.kind == "embedding" and bool(op.dims["elements"](1, 1, 0) == op.dims["elements"](2, 1, 0))
 
 
 TECHNIQUE = Technique(
