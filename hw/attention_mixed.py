@@ -31,7 +31,7 @@ Left out: sliding windows, splits of long keys in mixed calls (FlashAttention 2 
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Sequence
 from math import ceil
 
 import numpy as np
@@ -167,6 +167,10 @@ def _mixed(
     return AttentionParts(constants.launch_s, written, compute, memory, np.zeros(()))
 
 
+BLOCK = 512
+"""Lengths whose tiles are looked up at once."""
+
+
 class MixedCall:
     """:func:`mixed_parts` without the cache write, of plain numbers: what a simulator asks once per iteration.
 
@@ -182,41 +186,57 @@ class MixedCall:
         self._qo_row = heads * (head_dim * bits / 8 + 2 * value_dim)
         self._wide = np.asarray(float(max(head_dim, value_dim)))
         self._card, self._constants, self._kernel, self._bits = card, constants, kernel, bits
+        self._key_bytes, self._kept = self._head * self._width, KEPT * card.l2_bytes
+        self._dram_s = 1 / (constants.dram_share * card.dram_bytes_s)
         self._tilings: dict[int, tuple[float, float, float, float, float]] = {}
 
     def _tiling(self, longest: int) -> tuple[float, float, float, float, float]:
         """Rows and keys of a tile, heads that share it, seconds of a step and of a tile's ends."""
-        if longest not in self._tilings:
-            group = np.asarray(self._group)
-            rows, keys, pack = tiling(self._kernel, np.asarray(float(longest)), group, self._wide, self._bits)
+        found = self._tilings.get(longest)
+        if found is None:
+            first = longest - longest % BLOCK
+            queries = np.arange(first, first + BLOCK, dtype=float)
+            group = np.full(BLOCK, self._group)
+            rows, keys, pack = tiling(self._kernel, np.maximum(queries, 1.0), group, self._wide, self._bits)
             step, tile = tile_times(rows, keys, self._head, self._width, self._card, self._constants)
-            share = self._group if bool(pack) else 1.0
-            self._tilings[longest] = float(rows), float(keys), share, float(step), float(tile)
-        return self._tilings[longest]
+            share = np.where(pack, group, 1.0)
+            columns = (np.broadcast_to(x, BLOCK).tolist() for x in (rows, keys, share, step, tile))
+            self._tilings.update(zip(range(first, first + BLOCK), zip(*columns, strict=True), strict=True))
+            found = self._tilings[longest]
+        return found
 
-    def seconds(self, chunks: Iterable[tuple[int, int]], n: int, kv: float, kv_max: float) -> float:
+    def seconds(self, chunks: Sequence[tuple[int, int]], n: int, kv: float, kv_max: float) -> float:
         """Of ``chunks`` (new tokens, cached tokens), one of which has more than one token, and ``n`` decoding
         sequences that see ``kv`` keys on average and ``kv_max`` at most; the launch included."""
-        chunks = list(chunks)
-        rows, keys, share, step, tile = self._tiling(max(q for q, _ in chunks))
+        rows, keys, share, step, tile = self._tiling(chunks[0][0] if len(chunks) == 1 else max(chunks)[0])
         decode_steps = kv / keys + 0.5 if kv_max > kv else ceil(kv / keys)
         decode_length = decode_steps * step + tile
         longest_steps = ceil(kv_max / keys) if n else 0
         total, squares, per_unit, most, held, tokens = n * decode_length, n * decode_length**2, n, 1.0, n * kv, n
+        span = rows / share  # queries of a tile
+        ragged = 0.5 * (1 - min(span / keys, 1.0))
         for q, c in chunks:
-            seen, tiles = q + c, max(ceil(q * share / rows), 1)
+            seen, tiles = q + c, ceil(q * share / rows)
             last = ceil(seen / keys)
-            span = rows / share  # queries of a tile
+            held, tokens, per_unit = held + seen, tokens + q, per_unit + tiles
+            if last > longest_steps:
+                longest_steps = last
+            if tiles == 1:
+                length = last * step + tile
+                total += length
+                squares += length**2
+                continue
             full = tiles - 1
             series = full * c + span * full * tiles / 2
-            steps = max(series / keys + full * 0.5 * (1 - min(span / keys, 1.0)) + last, tiles)
-            length = steps / tiles * step + tile
-            rise = (last - max(2 * steps / tiles - last, 0.0)) * step
+            steps = max(series / keys + full * ragged + last, tiles)
+            each = steps / tiles
+            length = each * step + tile
+            rise = (last - max(2 * each - last, 0.0)) * step
             total += tiles * length
-            squares += tiles * (length**2 + (rise**2 / 12 if tiles > 1 else 0.0))
-            per_unit, most, longest_steps = per_unit + tiles, max(most, tiles), max(longest_steps, last)
-            held, tokens = held + seen, tokens + q
-        card, sms = self._card, self._card.sms
+            squares += tiles * (length**2 + rise**2 / 12)
+            if tiles > most:
+                most = tiles
+        sms, l2_bytes_s = self._card.sms, self._card.l2_bytes_s
         residual = squares / (2 * total)
         longest = longest_steps * step + tile
         units = self._heads / share
@@ -224,14 +244,11 @@ class MixedCall:
         work = units * (total + empty * EMPTY_S) / sms
         waves = ceil(units * per_unit / sms - 1e-9)
         compute = max(longest, min(waves * longest, work + max(longest - residual, 0.0)))
-        kv_bytes = held * self._kv_heads * self._head * self._width
-        qo_bytes = tokens * self._qo_row
-        reads = 1.0
-        if card.l2_bytes:
-            kept = KEPT * card.l2_bytes
-            missed = min(max((kv_bytes / self._kv_heads - kept) / (FADE * kept), 0.0), 1.0)
-            reads = 1 + (self._group / share - 1) * missed * min(per_unit / sms, 1.0)
-        dram = self._constants.dram_share * card.dram_bytes_s
-        loads = (kv_bytes * self._group / share + qo_bytes) / card.l2_bytes_s
-        memory = max((kv_bytes * reads + qo_bytes) / dram, loads)
+        of_head, qo_bytes, kept = held * self._key_bytes, tokens * self._qo_row, self._kept
+        kv_bytes, repeats, reads = of_head * self._kv_heads, self._group / share, 1.0
+        if kept and of_head > kept and repeats > 1:
+            missed = min((of_head - kept) / (FADE * kept), 1.0)
+            reads = 1 + (repeats - 1) * missed * min(per_unit / sms, 1.0)
+        loads = (kv_bytes * repeats + qo_bytes) / l2_bytes_s
+        memory = max((kv_bytes * reads + qo_bytes) * self._dram_s, loads)
         return self._constants.launch_s + float((compute**CORNER + memory**CORNER) ** (1 / CORNER))

@@ -205,6 +205,10 @@ def mixed_attention(compiled: CompiledTrace, device: Device) -> Callable[..., fl
             call = MixedCall(h, hk, width, value, card_of(device), *attention_kernels(device, bits), bits)
             calls.append((row.count, call))
 
+    if len(calls) == 1:  # all layers alike: no sum to make at every iteration
+        [(count, call)] = calls
+        return lambda chunks, n, kv, kv_max: count * call.seconds(chunks, n, kv, kv_max)
+
     def seconds(chunks: Sequence[tuple[int, int]], n: int, kv: float, kv_max: float) -> float:
         return sum(count * call.seconds(chunks, n, kv, kv_max) for count, call in calls)
 

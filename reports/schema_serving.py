@@ -10,6 +10,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from .policy_figures import policy_figures
 from .schema import Amount, Data, Interval, Name, Positive, Text, Whole
 
 Share = Annotated[float, Field(ge=0, le=1.000001)]
@@ -236,7 +237,16 @@ class Served(Data):
     seed: int
     command: Text | None = None
     capacity: Capacity | None = None
+    policy_groups: list[tuple[Text, list[tuple[Text, Text]]]] = Field(default_factory=list)
     interval: dict[Name, Interval] = Field(default_factory=dict)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _groups(cls, raw: Any) -> Any:
+        """What the policy says of itself, in words."""
+        if isinstance(raw, dict) and "policy_groups" not in raw:
+            raw = {**raw, "policy_groups": policy_figures(raw)}
+        return raw
 
     @model_validator(mode="after")
     def _total(self) -> Served:

@@ -123,10 +123,13 @@ def _run(run: Run, title: str | None, *, alone: bool) -> list[Part]:
     if d.rejections:
         seen.append(_rejections(d))
     happened = Picture(
-        partial(overtime.over_time, runs=[run]), overtime.HIGH, "Over time",
+        partial(overtime.over_time, runs=[run]), overtime.HIGH - (1.0 if d.policy_groups else 0.0), "Over time",
         f"Means over time. {overtime.told(d)}", 3.2,
     )  # fmt: skip
-    blocks: list[Block] = [happened]
+    blocks: list[Block] = [
+        *(Listing(tuple(told), columns=3, size=7.5, title=f"The policy: {group}") for group, told in d.policy_groups),
+        happened,
+    ]
     if sum(d.energy_parts.values()):
         parts = ", ".join(f"{n} {si(j, 'J')}" for n, j in d.energy_parts.items())
         blocks.append(Picture(partial(serving_bars.energy, run=run), 0.95, "Energy", f"Stacked bar of energy: {parts}"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from .policy_figures import policy_figures
 from .terminal import say, si, span, table
 
 Document = dict[str, Any]
@@ -28,7 +29,8 @@ def serving_summary(document: Document) -> None:
             right=("mean", "90 % interval", "p50", "p90", "p99"),
         ),
         "",
-        f"{document['throughput_tokens_per_s']:.5g} tokens/s, {document['throughput_requests_per_s']:.4g} requests/s, "
+        f"{document['throughput_tokens_per_s']:.5g} tokens/s{_interval(document, 'throughput_tokens_per_s')}, "
+        f"{document['throughput_requests_per_s']:.4g} requests/s, "
         f"goodput {document['goodput_requests_per_s']:.4g} requests/s ({_limits(document['slo'])})",
         f"KV cache: {kv['peak']} of {kv['total']} blocks of {kv['block_tokens']} tokens at the peak, "
         f"{kv['occupancy_mean']:.1%} on average; {document['preemptions']} preemptions, "
@@ -45,6 +47,8 @@ def serving_summary(document: Document) -> None:
         note = f"; {found['note']}" if found["note"] else ""
         say(f"capacity: {found['rate']:.4g} requests/s keep the limits for {found['attained']:.1%} of the requests"
             f"{above} ({found['runs']} runs){note}")  # fmt: skip
+    for name, figures in policy_figures(document):
+        say(f"{name}: {', '.join(f'{what} {how}' for what, how in figures)}")
     for rejection in document["rejections"]:
         say(f"rejected: request {rejection['request']}: {rejection['reason']}")
 
@@ -59,6 +63,12 @@ def _row(document: Document, key: str, name: str) -> list[str]:
     return [name, mean, "" if found is None else span(found, "s"), *quantiles]
 
 
+def _interval(document: Document, path: str, unit: str = "") -> str:
+    """[low–high] of a figure that has an interval, to stand behind it."""
+    found = document.get("interval", {}).get(path)
+    return "" if found is None else f" [{span(found, unit)}]"
+
+
 def _limits(slo: Document) -> str:
     told = ", ".join(f"{k} {si(v, 's')}" for k, v in slo["limits"].items())
     return f"{slo['attained']:.1%} within {told}" if told else "no limits given"
@@ -66,5 +76,10 @@ def _limits(slo: Document) -> str:
 
 def _per_token(document: Document) -> str:
     cost, joules = document["cost_usd_per_mtoken"], document["energy_per_token_j"]
-    parts = [] if joules is None else [f"{si(joules, 'J')} per token"]
-    return ", ".join(parts + ([] if cost is None else [f"${cost:.3g} per million tokens"])) or "no token"
+    parts = []
+    if joules is not None:
+        parts.append(f"{si(joules, 'J')} per token{_interval(document, 'energy_per_token_j', 'J')}")
+    if cost is not None:
+        found = document.get("interval", {}).get("cost_usd_per_mtoken")
+        parts.append(f"${cost:.3g} per million tokens" + (f" [${found[0]:.3g}–{found[1]:.3g}]" if found else ""))
+    return ", ".join(parts) or "no token"

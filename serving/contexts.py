@@ -14,7 +14,7 @@ from __future__ import annotations
 from bisect import bisect_right
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cache, cached_property
 
 import numpy as np
 import numpy.typing as npt
@@ -136,7 +136,7 @@ class ContextTable:
         self.reach = reach
         self.at = knots(int(reach))
         self._knots: list[float] = self.at.tolist()
-        self._curves: dict[tuple[int, int], Curve] = {}
+        self._curves: dict[int, Curve] = {}
         self._occupied: dict[int, Array] = {}
         self._start: tuple[int, float, float] | None = None
         self._before = self._weight = 0.0
@@ -201,10 +201,11 @@ class ContextTable:
         return integral(self._knots, low, high, weight, mean + steps - 0.5) - first
 
     def _curve(self, n: int, level: int) -> Curve:
-        found = self._curves.get((n, level))
+        key = n * len(LONGER) + level
+        found = self._curves.get(key)
         if found is None:
             (t0, t1), w = self._pair(n, level, 1)
-            found = self._curves[n, level] = Curve(self.at, t0 + w * (t1 - t0))
+            found = self._curves[key] = Curve(self.at, t0 + w * (t1 - t0))
         return found
 
     def _pair(self, n: int, level: int, which: int) -> tuple[tuple[Array, Array], float]:
@@ -215,7 +216,7 @@ class ContextTable:
             nodes = np.arange(first, first + GROUP, dtype=float)
         else:
             octave = int(np.ceil(np.log2(n / EXACT_BATCH))) - 1
-            nodes = np.unique(np.round(EXACT_BATCH * 2**octave * (1 + np.arange(PER_OCTAVE + 1) / PER_OCTAVE)))
+            nodes = _nodes(octave)
         values = self._block(nodes, level)
         i = min(int(np.searchsorted(nodes, n, side="right")) - 1, nodes.size - 2)
         weight = float((n - nodes[i]) / (nodes[i + 1] - nodes[i]))
@@ -320,6 +321,12 @@ class ContextTable:
             for k, j in enumerate(group):
                 self._columns[j] = tuple(parts[:, k].tolist())
         return self._columns[i]
+
+
+@cache
+def _nodes(octave: int) -> Array:
+    """The batches that are evaluated of an octave above :data:`EXACT_BATCH`."""
+    return np.unique(np.round(EXACT_BATCH * 2**octave * (1 + np.arange(PER_OCTAVE + 1) / PER_OCTAVE)))
 
 
 def _uneven(row: Row, longer: float) -> Row:

@@ -17,11 +17,11 @@ from ..errors import InputError, unknown_name
 RANGES: dict[str, tuple[float, float]] = {
     "utilisation": (0.01, 1.0), "reserved_bytes": (0.0, 1e13), "block": (1, 1024), "budget": (1, 10**7),
     "seats": (1, 10**6), "host_s": (0.0, 10.0), "host_sequence_s": (0.0, 1.0), "asynchronous": (0, 1),
-    "sampler": (0, 1), "step_s": (0.0, 10.0), "sequence_s": (0.0, 1.0), "prompt_s": (0.0, 10.0),
-    "prompt_token_s": (0.0, 1.0),
+    "sampler": (0, 1), "one_attention": (0, 1), "step_s": (0.0, 10.0), "sequence_s": (0.0, 1.0),
+    "prompt_s": (0.0, 10.0), "prompt_token_s": (0.0, 1.0),
 }  # fmt: skip
 """Keys of a profile, and what they may be."""
-WHOLE = ("block", "budget", "seats", "asynchronous", "sampler")
+WHOLE = ("block", "budget", "seats", "asynchronous", "sampler", "one_attention")
 
 
 @dataclass(frozen=True)
@@ -34,8 +34,10 @@ class EngineProfile:
     ``host_sequence_s``: the host prepares the next iteration, fixed and per sequence; hidden behind the device where
     ``asynchronous`` is 1. What nothing hides: ``step_s`` of each iteration, ``sequence_s`` of each sequence that gets a
     token, ``prompt_s`` of each iteration that computes prompts, ``prompt_token_s`` of each of their tokens. ``sampler``
-    1: the device's greedy sampler counts, where its model has one, which no trace has. ``graphs``: token
-    counts that are captured, ascending; iterations of fewer tokens are padded to the next.
+    1: the device's greedy sampler counts, where its model has one, which no trace has. ``one_attention`` 1: a mixed
+    iteration's attention is one call where the device's model knows such a kernel; 0: prompts and decoding sequences
+    have a call each. ``graphs``: token counts that are captured, ascending; iterations of fewer tokens are padded to
+    the next.
     """
 
     name: str = "ideal"
@@ -48,6 +50,7 @@ class EngineProfile:
     host_sequence_s: float = 0.0
     asynchronous: int = 0
     sampler: int = 0
+    one_attention: int = 1
     step_s: float = 0.0
     sequence_s: float = 0.0
     prompt_s: float = 0.0
@@ -61,6 +64,11 @@ class EngineProfile:
         if not self.graphs or tokens > self.graphs[-1]:
             return tokens
         return self.graphs[bisect_left(self.graphs, tokens)]
+
+    @property
+    def bare(self) -> bool:
+        """Whether iterations take what the devices take and nothing else."""
+        return self.overheads(1, 1) == (0.0, 0.0)
 
     def overheads(self, prompt_tokens: int, sequences: int) -> tuple[float, float]:
         """Seconds of an iteration on the host, and what nothing hides."""

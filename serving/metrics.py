@@ -17,6 +17,7 @@ Array = npt.NDArray[np.float64]
 
 QUANTILES = {"p50": 0.5, "p90": 0.9, "p99": 0.99}
 SLO_KEYS = ("ttft", "tpot", "e2e")
+PER_CENT = np.arange(101) / 100
 POWER_POINTS = 200
 """Points of power over time in a result."""
 
@@ -51,14 +52,12 @@ class Latencies:
 
 def spread(values: Array, weights: Array | None = None) -> dict[str, float | None]:
     """Mean and quantiles of what is a number; quantiles are of the sample (no interpolation where weighted)."""
+    if weights is None:
+        return _spread_and_cdf(values)[0]
     here = np.isfinite(values)
-    values = values[here]
+    values, weights = values[here], weights[here]
     if not values.size:
         return {"mean": None, **dict.fromkeys(QUANTILES)}
-    if weights is None:
-        found = np.quantile(values, list(QUANTILES.values())).tolist()
-        return {"mean": float(values.mean()), **dict(zip(QUANTILES, found, strict=True))}
-    weights = weights[here]
     order = np.argsort(values, kind="stable")
     total = np.cumsum(weights[order])
     at = np.searchsorted(total, np.array(list(QUANTILES.values())) * total[-1])
@@ -112,8 +111,12 @@ def energy_of(replica: Replica, end_s: float, bins: int = POWER_POINTS) -> Energ
     for since, until in replica.away:
         off += np.clip(edges, since, until) - since
     power -= np.diff(off) / np.diff(edges) * idle_w
-    idle = idle_w * max(end_s - busy - float(off[-1]), 0.0)
-    return Energy(float(joules.sum()), float(static @ c.duration_s), idle, busy, power)
+    idle_s = end_s - busy - float(off[-1])
+    if idle_s < 1e-9 * end_s:  # nothing but rounding is left of a run that never waited
+        idle_s = 0.0
+    if end_s <= 0:
+        power[:] = 0.0
+    return Energy(float(joules.sum()), float(static @ c.duration_s), idle_w * idle_s, busy, power)
 
 
 def _binned(c: Column, values: Array, edges: Array) -> Array:
@@ -153,12 +156,13 @@ def metrics(simulation: Simulation, slo: Mapping[str, float] | None = None) -> d
     ]
     usd = None if any(h is None for h in hourly) else sum(h[0] for h in hourly if h)
     ok = lat.within(slo or {})
+    latencies = {f"{key}_s": _spread_and_cdf(getattr(lat, f"{key}_s")) for key in SLO_KEYS}
+    told = {key: summary for key, (summary, _) in latencies.items()}
     document: dict[str, Any] = {
         "requests": {
             "submitted": len(log), "finished": int(lat.finished.sum()), "rejected": int((state == REJECTED).sum()),
         },
-        "ttft_s": spread(lat.ttft_s), "tpot_s": spread(lat.tpot_s), "itl_s": spread(gaps, counts),
-        "e2e_s": spread(lat.e2e_s),
+        "ttft_s": told["ttft_s"], "tpot_s": told["tpot_s"], "itl_s": spread(gaps, counts), "e2e_s": told["e2e_s"],
         "queue_s": spread(np.array(o.scheduled_s) - arrivals),
         "throughput_tokens_per_s": tokens / span if span else 0.0,
         "throughput_requests_per_s": int(lat.finished.sum()) / span if span else 0.0,
@@ -171,7 +175,7 @@ def metrics(simulation: Simulation, slo: Mapping[str, float] | None = None) -> d
         "energy_per_token_j": total / tokens if tokens else None,
         "power_w": {
             "mean": total / end if end else 0.0, "peak": float(power.max()), "bin_s": end / POWER_POINTS,
-            "series": [round(float(w), 3) for w in power],
+            "series": np.round(power, 3).tolist(),
         },
         "usd_per_hour": usd,
         "cost_usd_per_mtoken": usd * end / 3600 / tokens * 1e6 if usd is not None and tokens else None,
@@ -185,12 +189,12 @@ def metrics(simulation: Simulation, slo: Mapping[str, float] | None = None) -> d
             "occupancy_mean": _occupancy(replicas, end), "cached_tokens": int(np.array(o.cached).sum()),
         },
         "series": _series(replicas, end),
-        "cdf": {"ttft_s": _cdf(lat.ttft_s), "tpot_s": _cdf(lat.tpot_s), "e2e_s": _cdf(lat.e2e_s)},
+        "cdf": {key: quantiles for key, (_, quantiles) in latencies.items()},
         "preemptions": int(np.array(o.preemptions).sum()),
         "iterations": int(sum(r.runs.columns().steps.sum() for r in replicas)),
         "simulated_s": end,
         "rejections": _reasons(o.reasons),
-        "classes": _classes(simulation, lat, ok, span),
+        "classes": _classes(simulation, lat, ok, span, told),
     }  # fmt: skip
     return document
 
@@ -221,14 +225,17 @@ def _series(replicas: list[Replica], end_s: float) -> dict[str, Any]:
         for replica in replicas:
             c = replica.runs.columns()
             total += _binned(c, getattr(c, name), edges)
-        found[name] = [round(float(x), 4) for x in total]
+        found[name] = np.round(total, 4).tolist()
     return found
 
 
-def _cdf(values: Array) -> list[float]:
-    """Quantiles at 0, 1, … 100 %."""
+def _spread_and_cdf(values: Array) -> tuple[dict[str, float | None], list[float]]:
+    """Mean and some quantiles of what is a number, and its quantiles at 0, 1, … 100 %."""
     values = values[np.isfinite(values)]
-    return [float(x) for x in np.quantile(values, np.linspace(0, 1, 101))] if values.size else []
+    if not values.size:
+        return {"mean": None, **dict.fromkeys(QUANTILES)}, []
+    found = np.quantile(values, PER_CENT).tolist()
+    return {"mean": float(values.mean())} | {key: found[round(100 * q)] for key, q in QUANTILES.items()}, found
 
 
 def _reasons(reasons: Mapping[int, str]) -> list[dict[str, Any]]:
@@ -236,7 +243,10 @@ def _reasons(reasons: Mapping[int, str]) -> list[dict[str, Any]]:
     return [{"request": i, "reason": reasons[i]} for i in sorted(reasons)[:10]]
 
 
-def _classes(simulation: Simulation, lat: Latencies, ok: npt.NDArray[np.bool_], span: float) -> list[dict[str, Any]]:
+def _classes(
+    simulation: Simulation, lat: Latencies, ok: npt.NDArray[np.bool_], span: float, told: Mapping[str, Any]
+) -> list[dict[str, Any]]:  # fmt: skip
+    """Figures of each class of requests; ``told``: those of all, where all are of one."""
     log = simulation.log
     found = []
     for k, name in enumerate(log.classes):
@@ -244,8 +254,8 @@ def _classes(simulation: Simulation, lat: Latencies, ok: npt.NDArray[np.bool_], 
         if here.any():
             found.append({
                 "class": name, "requests": int(here.sum()), "finished": int((lat.finished & here).sum()),
-                "ttft_s": spread(lat.ttft_s[here]), "tpot_s": spread(lat.tpot_s[here]),
-                "e2e_s": spread(lat.e2e_s[here]), "attained": float(ok[here].mean()),
+                **(told if here.all() else {key: spread(getattr(lat, key)[here]) for key in told}),
+                "attained": float(ok[here].mean()),
                 "goodput_requests_per_s": float((ok & here).sum()) / span if span else 0.0,
             })  # fmt: skip
     return found

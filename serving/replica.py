@@ -17,7 +17,7 @@ from .batch import Batch
 from .blocks import BlockPool
 from .engine import EngineProfile
 from .loss import thrown_out
-from .outcome import Gaps, Runs
+from .outcome import PACK_GAP, PACK_RUN, Gaps, Runs
 from .pipeline import Pipeline
 from .scheduling import ORDERS, Plan, Schedule
 from .sequence import Sequence
@@ -46,11 +46,11 @@ class Replica(Batch):
         self.profile: EngineProfile = steps.profile
         self.seats, self.role = seats, role
         self.pipeline: Pipeline | None = None
-        self._env = simulation.env
+        self._env, self._policy, self._longest_jump = simulation.env, simulation.policy, simulation.longest_jump
         self.speed, self.up = 1.0, True
         self.waiting: list[tuple[tuple[float, ...], int, Sequence]] = []
         self.runs, self.gaps = Runs(), Gaps()
-        self._add_run = self.runs.flat.extend
+        self._add_run, self._add_gaps = self.runs.flat.frombytes, self.gaps.flat.frombytes
         self.energy_scale = 1.0
         self.load = self.reserved = 0
         self.tiers: Tiers | None = None
@@ -79,10 +79,10 @@ class Replica(Batch):
     # -- arrivals --------------------------------------------------------------------------------
     def submit(self, sequence: Sequence, *, front: bool = False) -> None:
         """Queue ``sequence``; ``front``: before all others (a preempted one)."""
-        log, i = self.simulation.log, sequence.index
+        i = sequence.index
         if not sequence.key:
             order = ORDERS[self.schedule.order]
-            arrival, priority = self.simulation.outcome.arrival_s[i], int(log.priority[i])
+            arrival, priority = self.simulation.outcome.arrival_s[i], self.simulation.priority[i]
             sequence.key = (*order(arrival, priority, sequence.prompt, sequence.left), i)  # of equals, the log's first
         self._serial += 1
         heappush(self.waiting, ((-1.0, *sequence.key) if front else (0.0, *sequence.key), self._serial, sequence))
@@ -100,7 +100,7 @@ class Replica(Batch):
         if self.simulation.together is not None:
             self.simulation.together[self] = None
         elif self._plan is None:
-            self._begin()
+            self._begin(self._env.now)
         elif self._steps > 1 and self.schedule.interrupts(self):
             self.truncate()
 
@@ -272,12 +272,13 @@ class Replica(Batch):
         self.wake()
 
     # -- iterations ----------------------------------------------------------------------------------
-    def _begin(self) -> None:
+    def _begin(self, now: float) -> None:
         self._between = True
-        for sequence in self.entering:
-            self.reserved -= 1
-            self.join(sequence)
-        self.entering.clear()
+        if self.entering:
+            for sequence in self.entering:
+                self.reserved -= 1
+                self.join(sequence)
+            self.entering.clear()
         plan = self.schedule.plan(self)
         self._between = False
         n = len(self.decoding) + len(self.held) if plan is not None and plan.decode else 0
@@ -299,10 +300,10 @@ class Replica(Batch):
             self._steps = self._horizon(plan)
         duration = self._seconds(plan) / self.speed + plan.extra_s
         if self.pipeline is not None:
-            duration = self.pipeline.enter(self._env.now, duration) - self._env.now
-        self._lasts(self._env.now, duration)
+            duration = self.pipeline.enter(now, duration) - now
+        self._lasts(now, duration, now)
         if plan.chunks:
-            self.simulation.policy.computing(self, plan, duration)
+            self._policy.computing(self, plan, duration)
 
     def _call(self) -> None:
         calls, self._calls = self._calls, []
@@ -318,21 +319,20 @@ class Replica(Batch):
             return steps.mixed_s(chunks, ends, n, mean, longer)
         return steps.decode_s(n, mean, longer, self._steps) if n else 0.0
 
-    def _lasts(self, start_s: float, duration_s: float) -> None:
+    def _lasts(self, start_s: float, duration_s: float, now: float) -> None:
         """What runs ends ``duration_s`` after ``start_s``, whatever was said before."""
         self._started, self._duration = start_s, duration_s
         self._version += 1
-        env = self._env
-        delay = start_s + duration_s - env.now
-        env.timeout(delay if delay > 0 else 0.0, self._version).callbacks.append(self._ended)
+        delay = start_s + duration_s - now
+        self._env.timeout(delay if delay > 0 else 0.0, self._version).callbacks.append(self._ended)
 
     def _horizon(self, plan: Plan) -> int:
         """Decode steps that pass before a sequence ends or blocks run out."""
         if self.pipeline is not None:
             return 1  # batches meet in the stages
-        steps = min(self.decoding[0][0] - self.counter, plan.most, self.simulation.longest_jump)
+        steps = min(self.decoding[0][0] - self.counter, plan.most, self._longest_jump)
         pool = self.pool
-        free = pool.free
+        free = pool.total - pool.held
         if pool.kept and pool.spill is not None:  # what is evicted leaves at the step that evicts it
             free -= pool.kept
             if self.grown(1) > free:
@@ -354,7 +354,7 @@ class Replica(Batch):
             steps, seconds = steps - 1, before
         if steps < self._steps:
             self._steps = steps
-            self._lasts(self._started, seconds)
+            self._lasts(self._started, seconds, self._env.now)
 
     def _until(self, steps: int) -> float:
         """Seconds from the start of the run of decode steps to the end of the first ``steps``."""
@@ -388,10 +388,10 @@ class Replica(Batch):
             self._call()
         if self.schedule.together:
             self._sweep(now)
-        self.simulation.policy.iterated(self)
+        self._policy.iterated(self)
         self._between = False
         if self.up and self._plan is None:
-            self._begin()
+            self._begin(now)
 
     def _record(self, plan: Plan, n: int) -> None:
         joules = plan.extra_j
@@ -403,7 +403,7 @@ class Replica(Batch):
             self.capped_s += self._duration
             self.uncapped_s += self._seconds(plan, rated) / self.speed + plan.extra_s
         mean = self._run[1] + (self._steps - 1) / 2 if n else 0.0
-        self._add_run((
+        self._add_run(PACK_RUN(
             self._started, self._duration, self._steps, n, mean, tokens, ends, joules, self.pool.held, len(self.waiting)
         ))  # fmt: skip
 
@@ -411,10 +411,11 @@ class Replica(Batch):
         """``_steps`` decode steps are done."""
         n, steps, each = len(self.decoding), self._steps, self._duration / self._steps
         first = self._started + each
-        gaps = [x for stamp, count in self._cohorts.items() for x in (first - stamp, count)]
+        add = self._add_gaps
+        for stamp, count in self._cohorts.items():
+            add(PACK_GAP(first - stamp, count))
         if steps > 1:
-            gaps += each, n * (steps - 1)
-        self.gaps.flat.extend(gaps)
+            add(PACK_GAP(each, n * (steps - 1)))
         self._cohorts, self._stepped = {now: n}, now
         grown = self.grown(steps)
         self.counter += steps

@@ -43,13 +43,14 @@ def serve(
     """
     start = time.perf_counter()
     simulation = simulate(log, cluster, policy, seed=seed, faults=faults)
+    figures = simulation.policy.result()
     document = {
         "schema": SCHEMA, "version": VERSION, "tokenfab": __version__, "model": cluster.trace.model,
         "applied": list(cluster.trace.applied), "device": cluster.device.name, "parallel": str(cluster.parallel),
         "replicas": cluster.replicas, "policy": described(simulation.policy), "engine": cluster.profile.name,
         "profile": profiled(cluster.profile),
         "workload": {"source": log.source, "requests": len(log), "left_out": list(log.left_out)},
-        **metrics(simulation, slo), **simulation.policy.result(),
+        **metrics(simulation, slo), **figures, "policy_figures": list(figures),
         "memory": {role or "replica": _memory(m) for role, m in simulation.policy.memory.items()},
         "seed": seed,
     }  # fmt: skip
@@ -64,10 +65,12 @@ def serve(
 
 
 INTERVALS = (
-    ("ttft_s", "mean"), ("ttft_s", "p50"), ("ttft_s", "p90"), ("ttft_s", "p99"), ("tpot_s", "mean"), ("tpot_s", "p99"),
-    ("itl_s", "mean"), ("e2e_s", "mean"), ("e2e_s", "p50"), ("e2e_s", "p90"), ("e2e_s", "p99"),
-    ("throughput_tokens_per_s",), ("goodput_requests_per_s",), ("energy_per_token_j",), ("cost_usd_per_mtoken",),
-    ("simulated_s",), ("migration", "instances_mean"), ("power_capping", "peak_share"), ("tuning", "tokens_per_s"),
+    *((key, q) for key in ("ttft_s", "tpot_s", "itl_s", "e2e_s", "queue_s") for q in ("mean", "p50", "p90", "p99")),
+    ("throughput_tokens_per_s",), ("throughput_requests_per_s",), ("goodput_requests_per_s",), ("slo", "attained"),
+    ("energy_per_token_j",), ("cost_usd_per_mtoken",), ("power_w", "mean"), ("power_w", "peak"),
+    ("utilisation", "busy"), ("utilisation", "mean_batch"), ("kv_blocks", "peak"), ("kv_blocks", "occupancy_mean"),
+    ("preemptions",), ("simulated_s",), ("migration", "instances_mean"), ("power_capping", "peak_share"),
+    ("tuning", "tokens_per_s"),
 )  # fmt: skip
 """Figures that a result gives an interval of, where its policy tells them."""
 

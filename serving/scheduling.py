@@ -67,7 +67,8 @@ class Schedule:
 
     def interrupts(self, replica: Replica) -> bool:
         """Whether a request that arrives now could change a running plan of decode steps."""
-        return replica.has_seat() and replica.pool.free > 0
+        pool = replica.pool
+        return pool.held < pool.total and replica.has_seat()
 
     def limit(self, replica: Replica) -> int:
         """Most tokens of an iteration."""

@@ -38,6 +38,7 @@ class Simulation:
         self.random = np.random.default_rng(seed)
         self.outcome = Outcome(len(log))
         self.ended = 0
+        self.priority: list[int] = log.priority.tolist()
         self._prompt, self._output, self._node = log.prompt.tolist(), log.output.tolist(), log.prefix.tolist()
         self._followers: dict[int, list[int]] = {}
         self._turns: dict[float, list[int]] = {}

@@ -76,12 +76,13 @@ class StepModel:
             self.device = device = slowed(device, clock)
         self.share = tensor_parallel(trace, parallel.tp)
         self.profile = profile or EngineProfile()
+        self._bare = self.profile.bare
         self.slower = (1.0, 1.0)
         self.longest = int(longest or trace.max_context or 32768)
         self._compiled = compiled = compile_trace(self.share)
         self.model = self._prepared(compiled)
         mixed = getattr(kind_modules().get(device.kind), "mixed_attention", None)
-        self._mixed = mixed(compiled, device) if mixed is not None else None
+        self._mixed = mixed(compiled, device) if mixed is not None and self.profile.one_attention else None
         token, sequence, context = sorts(compiled)
         found = busy_of(self.model.rows(compiled.basis_at(1.0, 1.0, 1.0)), self.model.reasons) if self.overlaps else {}
         self.resources = tuple(sorted(found))
@@ -187,11 +188,13 @@ class StepModel:
     def mixed_s(self, chunks: Sequence[tuple[int, int]], ends: int, n: int, mean: float, longer: float) -> float:
         """Seconds of one iteration of ``chunks`` (tokens, cached tokens), ``ends`` of which end their prompt, and
         ``n`` decoding sequences."""
-        seconds = self.device_mixed_s(chunks, ends, n, mean, longer)
+        seconds = self.device_mixed_s(chunks, ends, n, mean, longer) * self.slower[1]
+        if self._bare:
+            return seconds
         prompt = 0
         for q, _ in chunks:
             prompt += q
-        return self.profile.iterations_s(seconds * self.slower[1], prompt, ends + n, 1)
+        return self.profile.iterations_s(seconds, prompt, ends + n, 1)
 
     def device_mixed_s(
         self, chunks: Sequence[tuple[int, int]], ends: int, n: int, mean: float, longer: float
@@ -200,7 +203,9 @@ class StepModel:
         tokens = n
         for q, _ in chunks:
             tokens += q
-        seconds = self._mixed_tokens.time(self.profile.padded(tokens)) + self.hop_s(tokens)
+        seconds = self._mixed_tokens.time(self.profile.padded(tokens))
+        if self.parallel.pp > 1:
+            seconds += self.hop_s(tokens)
         if ends + n:
             seconds += self._sequences.time(ends + n)
         return seconds + self.contexts_s(chunks, n, mean, longer)
@@ -208,7 +213,7 @@ class StepModel:
     def contexts_s(self, chunks: Sequence[tuple[int, int]], n: int, mean: float, longer: float) -> float:
         """Context rows of a mixed iteration: one call of a kernel whose work adds, where the device's model knows such
         a kernel; else one part after another, launched once. Chunks of one token are decoding sequences to it."""
-        if n and chunks and self._mixed is not None and max(q for q, _ in chunks) > 1:
+        if n and chunks and self._mixed is not None and max(chunks)[0] > 1:
             return float(self._mixed(chunks, n, mean + 1, mean + 1 + longer))
         chunks, n, mean, longer = gathered(chunks, n, mean, longer)
         seconds = -max(len(chunks) - (n == 0), 0) * self.contexts.launch_s
@@ -232,8 +237,10 @@ class StepModel:
 
     def chunks_j(self, chunks: Sequence[tuple[int, int]], ends: int, n: int, mean: float, longer: float) -> float:
         """Dynamic joules of a mixed iteration that :meth:`mixed_j` is told: of the chunks' context rows, per device."""
-        chunk = self.contexts.chunk
-        return sum([chunk(q, c)[1] for q, c in chunks])
+        joules, chunk = 0.0, self.contexts.chunk
+        for q, c in chunks:
+            joules += chunk(q, c)[1]
+        return joules
 
     # -- energies, after the run, in arrays --------------------------------------------------
     def decode_j(self, n: Whole, mean: Array) -> Array:

@@ -15,7 +15,7 @@ from ..workloads.parallel import parse_parallel
 from ..workloads.techniques import apply_techniques
 from ..workloads.trace import Trace
 from .metrics import Value, at_level, known_figures, known_metrics, mean
-from .served import SERVED, Document, part_of, run_served
+from .served import OF_CLASS, SERVED, Document, part_of, run_served
 from .spec import Claim, Run, System
 
 NEAR, FAR = 0.10, 0.25
@@ -85,6 +85,8 @@ def _value(
             raise unknown_name("metric", name, [*metrics, *SERVED])
         if (run.requests is not None) != (name in SERVED):
             raise InputError(f"metric {name}: a run with requests has the metrics {', '.join(SERVED)}, others have not")
+        if claim.of_class is not None and name not in OF_CLASS:
+            raise InputError(f"metric {name}: not told of a class; accepted: {', '.join(OF_CLASS)}")
         if run not in done:
             step(f"{system.name}: {run.model} on {run.device}")
             done[run] = run_served(run) if run.requests is not None else _run(run)

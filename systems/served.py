@@ -6,10 +6,14 @@ import math
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
+
 from ..errors import InputError, unknown_name
 from ..serving.asked import asked
 from ..serving.capacity import capacity
+from ..serving.outcome import FINISHED
 from ..serving.run import parse_slo, serve
+from ..workloads.trace import Trace
 from .metrics import Value
 from .spec import Run
 
@@ -17,27 +21,35 @@ Document = dict[str, Any]
 
 
 def run_served(run: Run) -> Document:
-    """The document of ``tokenfab serve`` for ``run``, with ``capacity`` where it gives limits and a ``share``."""
+    """The document of ``tokenfab serve`` for ``run``, with ``capacity`` where it gives limits and a ``share``, and
+    ``weight_flops`` of all tokens of finished requests, prompts' and answers'."""
     log, cluster = asked(
         run.model, run.device, run.requests or "", apply=run.apply, count=run.count, parallel=run.parallel,
         engine=run.engine, seed=run.seed,
     )  # fmt: skip
     limits = parse_slo(run.slo)
-    document = serve(log, cluster, run.policy, slo=limits, seed=run.seed, interval=run.ends)[0]
+    document, simulation = serve(log, cluster, run.policy, slo=limits, seed=run.seed, interval=run.ends)
+    finished = np.frombuffer(bytes(simulation.outcome.state), dtype=np.uint8) == FINISHED
+    document["weight_flops"] = float((log.prompt + log.output)[finished].sum()) * weight_flops(cluster.trace)
     if run.share is not None:
         document["capacity"] = capacity(log, cluster, run.policy, limits, run.share, run.seed)
     return document
 
 
 def part_of(document: Document, name: str) -> Document:
-    """``document`` with the latencies and the goodput of the requests of one class, which have no interval.
-
-    Raises ``InputError`` where no request is of that class.
+    """``document`` with the latencies and the goodput (:data:`OF_CLASS`) of the requests of one class, which have no
+    interval. Raises ``InputError`` where no request is of that class.
     """
     found = {part["class"]: part for part in document["classes"]}
     if name not in found:
         raise unknown_name("class of requests", name, found)
     return {**document, **found[name], "interval": None}
+
+
+def weight_flops(trace: Trace) -> float:
+    """FLOPs of a token's products by weights, the head's too: two per parameter that it meets."""
+    products = (op.flops * count for op, count in trace.operators() if op.kind in ("matmul", "experts"))
+    return sum(float(flops(1.0, 1.0, 0.0)) for flops in products)
 
 
 def _told(document: Document, path: str) -> Value:
@@ -68,6 +80,10 @@ SERVED: dict[str, tuple[str, Callable[[Document], Value]]] = {
     "served_tokens_per_s_per_device": (
         "tokens written per second and device",
         lambda d: _scaled(_told(d, "throughput_tokens_per_s"), 1 / d["utilisation"]["devices"]),
+    ),
+    "served_flops_per_s_per_device": (
+        "two operations per weight that a token meets, of prompts and answers, per second and device",
+        lambda d: _scaled(_told(d, "simulated_s").inverse(d["weight_flops"]), 1 / d["utilisation"]["devices"]),
     ),
     "served_tokens_per_usd": (
         "tokens written per US dollar",
@@ -102,8 +118,19 @@ SERVED: dict[str, tuple[str, Callable[[Document], Value]]] = {
         "share of their time in which the devices wait",
         lambda d: Value.exact(1 - d["utilisation"]["busy"]),
     ),
+    "served_bubble_s": (
+        "seconds that a device waits per request",
+        lambda d: _scaled(_told(d, "simulated_s"), (1 - d["utilisation"]["busy"]) / d["requests"]["finished"]),
+    ),
 }
 """Name → what it is, and how it is told of a serving document."""
+
+
+OF_CLASS = (
+    "served_goodput",
+    *(name for name in SERVED if name.startswith(("served_ttft", "served_tpot", "served_e2e"))),
+)
+"""What can be told of one class of requests."""
 
 
 def _scaled(value: Value, by: float) -> Value:

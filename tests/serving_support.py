@@ -277,7 +277,9 @@ class NaiveEngine:
         todo = request.tokens - request.cached
         if todo <= left:
             return todo
-        return left - left % self.tile if left > self.tile else left
+        used = self.budget - left
+        whole = self.budget // self.tile * self.tile - used
+        return whole if whole > 0 else left
 
     # -- time
     def arrive(self, now: float) -> None:

@@ -26,6 +26,7 @@ from tokenfab.serving.policies import policies
 from tokenfab.serving.run import serve, simulate
 from tokenfab.serving.simulation import Fault, Simulation
 from tokenfab.serving.speculation import SpeculativeReplica, SpeculativeSteps, expected_tokens, uniforms
+from tokenfab.serving.steps import StepModel
 from tokenfab.serving.tuning import ATTENTION_BACKWARD, TuningSteps
 from tokenfab.serving.tuning_memory import activation_bytes, activation_gb, tuning_memory_saved
 from tokenfab.workloads.compiled import compile_trace
@@ -56,6 +57,44 @@ def some(n: int = 60, rate: float = 40.0, seed: int = 3) -> RequestLog:
 
 def ran(log: RequestLog, policy: str, on: Cluster | None = None, **more: object) -> Simulation:
     return simulate(log, on or cluster(), policy, **more)  # type: ignore[arg-type]
+
+
+# -- a limit on sequences, attention in two calls ---------------------------------------------------------
+@pytest.mark.parametrize("policy", ["vllm", "sarathi:chunk=64", "orca"])
+@pytest.mark.parametrize("most", [1, 3])
+def test_at_most_so_many_sequences_are_in_a_batch(policy: str, most: int):
+    log = at_once([100] * 8, [30] * 8)
+    limited = ran(log, f"{policy}{',' if ':' in policy else ':'}most={most}")
+    done = limited.outcome
+    starts, ends = np.array(done.scheduled_s), np.array(done.finish_s)
+    together = [int(((starts <= t) & (ends > t)).sum()) for t in starts]
+    assert max(together) == most
+    assert limited.now > ran(log, policy).now
+
+
+def test_a_limit_above_the_engines_seats_changes_nothing():
+    log = at_once([100] * 8, [30] * 8)
+    on = replace(cluster(), profile=EngineProfile(seats=3))
+    assert ran(log, "vllm:most=5", on).outcome.finish_s == ran(log, "vllm", on).outcome.finish_s
+
+
+def test_an_iteration_of_sarathi_is_a_whole_number_of_tiles_with_the_tokens_that_ride_along():
+    log = at_once([10, 2000], [40, 5])
+    runs = ran(log, "sarathi:chunk=300,tile=128").replicas[0].runs.columns()
+    mixed = runs.tokens[runs.tokens > 0]
+    assert set(mixed[:-1].tolist()) == {256.0}  # of 300, the sequence that decodes among them
+    assert mixed[-1] < 256
+
+
+def test_attention_in_two_calls_is_its_parts_and_takes_longer_than_in_one():
+    trace, device = load_trace("llama-2-7b"), load_device("a100-80g-sxm")
+    one, two = (StepModel(trace, device, profile=EngineProfile(one_attention=x), longest=2048) for x in (1, 0))
+    chunk, n, mean = (251, 0), 5, 1000.0
+    parts = two.contexts.chunk(*chunk)[0] + two.contexts.decode_s(n, mean, 0.0) - two.contexts.launch_s
+    assert two.contexts_s([chunk], n, mean, 0.0) == pytest.approx(parts, rel=1e-12)
+    assert one.contexts_s([chunk], n, mean, 0.0) < parts
+    for chunks, count in (([chunk], 0), ([], n)):  # nothing mixed
+        assert one.contexts_s(chunks, count, mean, 0.0) == two.contexts_s(chunks, count, mean, 0.0)
 
 
 # -- static batches ------------------------------------------------------------------------------------
@@ -225,6 +264,10 @@ def test_two_equal_resources_and_two_nano_batches_by_hand():
     """D = 1, 1: alone R = 2; the second finds half of the first at each, R = 1.5 each: T = 3 of at most 4."""
     assert nano().overlapped_s(np.array([2.0]), np.array([[1.0], [1.0]]), 2)[0] == pytest.approx(3.0)
     assert nano().overlapped_s(np.array([2.0]), np.array([[1.0], [1.0]]), 1)[0] == pytest.approx(2.0)
+    counts = np.arange(1, 5)  # several numbers of nano-batches at once
+    alone, busy = np.linspace(2.0, 5.0, 4), np.array([[1.0, 0.5, 0.4, 0.1], [0.2, 1.5, 0.4, 2.0]])
+    each = [nano().overlapped_s(alone[[i]], busy[:, [i]], int(k))[0] for i, k in enumerate(counts)]
+    assert nano().overlapped_s(alone, busy, counts).tolist() == each
 
 
 def test_nano_batches_are_never_slower_than_one_after_another_nor_quicker_than_a_resource():

@@ -25,6 +25,7 @@ from tokenfab.reports.documents import load_documents, parse_result
 from tokenfab.reports.format import si
 from tokenfab.reports.kinds import KINDS
 from tokenfab.reports.parts import build
+from tokenfab.reports.policy_figures import policy_figures
 from tokenfab.reports.report import write_report
 from tokenfab.reports.runs import MEASURES, Run, compared, headline, lead, runs_of, share_within
 from tokenfab.reports.schema_serving import Served
@@ -123,7 +124,9 @@ def test_the_table_of_latencies_has_the_documents_figures_and_intervals():
         assert rows[name][:8:2] == [si(d[key][q], "s") for q in ("mean", "p50", "p90", "p99")]
     low, high = (1e3 * x for x in d["interval"]["ttft_s.p99"])
     assert rows["time to first token"][7] == f"{low:.3g}–{high:.3g} ms"
-    assert rows["in the queue"][1::2][:4] == ["–"] * 4
+    del d["interval"]["queue_s.p90"]
+    (table,) = [t for t in tables([d]) if t.columns[0].title == "seconds of a request"]
+    assert [r[6].text for r in table.rows if r[0].text == "in the queue"] == ["–"]  # of a figure that has none
     limits = d["slo"]["limits"]
     assert rows["time to first token"][8:] == [si(limits["ttft"], "s"), "100 %"]
     # The share within the limit on the time per token, counted from the hundred quantiles by hand.
@@ -450,3 +453,19 @@ def test_the_report_of_a_run_from_the_command_line(tmp_path, capsys):
     document = json.loads(result.read_text())
     assert si(document["ttft_s"]["p99"], "s") in page
     assert document["command"] in page
+
+
+def test_what_a_policy_says_of_itself_is_in_words_with_units():
+    figures = {"transfers": 1234, "bytes": 16.1e9, "visible_s": 2.76e-4, "visible_share_of_prompt": 0.25,
+               "peak_w": 691.6, "level_s": {"none": 54.0, "first": 0.0}, "stall_s": None, "device": "h20",
+               "instance_hours": 0.5, "wire_bytes_per_s": 32e9, "tokens_per_s": 250.0,
+               "slowdown": {"high": 1.0}}  # fmt: skip
+    document = {"policy_figures": ["disaggregation", "missing", 7], "disaggregation": figures}
+    [(name, told)] = policy_figures(document)
+    assert name == "disaggregation"
+    assert dict(told) == {
+        "transfers": "1\u2009234", "bytes": "16.1 GB", "visible": "276 µs", "visible share of prompt": "25 %",
+        "peak": "692 W", "level": "none 54.0 s, first 0 s", "stall": "–", "device": "h20", "instance": "0.500 h",
+        "wire": "32.0 GB/s", "tokens": "250/s", "slowdown": "high 1.00",
+    }  # fmt: skip
+    assert policy_figures({"policy_figures": 3}) == []

@@ -27,8 +27,10 @@ if TYPE_CHECKING:
     from ..simulation import Simulation
 
 ORDER = Parameter("fcfs", "who of the waiting comes first", choices=tuple(ORDERS))
+MOST = Parameter(0, "sequences of a batch at a time, at most the engine's; 0 = the engine's", low=0, high=1e6)
+"""A replica has one batch, one with pipeline stages as many as it has stages."""
 ROUTE = Parameter("least", "which replica a request goes to", choices=("least", "turns"))
-"""Requests here, or one after another."""
+"""The one with the fewest requests, or one after another."""
 PROMPTS = Parameter(
     "here", "where prompts are computed; elsewhere: their caches come along", choices=("here", "elsewhere")
 )
@@ -92,6 +94,8 @@ class Policy:
         stages = steps.parallel.pp
         pool = BlockPool(memory.blocks // stages, memory.block, *shared)
         seats = max(memory.seats // stages, 1)
+        if self.parameters.get("most") is MOST and self.settings["most"]:
+            seats = min(seats, int(self.settings["most"]))
         replica = self.kind(self.simulation, number, steps, pool, self.schedule(role), seats, role)
         if self.settings.get("preempt") == "swap" or self.settings.get("spill", "no") != "no":
             replica.tiers = Tiers(replica, CacheBytes(self.cluster.trace), self.settings)
@@ -174,4 +178,4 @@ def parse_policy(text: str) -> tuple[type[Policy], dict[str, Value]]:
     return known[name], read_settings("policy", name, known[name].parameters, settings)
 
 
-__all__ = ["ORDER", "PROMPTS", "ROUTE", "Parameter", "Policy", "Value", "parse_policy", "policies"]
+__all__ = ["MOST", "ORDER", "PROMPTS", "ROUTE", "Parameter", "Policy", "Value", "parse_policy", "policies"]

@@ -7,25 +7,21 @@ from typing import ClassVar
 from ...settings import Parameter
 from ..replica import Replica
 from ..scheduling import Plan, Schedule
-from . import ORDER, ROUTE, Policy
+from . import MOST, ORDER, ROUTE, Policy
 
 
 class Iteration(Schedule):
     """Whole prompts join the decoding sequences of an iteration; each holds room for its longest cache from the start.
 
-    ``most``: sequences at a time; 0: the engine's. ``known``: the room is that of the request's true length, else of
-    the longest the model allows.
+    ``known``: the room is that of the request's true length, else of the longest the model allows.
     """
 
-    def __init__(self, order: str, most: int, known: bool) -> None:
-        self.order, self.most, self.known = order, most, known
+    def __init__(self, order: str, known: bool) -> None:
+        self.order, self.known = order, known
 
     def plan(self, replica: Replica) -> Plan | None:
         plan = Plan()
-        while not self.most or len(replica.prefilling) + len(replica.decoding) < self.most:
-            first = replica.peek()
-            if first is None:
-                break
+        while (first := replica.peek()) is not None:
             whole = first.prompt + first.left
             if not self.known:
                 whole = max(whole, min(replica.steps.longest, replica.pool.total * replica.pool.size))
@@ -43,14 +39,14 @@ class Orca(Policy):
     description = "continuous batching: requests join and leave between iterations, caches reserved whole"
     source = "Yu et al., Orca, OSDI 2022, sections 3 and 4.2"
     parameters: ClassVar[dict[str, Parameter]] = {
-        "most": Parameter(0, "sequences at a time; 0 = the engine's", low=0, high=1e6),
+        "most": MOST,
         "reserve": Parameter("known", "room for the true length, or the model's longest", choices=("known", "longest")),
         "order": ORDER,
         "route": ROUTE,
     }
 
     def schedule(self, role: str = "") -> Schedule:
-        return Iteration(self.settings["order"], int(self.settings["most"]), self.settings["reserve"] == "known")
+        return Iteration(self.settings["order"], self.settings["reserve"] == "known")
 
 
 POLICY = Orca

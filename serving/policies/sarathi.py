@@ -7,7 +7,7 @@ from typing import ClassVar
 from ...settings import Parameter
 from ..scheduling import Schedule
 from ..tiers import TIERS
-from . import ORDER, ROUTE, Policy
+from . import MOST, ORDER, ROUTE, Policy
 from .vllm import TokenBudget
 
 
@@ -19,7 +19,10 @@ class Sarathi(Policy):
     source = "Agrawal et al., arXiv:2308.16369, sections 4.1 to 4.3"
     parameters: ClassVar[dict[str, Parameter]] = {
         "chunk": Parameter(512, "tokens of an iteration", low=1, high=1e6),
-        "tile": Parameter(128, "chunks are cut to a multiple of it", low=1, high=4096),
+        "tile": Parameter(
+            128, "an iteration's tokens are a multiple of it where a chunk can be cut to that", low=1, high=4096
+        ),
+        "most": MOST,
         "order": ORDER,
         "route": ROUTE,
         **TIERS,

@@ -9,14 +9,15 @@ from ..replica import Replica
 from ..scheduling import Plan, Schedule
 from ..sequence import Sequence
 from ..tiers import TIERS
-from . import ORDER, PROMPTS, ROUTE, Policy
+from . import MOST, ORDER, PROMPTS, ROUTE, Policy
 
 
 class TokenBudget(Schedule):
     """Every running sequence gets its tokens first, then prompts in chunks until ``budget`` is spent.
 
     Blocks are taken as caches grow; where there are none left, the sequence that was admitted last is preempted.
-    ``tile``: chunks that do not end a prompt are cut to a multiple of it.
+    ``tile``: where a chunk does not end its prompt, it is cut so that the iteration's tokens, decoding sequences'
+    too, are a multiple of it.
     """
 
     def __init__(self, order: str = "fcfs", budget: int = 0, tile: int = 1) -> None:
@@ -26,23 +27,26 @@ class TokenBudget(Schedule):
         return self.budget or replica.profile.budget
 
     def plan(self, replica: Replica) -> Plan | None:
-        preempted = bool(replica.decoding) and self._make_room(replica)
-        if replica.leaving and replica.grown(1) > replica.pool.free:
+        pool = replica.pool
+        short = replica.decoding and replica.grown(1) > pool.total - pool.held
+        preempted = bool(short) and self._make_room(replica)
+        if replica.tiers is not None and replica.leaving and replica.grown(1) > replica.pool.free:
             return None  # until what is on its way out has left room
         if not (replica.waiting or replica.prefilling):
             return Plan() if replica.decoding else None
         left = self.limit(replica) - len(replica.decoding)
         plan = Plan(most=1 if preempted else 1 << 30)  # the next iteration may admit again
         for sequence in replica.prefilling:
-            left -= self._chunk(plan, sequence, left)
-        while left > 0 and not preempted and (admitted := replica.admit()) is not None:
-            left -= self._chunk(plan, admitted, left)
+            left -= self._chunk(replica, plan, sequence, left)
+        while left > 0 and replica.waiting and not preempted and (admitted := replica.admit()) is not None:
+            left -= self._chunk(replica, plan, admitted, left)
         return plan if plan.chunks or replica.decoding else None
 
-    def _chunk(self, plan: Plan, sequence: Sequence, left: int) -> int:
+    def _chunk(self, replica: Replica, plan: Plan, sequence: Sequence, left: int) -> int:
         tokens = min(sequence.prompt - sequence.done, left)
-        if tokens < sequence.prompt - sequence.done and tokens > self.tile:
-            tokens -= tokens % self.tile
+        if tokens < sequence.prompt - sequence.done and self.tile > 1:
+            over = self.limit(replica) % self.tile  # all that is left is used, so this is beyond the last whole tile
+            tokens -= over if tokens > over else 0
         if tokens > 0:
             plan.chunks.append((sequence, tokens))
         return max(tokens, 0)
@@ -67,6 +71,7 @@ class Vllm(Policy):
     source = "vLLM V1, vllm/v1/core/sched/scheduler.py; paging: Kwon et al., SOSP 2023"
     parameters: ClassVar[dict[str, Parameter]] = {
         "budget": Parameter(0, "most tokens of an iteration; 0 = the engine's", low=0, high=1e6),
+        "most": MOST,
         "prompts": PROMPTS,
         "order": ORDER,
         "route": ROUTE,
