@@ -25,6 +25,9 @@ def serve(
     parallel: Annotated[str | None, typer.Option(help="Of one replica, as tp=4,pp=2; dp=N: replicas.")] = None,
     engine: Annotated[str, typer.Option(help="Engine profile: overheads, memory, limits.")] = "ideal",
     slo: Annotated[str | None, typer.Option(help="Limits of goodput, as ttft=0.5,tpot=0.05 (seconds).")] = None,
+    slowdown: Annotated[
+        str | None, typer.Option(help="Limits of p50/p90/p99 over the same request alone, as ttft=2/3/6,tpot=1.25/1.5.")
+    ] = None,
     apply: Annotated[
         list[str] | None, typer.Option("--apply", help="Technique, as name:key=value,key=value. Repeatable.")
     ] = None,
@@ -32,7 +35,8 @@ def serve(
         list[str] | None, typer.Option(help="As replica=3,at=10,for=60 or link=NAME,at=…,for=…,factor=0.1. Repeatable.")
     ] = None,
     find: Annotated[
-        float | None, typer.Option("--capacity", help="Highest rate at which this share of requests keeps --slo.")
+        float | None,
+        typer.Option("--capacity", help="Highest rate at which this share of requests keeps --slo (and --slowdown)."),
     ] = None,
     timeline: Annotated[Path | None, typer.Option(help="Write a Perfetto timeline here (.json).")] = None,
     interval: Annotated[bool, typer.Option(help="Repeat at both ends of the cost model's interval.")] = True,
@@ -54,9 +58,10 @@ def serve(
     from .serving.faults import parse_fault
     from .serving.run import parse_slo
     from .serving.run import serve as simulate
+    from .serving.slowdown import parse_slowdowns
     from .serving.timeline import timeline as draw
 
-    limits = parse_slo(slo)
+    limits, slower = parse_slo(slo), parse_slowdowns(slowdown)
     faults = [parse_fault(text) for text in fault or []]
     log, cluster = asked(
         model, device, requests, apply=apply or [], count=count, parallel=parallel, engine=engine, seed=seed,
@@ -66,8 +71,10 @@ def serve(
         check_writable(path)
     document, simulation = simulate(log, cluster, policy, slo=limits, seed=seed, faults=faults, interval=interval)
     document["command"] = run_.obj
+    if slower is not None:
+        document["slowdown"] = slower.told(simulation, slower.alone(log, cluster))
     if find is not None:
-        document["capacity"] = asdict(capacity(log, cluster, policy, limits, find, seed))
+        document["capacity"] = asdict(capacity(log, cluster, policy, limits, find, seed, slower))
     if timeline is not None:
         write_whole(timeline, json_text(draw(simulation)))
     if save is not None:

@@ -4,12 +4,14 @@ A kernel cuts the queries of one head into tiles of M rows; the block of threads
 over the keys it may see, N at a time. Per step two M × N products and M·N exponentials; per tile a
 start and an end that nothing overlaps. Seconds of a call:
 
-    time   = launch + write + hypot(compute, memory) + combine + gather
+    time   = launch + write + hypot(compute, memory) + combine + gather + left
     write  = this call's keys and values into the cache: bandwidth, or tokens × latency when they are few
     compute= steps × step time + tiles × tile time, over the multiprocessors; not below the longest tile
     memory = Q, O and the keys and values that L2 does not hold, over DRAM; all of it over L2
     combine= second kernel that adds the partial results when the keys of a tile are split
     gather = FlashAttention 2 only: kernels that put the query heads of one KV head beside each other
+    left   = decoding sequences of different lengths, keys not split, kernel not persistent: what the longest one still
+             has to walk, alone, when the others are done (:func:`left_over`), × step time
 
 The hypotenuse lies above both and within 41 % of the larger: tiles start by waiting for memory and
 end by writing to it, so the two overlap while both are far apart, and partly when they are near.
@@ -25,7 +27,7 @@ second query may, where it leaves decoding's gather kernels.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import numpy.typing as npt
@@ -129,8 +131,16 @@ FLASH3 = Kernel(
 """vllm-project/flash-attention hopper: tile_size.h, heuristics.h (should_pack_gqa), flash_prepare_scheduler.cu
 (splits such that the blocks of keys, plus 10 %, are spread over the SMs; none beyond 992 sequences)."""
 
+FLASHINFER = replace(
+    FLASH3, name="FlashInfer, paged", small=((256, 16, 128),), narrow_small=((256, 16, 128),),
+    ctas_per_sm=2, fill=1.0, max_splits=1024, max_split_batch=np.inf,
+)  # fmt: skip
+"""flashinfer-ai/flashinfer: FlashAttention 3's tiles for prompts; tiles of 16 rows where a KV head's queries are no
+more (utils.cuh, FA2DetermineCtaTileQ), split into two blocks per SM at most (scheduler.cuh,
+PrefillBinarySearchKVChunkSize). Their 128 keys are assumed: four warps' two products of 16."""
 
-LIBRARIES = {"flash-2": FLASH2, "flash-3": FLASH3}
+
+LIBRARIES = {"flash-2": FLASH2, "flash-3": FLASH3, "flash-infer": FLASHINFER}
 """By the name that ``[kernels.attention] library`` of a device file gives."""
 
 
@@ -188,7 +198,7 @@ class AttentionParts:
     compute: Array
     memory: Array
     rest: Array
-    """Partial results combined, grouped heads gathered: further kernels."""
+    """Partial results combined, grouped heads gathered: further kernels; what the longest sequence has left."""
     corner: float | Array = 2.0
     """Power mean in which compute and memory overlap."""
 
@@ -241,6 +251,12 @@ def attention_parts(
     work = (b * h / share * steps * step + count * splits * tile) / card.sms
     waves = np.ceil(count * splits / card.sms - 1e-9)
     mean = np.maximum(np.ceil(seen / keys) / splits, 1.0) * step + tile
+    late: Array | float = 0.0
+    if kv_max is not None and not kernel.persistent:
+        whole = (tiles == 1) & (splits == 1)
+        most = s_max if window is None else np.minimum(s_max, np.asarray(window) + q - 1)
+        late = np.where(whole, step * left_over(seen / keys, most / keys, count / (card.sms * kernel.ctas_per_sm)), 0.0)
+        longest = np.where(whole, mean, longest)
     compute = np.maximum(longest, np.where(tiles > 1, work + kernel.tail * longest, waves * mean))
 
     dram = c.dram_share * card.dram_bytes_s
@@ -255,7 +271,20 @@ def attention_parts(
     if kernel.gather_kernels:
         gathered = (q == 1) & (h > hk) & (hk > 1) & (b > 1)
         combine = combine + np.where(gathered, kernel.gather_kernels * (c.next_launch_s + qo_bytes / dram), 0.0)
-    return AttentionParts(c.launch_s, write_time(b * q, hk * head, card, c, bits), compute, memory, combine)
+    return AttentionParts(c.launch_s, write_time(b * q, hk * head, card, c, bits), compute, memory, combine + late)
+
+
+def left_over(mean: Array, longest: Array, rounds: Array) -> Array:
+    """Steps that a sequence of ``longest`` steps has to go when the others, of ``mean`` steps, are done.
+
+    Tiles that share a card advance at one pace, ``rounds`` after each other on each place (1 where there are places for
+    all): the others take max(rounds, 1) · mean steps, and the longest starts anywhere in them but in the last
+    ``mean``. What it has left then it walks alone, and nothing hides that.
+    """
+    all_steps = np.maximum(rounds, 1.0) * mean
+    span, beyond = all_steps - mean, longest - all_steps
+    until = np.maximum(longest - mean, 0.0)
+    return np.where(beyond >= 0, beyond + span / 2, until**2 / (2 * np.maximum(span, 1e-9)))
 
 
 def tile_times(

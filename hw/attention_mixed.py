@@ -18,13 +18,14 @@ of them into tiles of the same shape (:mod:`.attention`); what adds is their wor
 - ``residual``: when the last tile starts, the others have E[l²] / 2E[l] still to run on average, l being the
   lengths of tiles (the mean residual life of a renewal process: D. R. Cox, Renewal Theory, 1962, section 5.2).
   Tiles start in the order of heads, and every head has its longest.
-- ``reads``: the heads of one group read the same keys, and the second finds them in L2 where those of all
-  sequences of one KV head fit. Where they do not, only heads whose tiles run at the same time share them: head h
-  of a sequence starts T blocks (the tiles of one head) after the head before, P run at once, so that
-  1 + (group − 1) · min(1, T / P) reads of each key are left.
+- ``reads``: the heads of one group read the same keys. Head h of a sequence starts T blocks (the tiles of one head)
+  after the head before, and P run at once, so that the share min(1, T / P) of a head's reads is over when the next one
+  comes. Until then W bytes have passed through L2: the keys of all sequences of one KV head. Taken as replaced at
+  random, as hashed sets nearly are, each of C lines outlives W fills with (1 − 1/C)^W ≈ e^(−W/C):
+  reads = 1 + (group − 1) · (1 − e^(−W / L2)) · min(1, T / P).
 
-Constants are those of :mod:`.attention`; :data:`EMPTY_S`, :data:`KEPT` and the corner of the fourth power are of all
-cards. Measured for FlashAttention 2 without multicast or persistence on two cards
+Constants are those of :mod:`.attention`; :data:`EMPTY_S` and the corner of the fourth power are of all cards. Measured
+for FlashAttention 2 without multicast or persistence on two cards
 (``python -m tokenfab.validation.vllm_kernels``); of FlashAttention 3 what its kernel facts say, unmeasured.
 Left out: sliding windows, splits of long keys in mixed calls (FlashAttention 2 has none there).
 """
@@ -32,7 +33,7 @@ Left out: sliding windows, splits of long keys in mixed calls (FlashAttention 2 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from math import ceil
+from math import ceil, expm1
 
 import numpy as np
 
@@ -53,10 +54,6 @@ from .card import Card
 
 EMPTY_S = 0.4e-6
 """A block of threads that finds nothing to do, start to end. Fitted: 0.41 µs (RTX 4090), 0.35 µs (RTX PRO 6000)."""
-KEPT = 0.9
-"""Share of L2 that the keys of one KV head may fill and be read once. Fitted: 0.84 (RTX 4090), 1.0 (RTX PRO 6000)."""
-FADE = 0.5
-"""Beyond :data:`KEPT` by this share of it, nothing is found again."""
 CORNER = 4.0
 """Power mean of compute and memory: other sequences' tiles hide one's waiting better than its own (2, a call alone)."""
 
@@ -157,8 +154,7 @@ def _mixed(
     qo_bytes = tokens * h * (d * width + 2 * dv)
     reads: Array | float = 1.0
     if card.l2_bytes:
-        kept = KEPT * card.l2_bytes
-        missed = np.clip((kv_bytes / hk - kept) / (FADE * kept), 0.0, 1.0)
+        missed = -np.expm1(-kv_bytes / (hk * card.l2_bytes))
         reads = 1 + (group / share - 1) * missed * np.minimum(per_unit / card.sms, 1.0)
     dram = constants.dram_share * card.dram_bytes_s
     loads = (kv_bytes * group / share + qo_bytes) / card.l2_bytes_s
@@ -186,7 +182,7 @@ class MixedCall:
         self._qo_row = heads * (head_dim * bits / 8 + 2 * value_dim)
         self._wide = np.asarray(float(max(head_dim, value_dim)))
         self._card, self._constants, self._kernel, self._bits = card, constants, kernel, bits
-        self._key_bytes, self._kept = self._head * self._width, KEPT * card.l2_bytes
+        self._key_bytes = self._head * self._width
         self._dram_s = 1 / (constants.dram_share * card.dram_bytes_s)
         self._tilings: dict[int, tuple[float, float, float, float, float]] = {}
 
@@ -236,7 +232,7 @@ class MixedCall:
             squares += tiles * (length**2 + rise**2 / 12)
             if tiles > most:
                 most = tiles
-        sms, l2_bytes_s = self._card.sms, self._card.l2_bytes_s
+        sms, l2_bytes, l2_bytes_s = self._card.sms, self._card.l2_bytes, self._card.l2_bytes_s
         residual = squares / (2 * total)
         longest = longest_steps * step + tile
         units = self._heads / share
@@ -244,11 +240,10 @@ class MixedCall:
         work = units * (total + empty * EMPTY_S) / sms
         waves = ceil(units * per_unit / sms - 1e-9)
         compute = max(longest, min(waves * longest, work + max(longest - residual, 0.0)))
-        of_head, qo_bytes, kept = held * self._key_bytes, tokens * self._qo_row, self._kept
+        of_head, qo_bytes = held * self._key_bytes, tokens * self._qo_row
         kv_bytes, repeats, reads = of_head * self._kv_heads, self._group / share, 1.0
-        if kept and of_head > kept and repeats > 1:
-            missed = min((of_head - kept) / (FADE * kept), 1.0)
-            reads = 1 + (repeats - 1) * missed * min(per_unit / sms, 1.0)
+        if l2_bytes and repeats > 1:
+            reads = 1 - (repeats - 1) * expm1(-of_head / l2_bytes) * min(per_unit / sms, 1.0)
         loads = (kv_bytes * repeats + qo_bytes) / l2_bytes_s
         memory = max((kv_bytes * reads + qo_bytes) * self._dram_s, loads)
         return self._constants.launch_s + float((compute**CORNER + memory**CORNER) ** (1 / CORNER))

@@ -8,8 +8,9 @@ T = ⌈m/bm⌉·⌈n/bn⌉·S blocks of depth kk = ⌈k/S⌉ (in steps of 32) on
     compute  w · 2·bm·bn·kk / (rate/P)
     load     w · (bm+bn)·kk·bytes / r, r = min(load_share · port, l2_share · port · P/busy)
     depth    w · kk · depth_clocks · bytes/2
-    dram     t + √(t · dram_tail), t = bytes / min(dram_share · DRAM, busy · load_share · port);
-             bytes: operands that are not in L2, re-read per wave where a panel outgrows half of L2
+    dram     t + √(t · dram_tail), t = bytes / min(dram_share · DRAM / beside, busy · load_share · port);
+             bytes: operands that are not in L2, re-read per wave where a panel outgrows half of L2;
+             beside = (rows held / fewest rows of a tile)^row_fade
     power    t · (1 + (1/sustained − 1) · t/(t + throttle)), t = 2·m·n·k / rate
     fill     w · (bm+bn)·min(kk, pipeline)·bytes / r
     time   = launch + (compute⁸ + load⁸ + depth⁸ + dram⁸ + power⁸)^⅛ + fill
@@ -25,6 +26,9 @@ Sources: tiles, waves, split-K: NVIDIA, Matrix Multiplication Background User's 
 quantisation); soft waves: Osama et al., Stream-K, PPoPP 2023; 64 B/clk: NVIDIA A100 white paper (5120 B/clk
 over its crossbar); √t: the slowest of many randomly loaded channels is late by the spread of a sum;
 pipelines: NVIDIA, CUTLASS, efficient_gemm.md (stages of cp.async; persistent warp-specialised kernels).
+``beside``: a tile's operands share the multiprocessor's memory, so that the more rows of A it holds, the fewer bytes of
+weights are on their way, and a stream that many loads must keep up gets slower. Rows held: m rounded up to a power of
+two between those of the smallest and the tallest tile. Measured times step at 16, 32, 64 and 128 rows.
 The constants are fitted by ``python -m tokenfab.validation.gemm``.
 """
 
@@ -110,6 +114,7 @@ class GemmConstants:
     cache_share: float
     sustained: float
     throttle_s: float
+    row_fade: float = 0.0
 
 
 BOUNDS: dict[str, tuple[float, float, str]] = {
@@ -127,7 +132,11 @@ BOUNDS: dict[str, tuple[float, float, str]] = {
     "throttle_s": (1e-5, 1e-1, "arithmetic much shorter than this runs at full clock, much longer at the sustained"),
 }
 """Bounds in the constants' units, and meaning."""
-assert tuple(BOUNDS) == tuple(f.name for f in fields(GemmConstants))
+OPTIONAL: dict[str, tuple[float, float, str]] = {
+    "row_fade": (0.001, 0.5, "power of the rows held by which a stream from DRAM is slower; 0 where a file has none"),
+}
+"""The same of constants that a file may leave out."""
+assert (*BOUNDS, *OPTIONAL) == tuple(f.name for f in fields(GemmConstants))
 
 
 @dataclass(frozen=True)
@@ -248,6 +257,10 @@ def _chunk(
     fits = np.minimum(m * widths[0], n * widths[1]) * k <= (PANEL_SHARE * card.l2_bytes or np.inf)
     read = np.maximum(np.where(fits, f(0), waves_read), from_dram.astype(f)) * one
 
+    heights = [t[0] for t in kernels.tiles]
+    held = np.clip(2.0 ** np.ceil(np.log2(m)), min(heights), max(heights))
+    beside = ((held / min(heights)) ** c.row_fade).astype(f)
+
     depth = np.ceil(k32 / split * f(1 / K_STEP)) * f(K_STEP)
     per_sm = blocks * split * f(1 / sms)
     busy = np.minimum(per_sm, f(1))
@@ -259,7 +272,7 @@ def _chunk(
     load *= bm * f(widths[0]) + bn * f(widths[1])
     filling *= load
     load *= waves
-    stream = np.maximum(f(1 / dram), f(1 / (sms * port * c.load_share)) / busy)
+    stream = np.maximum(beside * f(1 / dram), f(1 / (sms * port * c.load_share)) / busy)
     stream *= read
     late = stream * (f(c.dram_tail_s) * one)
     stream += np.sqrt(late, out=late)

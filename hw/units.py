@@ -164,6 +164,7 @@ KERNEL_KEYS: Final[Mapping[str, Mapping[str, Key]]] = {
         "depth_clocks": Key("number", "0.01", "1000", "4", False), "writeback": _SHARE, "split": _SHORT,
         "split_share": _SHARE, "cache_share": _SHARE, "sustained": _SHARE,
         "throttle": Key("time", "1 ns", "100 s", "1 ms", False),
+        "row_fade": Key("number", "0.0001", "1", "0.05", False),
     },
     "gemm_8bit": {"library": _LIBRARY, "rate_share": _SHARE, "quantise_row": _SHORT},
     "attention": _ATTENTION,

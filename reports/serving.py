@@ -42,6 +42,8 @@ def serving_summary(document: Document) -> None:
         f"{used['busy']:.1%} of the time, {used['mean_batch']:.1f} sequences decoding; "
         f"seed {document['seed']}",
     )  # fmt: skip
+    if (slower := document.get("slowdown")) is not None:
+        say(f"over the same request alone, p50/p90/p99: {_slowdowns(slower)}")
     if (found := document.get("capacity")) is not None:
         above = "" if found["next"] is None else f", {found['next']:.4g} do not"
         note = f"; {found['note']}" if found["note"] else ""
@@ -72,6 +74,12 @@ def _interval(document: Document, path: str, unit: str = "") -> str:
 def _limits(slo: Document) -> str:
     told = ", ".join(f"{k} {si(v, 's')}" for k, v in slo["limits"].items())
     return f"{slo['attained']:.1%} within {told}" if told else "no limits given"
+
+
+def _slowdowns(found: Document) -> str:
+    keys = [key for key in ("ttft", "tpot", "e2e") if found[key]["mean"] is not None]
+    told = [f"{key} " + "/".join(f"{found[key][q]:.3g}" for q in ("p50", "p90", "p99")) for key in keys]
+    return ", ".join(told) + ("; all limits hold" if found["held"] else "; not all limits hold")
 
 
 def _per_token(document: Document) -> str:

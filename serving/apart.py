@@ -17,8 +17,13 @@ section 4.3).
 Prompts are computed whole on a model device, attention too; their keys and values go to the attention devices
 meanwhile, and the cached part of a chunk's prompt comes back; a chunk of one token is a decoding sequence's. Wires: one
 per device, as many at a time as the side with fewer devices has; bandwidth and latency are those of the slower of the
-two devices' links to a host, else of their widest. Left out: sending queries before keys and values, energy of the
-network, contention of prompts' traffic with decoding within a layer.
+two devices' links to a host, else of their widest.
+
+With ``overlap``, queries are sent first: attention over what is cached goes on while the new tokens' keys and values
+are projected (h seconds, the share of their columns in the products that make them) and sent (w), and takes those in at
+the end (section 4.2.2). A batch's own way round is then shorter by min(t_a, h + w).
+
+Left out: energy of the network, contention of prompts' traffic with decoding within a layer.
 """
 
 from __future__ import annotations
@@ -35,10 +40,10 @@ from ..hw.spec import Device, Link
 from ..workloads.compiled import CompiledTrace, compile_trace
 from ..workloads.parallel import Parallel, tensor_parallel
 from ..workloads.trace import Operator, Trace
-from .contexts import Array, ContextTable
+from .contexts import Array, ContextTable, Part, Rows
 from .curves import Curve
 from .engine import EngineProfile
-from .steps import StepModel, Whole, gathered, sorts
+from .steps import Integers, StepModel, Whole, gathered, sorts
 
 Chunks = Sequence[tuple[int, int]]
 
@@ -48,7 +53,8 @@ class Apart:
     """Where attention runs: ``count`` of ``device``, ``batches`` in flight over ``models`` replicas of the model.
 
     ``heads``: each attention device has some heads of every sequence, else all heads of some sequences. ``bandwidth``
-    of a wire in bytes/s and ``latency_s`` of a message; None: the devices' own.
+    of a wire in bytes/s and ``latency_s`` of a message; None: the devices' own. ``overlap``: queries before keys and
+    values.
     """
 
     device: Device
@@ -58,6 +64,7 @@ class Apart:
     heads: bool = True
     bandwidth: float | None = None
     latency_s: float | None = None
+    overlap: bool = False
 
 
 def context_part(share: Trace) -> Trace:
@@ -74,6 +81,24 @@ def context_part(share: Trace) -> Trace:
     left = {block.name for block in blocks}
     order = tuple((name, times) for name, times in share.order if name in left)
     return share.model_copy(update={"blocks": tuple(blocks), "order": order})
+
+
+def projections(trace: Trace) -> dict[int, float]:
+    """Products that make what caches keep, by ``id`` of the operator: the share of their results that is kept."""
+    found: dict[int, float] = {}
+    for block in trace.blocks:
+        by_name = {op.name: op for op in block.operators}
+        for append in (op for op in block.operators if op.kind == "kv_append"):
+            kept, makers, left = _activation_bytes(append, "reads"), [], list(append.deps)
+            while left:
+                op = by_name.get(left.pop())
+                if op is not None and op.kind == "matmul":
+                    makers.append(op)
+                elif op is not None:
+                    left += op.deps
+            made = sum(_activation_bytes(op, "writes") for op in {id(op): op for op in makers}.values())
+            found |= {id(op): min(kept / made, 1.0) for op in makers if made}
+    return found
 
 
 def holds(op: Operator) -> bool:
@@ -113,6 +138,15 @@ class ApartSteps(StepModel):
         )
         self.cached_bytes = sum(c * _activation_bytes(op, "reads") for op, c in operators if op.kind == "kv_append")
         """Per token: operands of the context rows, their results, and what is kept of them."""
+        shares = projections(self.share)
+        held = np.array([shares.get(id(row.operator), 0.0) for row in self._compiled.rows])
+        parts = {x: Rows(self._compiled, self.model, held == x) for x in set(held.tolist()) - {0.0}}
+        self._projected = Integers(
+            lambda n: Part(
+                sum((x * rows.at(n, 1.0, 0.0).time_s for x, rows in parts.items()), np.zeros(n.shape)),
+                np.zeros(n.shape), np.zeros((0, n.size)),
+            )
+        )  # fmt: skip
         self.layers = sum(count for op, count in operators if op.kind != "kv_append")
         links = [wire_of(d) for d in (device, apart.device) if apart.bandwidth is None or apart.latency_s is None]
         self.bandwidth = apart.bandwidth or min(x.bandwidth.value for x in links)
@@ -164,6 +198,12 @@ class ApartSteps(StepModel):
         """Seconds of ``size`` bytes between so many model devices and the attention devices."""
         return size / (self.bandwidth * min(model_devices, self.apart.count))
 
+    def _behind_s(self, m: int) -> float:
+        """Seconds in which keys and values of ``m`` new tokens are projected and sent; 0 without ``overlap``."""
+        if not self.apart.overlap:
+            return 0.0
+        return self._projected.time(self.profile.padded(m)) + self.wires_s(self.cached_bytes * m, self.parallel.tp)
+
     def _period(self, batches: int, own: Array, model: Array, attention: Array, wires: float) -> Array:
         """P: a batch's own way round, and what the model's replicas, the attention devices and the wires can serve."""
         return np.maximum(np.maximum(own, model / self.apart.models), np.maximum(batches * attention, wires))
@@ -174,6 +214,7 @@ class ApartSteps(StepModel):
         size = (self.sent_bytes + self.back_bytes) * m
         t_m = self._decode_tokens.time(self.profile.padded(m)) + self.rest.knot_times(m, 0)
         own = t_m + attention + self.wires_s(size, self.parallel.tp) + 2 * self.layers * self.latency_s
+        own = own - np.minimum(attention, self._behind_s(m))
         return self._period(batches, own, batches * t_m, attention, batches * self.wires_s(size, self.model_devices))
 
     def device_decode_s(self, n: int, mean: float, longer: float, steps: int = 1) -> float:
@@ -213,6 +254,7 @@ class ApartSteps(StepModel):
         t_m += t_rest
         size = (self.sent_bytes + self.back_bytes) * m
         own = t_m + t_a + self.wires_s(size, self.parallel.tp) + 2 * self.layers * self.latency_s
+        own -= min(t_a, self._behind_s(m))
         model = t_m + (batches - 1) * (self._decode_tokens.time(self.profile.padded(m)) + t_rest)
         wires = self.wires_s(batches * size + kept, self.model_devices)
         return float(self._period(batches, np.array([own]), np.array([model]), np.array([t_a]), wires)[0])

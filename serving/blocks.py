@@ -4,6 +4,10 @@ A prefix tree's node covers the whole blocks between its parent's end and its ow
 a sequence refers to of it is held; the rest is *kept*, and evicted when others want room: of the node that was left
 the longest ago, from its end. Always empty + held + kept = total; what can be had (:attr:`BlockPool.free`) is empty +
 kept.
+
+Where ``keeps`` is set, what a preempted sequence had computed is kept in the same way, a node of its own behind what it
+shared: vLLM finds the blocks of a sequence that comes back by their hashes as long as nobody took them
+(vllm/v1/core/block_pool.py: freed blocks keep their hash, a sequence's last ones are taken first).
 """
 
 from __future__ import annotations
@@ -39,6 +43,8 @@ class BlockPool:
         self._last: dict[int, int] = {}
         self._kept_heap: list[tuple[int, int, int]] = []
         self.spill: Callable[[int, int, int], None] | None = None
+        self.keeps = False
+        self._begin: dict[int, int] = {}
 
     @property
     def prefixes(self) -> bool:
@@ -65,6 +71,32 @@ class BlockPool:
         """Blocks a sequence held are free again."""
         self.held -= blocks
 
+    # -- what preempted sequences leave behind ---------------------------------------------------
+    def leave_behind(self, owner: int, used: dict[int, int], computed: int) -> int:
+        """The sequence ``owner``, which has ``computed`` tokens in its cache and refers to ``used``, may come back: its
+        own blocks behind those are given up, as many as are returned."""
+        self._begin[owner] = begin = max((self._start(node) + n for node, n in used.items()), default=0)
+        blocks = computed // self.size - begin
+        if blocks > 0:
+            self._clock += 1
+            self._resident[-1 - owner], self._last[-1 - owner] = blocks, self._clock
+            self.held -= blocks
+            self.kept += blocks
+            heappush(self._kept_heap, (self._clock, -computed, -1 - owner))
+        return max(blocks, 0)
+
+    def left_behind(self, owner: int, shared: int) -> int:
+        """Blocks of ``owner`` that are still here and continue its first ``shared`` ones."""
+        begin = self._begin.get(owner, 0)
+        here = self._resident.get(-1 - owner, 0)
+        return max(begin + here - shared, 0) if begin <= shared else 0
+
+    def claim(self, owner: int, blocks: int) -> None:
+        """``owner`` is back and holds ``blocks`` of those that it left behind; the others are empty."""
+        self.kept -= self._resident.pop(-1 - owner, 0)
+        self.held += blocks
+        self._begin.pop(owner, None)
+
     # -- prefixes ----------------------------------------------------------------------------
     def chain(self, node: int) -> list[int]:
         """Nodes from the root to ``node``; none where nothing is shared."""
@@ -80,9 +112,12 @@ class BlockPool:
 
     def span(self, node: int) -> int:
         """Blocks of ``node``'s own, its parent's not counted."""
+        return int(self._tokens[node] // self.size - self._start(node))
+
+    def _start(self, node: int) -> int:
+        """Blocks before ``node``'s own."""
         parent = self._parent[node]
-        start = self._tokens[parent] // self.size if parent >= 0 else 0
-        return int(self._tokens[node] // self.size - start)
+        return int(self._tokens[parent] // self.size) if parent >= 0 else 0
 
     def cached(self, node: int) -> int:
         """Tokens of ``node``'s prefix that are here, from its start on."""
@@ -188,7 +223,7 @@ class BlockPool:
                 continue
             gone = min(unused, blocks)
             self._resident[node] -= gone
-            if self.spill is not None:
+            if self.spill is not None and node >= 0:
                 self.spill(node, self._resident[node], self._resident[node] + gone)
             self.kept -= gone
             blocks -= gone
@@ -204,3 +239,4 @@ class BlockPool:
         self._depths.clear()
         self._last.clear()
         self._kept_heap.clear()
+        self._begin.clear()

@@ -17,11 +17,11 @@ from ..errors import InputError, unknown_name
 RANGES: dict[str, tuple[float, float]] = {
     "utilisation": (0.01, 1.0), "reserved_bytes": (0.0, 1e13), "block": (1, 1024), "budget": (1, 10**7),
     "seats": (1, 10**6), "host_s": (0.0, 10.0), "host_sequence_s": (0.0, 1.0), "asynchronous": (0, 1),
-    "sampler": (0, 1), "one_attention": (0, 1), "step_s": (0.0, 10.0), "sequence_s": (0.0, 1.0),
+    "keeps": (0, 1), "sampler": (0, 1), "one_attention": (0, 1), "step_s": (0.0, 10.0), "sequence_s": (0.0, 1.0),
     "prompt_s": (0.0, 10.0), "prompt_token_s": (0.0, 1.0),
 }  # fmt: skip
 """Keys of a profile, and what they may be."""
-WHOLE = ("block", "budget", "seats", "asynchronous", "sampler", "one_attention")
+WHOLE = ("block", "budget", "seats", "asynchronous", "keeps", "sampler", "one_attention")
 
 
 @dataclass(frozen=True)
@@ -32,12 +32,13 @@ class EngineProfile:
     activations (library contexts, captured graphs). ``block``: tokens per KV block. ``budget``: most tokens of an
     iteration (``max_num_batched_tokens``), ``seats``: most sequences (``max_num_seqs``). ``host_s`` and
     ``host_sequence_s``: the host prepares the next iteration, fixed and per sequence; hidden behind the device where
-    ``asynchronous`` is 1. What nothing hides: ``step_s`` of each iteration, ``sequence_s`` of each sequence that gets a
-    token, ``prompt_s`` of each iteration that computes prompts, ``prompt_token_s`` of each of their tokens. ``sampler``
-    1: the device's greedy sampler counts, where its model has one, which no trace has. ``one_attention`` 1: a mixed
-    iteration's attention is one call where the device's model knows such a kernel; 0: prompts and decoding sequences
-    have a call each. ``graphs``: token counts that are captured, ascending; iterations of fewer tokens are padded to
-    the next.
+    ``asynchronous`` is 1. ``keeps`` 1: blocks that a preempted sequence had computed stay until others take them, so
+    that it need not compute them again (where prefixes are cached). What nothing hides: ``step_s`` of each iteration,
+    ``sequence_s`` of each sequence that gets a token, ``prompt_s`` of each iteration that computes prompts,
+    ``prompt_token_s`` of each of their tokens. ``sampler`` 1: the device's greedy sampler counts, where its model has
+    one, which no trace has. ``one_attention`` 1: a mixed iteration's attention is one call where the device's model
+    knows such a kernel; 0: prompts and decoding sequences have a call each. ``graphs``: token counts that are captured,
+    ascending; iterations of fewer tokens are padded to the next.
     """
 
     name: str = "ideal"
@@ -49,6 +50,7 @@ class EngineProfile:
     host_s: float = 0.0
     host_sequence_s: float = 0.0
     asynchronous: int = 0
+    keeps: int = 0
     sampler: int = 0
     one_attention: int = 1
     step_s: float = 0.0
@@ -90,26 +92,28 @@ def profile_names() -> list[str]:
 
 
 def load_profile(text: str) -> EngineProfile:
-    """A profile of the package by name, or any profile file by path (``.toml``); ``NAME:key=value,…`` with other
-    numbers in it. Raises ``InputError``."""
-    name, colon, settings = text.rpartition(":") if "=" in text.rpartition(":")[2] else (text, "", "")
-    profile = _load(name)
-    if not colon:
-        return profile
-    given: dict[str, Any] = {}
-    for item in settings.split(","):
-        key, _, value = item.partition("=")
+    """A profile of the package by name, or any profile file by path (``.toml``), with numbers of it replaced where
+    ``:key=value,…`` follows. Raises ``InputError``."""
+    name, _, changes = text.partition(":")
+    profile = _read(name)
+    given: dict[str, float | int] = {}
+    for item in filter(None, changes.split(",")):
+        key, _, number = item.partition("=")
         if key not in RANGES or key in given:
-            raise InputError(f"engine {text}: {item!r}; accepted: key=value, each key once, of {', '.join(RANGES)}")
+            raise InputError(f"engine {name}: {item!r}; accepted: {', '.join(RANGES)}, once each, as seats=64")
         try:
-            number = float(value)
+            value: int | float = int(number) if key in WHOLE else float(number)
         except ValueError:
-            raise InputError(f"engine {text}: {key}: {value!r} is not a number") from None
-        given[key] = _number(key, int(number) if number.is_integer() else number, f"engine {text}")
-    return replace(profile, name=text, **given, sources={**profile.sources, **dict.fromkeys(given, "as asked")})
+            kind = "whole number" if key in WHOLE else "number"
+            raise InputError(f"engine {name}: {key}: {number!r} is not a {kind}") from None
+        given[key] = _number(key, value, f"engine {name}")
+    if not given:
+        return profile
+    sources = profile.sources | dict.fromkeys(given, f"given: {text}")
+    return replace(profile, name=text, sources=sources, **given)  # type: ignore[arg-type]
 
 
-def _load(name_or_path: str) -> EngineProfile:
+def _read(name_or_path: str) -> EngineProfile:
     if name_or_path.endswith(".toml"):
         try:
             text = Path(name_or_path).read_text(encoding="utf-8")

@@ -63,8 +63,7 @@ class Replica(Batch):
         self._between = False
         self._plan: Plan | None = None
         self._started, self._duration, self._steps = 0.0, 0.0, 0
-        self._run = 0, 0.0, 0.0
-        self._mixed = 0, 0
+        self._run, self._mixed = (0, 0.0, 0.0), (0, 0)
 
     # -- what schedules and policies ask -------------------------------------------------------
     @property
@@ -201,25 +200,26 @@ class Replica(Batch):
                 heappop(self.waiting)
                 continue
             hit = near = far = 0
-            if sequence.node >= 0 and pool.prefixes:
+            if sequence.node >= 0 and pool.prefixes and not sequence.brought:
                 most = (sequence.prompt - 1) // pool.size
                 hit = min(pool.cached(sequence.node) // pool.size, most)
                 if self.tiers is not None:
                     near, far = self.tiers.beyond(sequence.node, most - hit)
             tokens = max(sequence.prompt if reserve is None else reserve, 1)
             need = -(-tokens // pool.size) - hit
+            own = min(pool.left_behind(sequence.index, hit), need)
             idle = pool.unused(sequence.node, hit * pool.size) if hit else 0
             if need + idle > pool.free - self.grown(1):  # those who decode come first
                 return None
             used = pool.refer(sequence.node, hit * pool.size) if hit else {}
-            pool.take(need)
+            pool.claim(sequence.index, own)
+            pool.take(need - own)
             heappop(self.waiting)
-            sequence.used, sequence.shared, sequence.blocks = used, hit, need
             self._serial += 1
-            sequence.serial = self._serial
-            i = sequence.index
-            sequence.done = (hit + near + far) * pool.size
-            outcome.cached[i] += sequence.done
+            sequence.used, sequence.shared, sequence.blocks, sequence.serial = used, hit, need, self._serial
+            i, found = sequence.index, (hit + own + near + far) * pool.size
+            outcome.cached[i] += found
+            sequence.done, sequence.brought = sequence.brought or found, 0
             if outcome.scheduled_s[i] != outcome.scheduled_s[i]:  # not a number yet
                 outcome.scheduled_s[i] = self.simulation.now
             if near or far:
@@ -232,26 +232,28 @@ class Replica(Batch):
         return None
 
     def preempt(self, sequence: Sequence) -> None:
-        """Throw ``sequence`` out; it is queued first, and recomputes its cache unless the host keeps it."""
+        """Throw ``sequence`` out; it is queued first, and recomputes what nobody keeps of its cache."""
         self.simulation.outcome.preemptions[sequence.index] += 1
-        if self.tiers is not None and self.tiers.swap_out(sequence):
-            return
-        self.withdraw(sequence)
-        sequence.done = 0
-        self.submit(sequence, front=True)
+        if self.tiers is None or not self.tiers.swap_out(sequence):
+            self.withdraw(sequence, keep=self.pool.keeps)
+            sequence.done = 0
+            self.submit(sequence, front=True)
 
     @property
     def leaving(self) -> int:
         """Blocks that will be free when caches are out that are on their way to the host."""
         return self.tiers.leaving if self.tiers is not None else 0
 
-    def withdraw(self, sequence: Sequence) -> None:
-        """Take ``sequence`` out of the batch, its blocks too. What it has written belongs to its prompt then."""
+    def withdraw(self, sequence: Sequence, *, keep: bool = False) -> None:
+        """Take ``sequence`` out of the batch; ``keep``: its blocks stay while nobody wants them. What it has written
+        belongs to its prompt then."""
         if sequence.place == 2:
             self._leave(sequence, heap=True)
             sequence.prompt = sequence.done + 1
         else:
             self.prefilling.remove(sequence)
+        if keep:
+            sequence.blocks -= self.pool.leave_behind(sequence.index, sequence.used, sequence.done)
         self._release(sequence)
         sequence.place = 0
 
@@ -331,8 +333,7 @@ class Replica(Batch):
         if self.pipeline is not None:
             return 1  # batches meet in the stages
         steps = min(self.decoding[0][0] - self.counter, plan.most, self._longest_jump)
-        pool = self.pool
-        free = pool.total - pool.held
+        pool, free = self.pool, self.pool.total - self.pool.held
         if pool.kept and pool.spill is not None:  # what is evicted leaves at the step that evicts it
             free -= pool.kept
             if self.grown(1) > free:
@@ -468,8 +469,7 @@ class Replica(Batch):
 
     def _release(self, sequence: Sequence, *, kept: bool = False) -> None:
         """Give back blocks; ``kept``: what a later turn starts with stays as long as nobody wants the room."""
-        pool = self.pool
-        log = self.simulation.log
+        pool, log = self.pool, self.simulation.log
         if kept and pool.prefixes and (node := int(log.extends[sequence.index])) >= 0:
             sequence.blocks -= pool.publish(node, sequence.used, sequence.done)
         pool.give(sequence.blocks)

@@ -69,10 +69,11 @@ INTERVALS = (
     ("throughput_tokens_per_s",), ("throughput_requests_per_s",), ("goodput_requests_per_s",), ("slo", "attained"),
     ("energy_per_token_j",), ("cost_usd_per_mtoken",), ("power_w", "mean"), ("power_w", "peak"),
     ("utilisation", "busy"), ("utilisation", "mean_batch"), ("kv_blocks", "peak"), ("kv_blocks", "occupancy_mean"),
-    ("preemptions",), ("simulated_s",), ("migration", "instances_mean"), ("power_capping", "peak_share"),
-    ("tuning", "tokens_per_s"),
+    ("preemptions",), ("simulated_s",),
 )  # fmt: skip
-"""Figures that a result gives an interval of, where its policy tells them."""
+"""Figures that a result gives an interval of."""
+OF_POLICIES = (("migration", "instances_mean"), ("power_capping", "peak_share"), ("tuning", "tokens_per_s"))
+"""And of what a policy tells beside them."""
 
 
 def ends_of(simulation: Simulation) -> list[tuple[float, float]]:
@@ -92,7 +93,7 @@ def ends_of(simulation: Simulation) -> list[tuple[float, float]]:
 def _interval(document: Mapping[str, Any], ends: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Least and largest of the three runs, by the figure's path joined by dots."""
     found = {}
-    for path in INTERVALS:
+    for path in (*INTERVALS, *OF_POLICIES):
         values = []
         for each in (document, *ends):
             value: Any = each

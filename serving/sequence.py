@@ -17,12 +17,13 @@ class Sequence:
     ``shared`` in all; ``grows``: it takes blocks as it goes. ``joined``: the counter when it began to decode.
     ``entry``: its line in the replica's heap of the longest. ``stamp``: when it got its last token before it joined or
     left a batch (negative: no token yet). ``place``: 0 waiting or gone, 1 its prompt is computed, 2 it decodes.
-    ``parked``: its cache waits elsewhere. ``home``: the batch in which it decodes.
+    ``parked``: its cache waits elsewhere. ``brought``: tokens of its prompt whose cache comes along when it is admitted
+    (0: none, or they are there). ``home``: the batch in which it decodes.
     """
 
     __slots__ = (
-        "base", "blocks", "done", "entry", "finish_at", "grows", "home", "index", "joined", "key", "left", "node",
-        "parked", "place", "prompt", "serial", "shared", "stamp", "used",
+        "base", "blocks", "brought", "done", "entry", "finish_at", "grows", "home", "index", "joined", "key", "left",
+        "node", "parked", "place", "prompt", "serial", "shared", "stamp", "used",
     )  # fmt: skip
 
     def __init__(self, index: int, prompt: int, output: int, node: int = -1) -> None:
@@ -40,6 +41,7 @@ class Sequence:
         self.key: tuple[float, ...] = ()
         self.place = -1
         self.parked = False
+        self.brought = 0
         self.serial = 0
         self.home: Batch | None = None
 

@@ -95,9 +95,9 @@ class StepModel:
         def sampled(part: Part, n: Array) -> Part:
             return Part(part.time_s + chosen(n), part.energy_j, part.busy_s)
 
-        self._decode_tokens = _Integers(lambda n: sampled(decoding.at(n, 1.0, 0.0), n))
-        self._mixed_tokens = _Integers(lambda t: tokens.at(1.0, t, 0.0))
-        self._sequences = _Integers(lambda s: sampled(sequences.at(s, 1.0, 0.0), s))
+        self._decode_tokens = Integers(lambda n: sampled(decoding.at(n, 1.0, 0.0), n))
+        self._mixed_tokens = Integers(lambda t: tokens.at(1.0, t, 0.0))
+        self._sequences = Integers(lambda s: sampled(sequences.at(s, 1.0, 0.0), s))
         self._fixed: dict[int, tuple[float, float, float]] = {}
         self._bits = next(
             (t.bits for op, _ in self.share.operators() for t in op.writes if t.role == "activation"), 16.0
@@ -262,7 +262,7 @@ class StepModel:
         return out
 
 
-class _Integers:
+class Integers:
     """A part at every integer from 1, evaluated :data:`FEW` or :data:`BLOCK` at a time as it is asked for."""
 
     def __init__(self, evaluate: Callable[[Array], Part]) -> None:

@@ -10,12 +10,13 @@ from typing import Any
 from ..errors import InputError, unknown_name
 from ..hw.devices import load_device
 from ..hw.estimate import Estimate, Request, estimate
+from ..serving.cluster import Cluster
 from ..workloads.load import load_trace
 from ..workloads.parallel import parse_parallel
 from ..workloads.techniques import apply_techniques
 from ..workloads.trace import Trace
 from .metrics import Value, at_level, known_figures, known_metrics, mean
-from .served import OF_CLASS, SERVED, Document, part_of, run_served
+from .served import OF_CLASS, SERVED, Part, Served
 from .spec import Claim, Run, System
 
 NEAR, FAR = 0.10, 0.25
@@ -30,7 +31,8 @@ def reproduce(system: System, step: Callable[[str], None] = lambda text: None) -
     of each run. Raises ``InputError`` for a run that cannot be estimated or a metric that is not known, naming the
     system and the claim.
     """
-    done: dict[Run, tuple[Estimate, Trace] | Document] = {}
+    done: dict[Run, tuple[Estimate, Trace] | Served] = {}
+    shared: dict[object, Cluster] = {}
     rows = []
     for claim in system.claims:
         row: dict[str, Any] = {"system": system.name, "claim": claim.claim, "paper": claim.paper}
@@ -39,18 +41,18 @@ def reproduce(system: System, step: Callable[[str], None] = lambda text: None) -
             rows.append(row | {"reason": claim.not_modelled, "source": claim.source, "metric": None, "runs": []})
             continue
         try:
-            value = _value(claim, system, done, step)
+            value = _value(claim, system, done, shared, step)
         except InputError as error:
             raise InputError(f"system {system.name}, claim {claim.claim!r}: {error}") from None
         paper = claim.paper or 1.0
-        names = [n for n in (claim.of, claim.over) if n]
+        asked = [run for names in (claim.of, claim.over) for run in system.runs_of(names)]
         rows.append(
             row
             | {
                 "model": value.value, "ratio": value.value / paper,
                 "interval": None if math.isnan(value.low) else [value.low, value.high],
                 "status": status(value.value / paper), "reason": claim.reason, "source": claim.source,
-                "metric": claim.metric or claim.figure, "runs": [run.command for n in names for run in system.runs[n]],
+                "metric": claim.metric or claim.figure, "runs": [run.command for run in asked],
             }
         )  # fmt: skip
     return rows
@@ -65,7 +67,11 @@ def status(ratio: float) -> str:
 
 
 def _value(
-    claim: Claim, system: System, done: dict[Run, tuple[Estimate, Trace] | Document], step: Callable[[str], None]
+    claim: Claim,
+    system: System,
+    done: dict[Run, tuple[Estimate, Trace] | Served],
+    shared: dict[object, Cluster],
+    step: Callable[[str], None],
 ) -> Value:
     if claim.figure is not None:
         figures = known_figures()
@@ -89,22 +95,24 @@ def _value(
             raise InputError(f"metric {name}: not told of a class; accepted: {', '.join(OF_CLASS)}")
         if run not in done:
             step(f"{system.name}: {run.model} on {run.device}")
-            done[run] = run_served(run) if run.requests is not None else _run(run)
+            done[run] = Served(run, shared) if run.requests is not None else _run(run)
         found = done[run]
-        if isinstance(found, dict):
-            return SERVED[name][1](found if claim.of_class is None else part_of(found, claim.of_class))
+        if isinstance(found, Served):
+            return SERVED[name][1](found if claim.of_class is None else Part(found, claim.of_class))
         return _whole(metrics[name][1](*found))
 
     name = claim.metric or ""
-    values = [of(run, name) for run in system.runs[claim.of or ""]]
-    base = [of(run, name) for run in system.runs[claim.over]] if claim.over is not None else []
+    values = [of(run, name) for run in system.runs_of(claim.of)]
+    base = [of(run, name) for run in system.runs_of(claim.over)]
     if claim.at:
         other, level = next(iter(claim.at.items()))
-        curves = [(runs, found) for runs, found in ((claim.of, values), (claim.over, base)) if runs is not None]
-        read = [at_level([of(run, other).value for run in system.runs[n]], found, level) for n, found in curves]
+        curves = [(names, found) for names, found in ((claim.of, values), (claim.over, base)) if found]
+        read = [at_level([of(run, other).value for run in system.runs_of(n)], found, level) for n, found in curves]
         return read[0].over(read[1]) if base else read[0]
     if base:
         values = [v.over(b) for v, b in zip(values, base * (len(values) // len(base)), strict=True)]
+        if claim.gain:
+            values = [Value(*(x - 1 for x in v)) for v in values]
     return mean(values, claim.mean) if claim.mean else values[0]
 
 

@@ -11,7 +11,7 @@
     paper = 6.0
     metric = "tokens_per_joule"              one of :mod:`.metrics`
     of = "u280"                              the metric of this run …
-    over = "v100s"                           … over that of this one, where there is one
+    over = "v100s"                           … over that of this one, where there is one; lists of runs are one grid
 
 A claim about a part of a machine, not about a request, names a ``figure`` in place of ``metric`` and ``of``: one
 that a module of ``hw/`` or ``validation/`` computes (:func:`.metrics.known_figures`), with its ``arguments``.
@@ -33,6 +33,7 @@ import os
 import tomllib
 from importlib import resources
 from pathlib import Path
+from shlex import quote
 from typing import Any, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
@@ -42,6 +43,7 @@ from ..files import first_problem
 
 MOST_RUNS = 1000
 """Runs that one grid may have."""
+Names = str | tuple[str, ...]
 Mean = Literal["arithmetic", "geometric", "maximum", "minimum"]
 
 
@@ -51,8 +53,9 @@ class _Data(BaseModel):
 
 class Run(_Data):
     """One request batch on one device, as ``tokenfab estimate`` takes it; with ``requests`` a stream of them, as
-    ``tokenfab serve`` does (``share`` of them within ``slo``: ``--capacity``). Without ``ends``, a stream is not run
-    again at the ends of the cost model's interval, which takes a third of the time; what is asked then has none."""
+    ``tokenfab serve`` does (``share`` of them within ``slo``, and ``slowdown``: ``--capacity``). Without ``ends``, a
+    stream is not run again at the ends of the cost model's interval, which takes a third of the time; what is asked
+    then has none."""
 
     model: str
     device: str
@@ -66,6 +69,7 @@ class Run(_Data):
     policy: str = "vllm"
     engine: str = "ideal"
     slo: str | None = None
+    slowdown: str | None = None
     share: float | None = None
     seed: int = 0
     ends: bool = True
@@ -74,11 +78,11 @@ class Run(_Data):
     def command(self) -> str:
         """The command that estimates or serves this run alone."""
         if self.requests is not None:
-            parts = [f"tokenfab serve --model {self.model} --device {self.device} --requests {self.requests}"]
+            parts = [f"tokenfab serve --model {self.model} --device {self.device} --requests {quote(self.requests)}"]
             parts += [f"--apply {text}" for text in self.apply]
-            keys = ("policy", "engine", "count", "parallel", "slo", "share", "seed")
+            keys = ("policy", "engine", "count", "parallel", "slo", "slowdown", "share", "seed")
             options = {"share": "capacity"}
-            parts += [f"--{options.get(k, k)} {v}" for k in keys if (v := getattr(self, k)) is not None]
+            parts += [f"--{options.get(k, k)} {quote(str(v))}" for k in keys if (v := getattr(self, k)) is not None]
             parts += [] if self.ends else ["--no-interval"]
             return " ".join(parts)
         parts = [f"tokenfab estimate --model {self.model} --device {self.device}"]
@@ -89,7 +93,8 @@ class Run(_Data):
 
 
 class Claim(_Data):
-    """One figure a paper gives. ``reason``: why the model is off, where it is known to be."""
+    """One figure a paper gives. ``reason``: why the model is off, where it is known to be. ``gain``: the figure is by
+    how much ``of`` is above ``over``, as a share of ``over``."""
 
     claim: str = Field(min_length=1)
     source: str = Field(min_length=1)
@@ -97,8 +102,9 @@ class Claim(_Data):
     metric: str | None = None
     figure: str | None = None
     arguments: dict[str, str | int | float] = {}
-    of: str | None = None
-    over: str | None = None
+    of: Names | None = None
+    over: Names | None = None
+    gain: bool = False
     of_class: str | None = None
     at: dict[str, float] = {}
     mean: Mean | None = None
@@ -114,11 +120,18 @@ class Claim(_Data):
             raise ValueError("accepted: paper with metric and of, or with figure, or not_modelled with the reason")
         elif self.figure is None and self.arguments:
             raise ValueError("arguments are of a figure; accepted: figure beside them")
+        elif self.gain and self.over is None:
+            raise ValueError("gain is over another run; accepted: over beside it")
         elif self.figure is not None and (self.metric or self.of or self.over or self.mean):
             raise ValueError("a figure is of no run; accepted: claim, source, paper, figure, reason")
         if len(self.at) > 1 or (self.at and self.mean):
             raise ValueError("at reads one curve; accepted: one metric with a value, and no mean")
         return self
+
+
+def named(names: Names | None) -> tuple[str, ...]:
+    """One name, several, or none."""
+    return (names,) if isinstance(names, str) else names or ()
 
 
 class System(_Data):
@@ -139,15 +152,19 @@ class System(_Data):
             return raw
         return {name: _opened(name, run) for name, run in raw.items()}
 
+    def runs_of(self, names: Names | None) -> tuple[Run, ...]:
+        """The runs of a name, or of several one after another."""
+        return tuple(run for name in named(names) for run in self.runs[name])
+
     @model_validator(mode="after")
     def _named(self) -> System:
         asked = set()
         for claim in self.claims:
-            for name in (claim.of, claim.over):
-                if name is not None and name not in self.runs:
+            for name in (*named(claim.of), *named(claim.over)):
+                if name not in self.runs:
                     raise ValueError(f"claim {claim.claim!r}: {unknown_name('run', name, self.runs)}")
                 asked.add(name)
-            many, base = (len(self.runs[n]) if n else 1 for n in (claim.of, claim.over))
+            many, base = (len(self.runs_of(n)) or 1 for n in (claim.of, claim.over))
             if claim.at:
                 if many < 2 or (claim.over and base < 2):
                     raise ValueError(f"claim {claim.claim!r}: a curve of one run; accepted: at least 2 runs")

@@ -147,6 +147,7 @@ class NaiveEngine:
         self.log, self.steps, self.total, self.size, self.seats = log, steps, blocks, size, seats
         self.budget, self.order, self.tile, self.faults = budget, order, tile, sorted(faults)
         self.sharing = prefix_caching and log.prefix_tokens.size > 0
+        self.keeps = prefix_caching and bool(steps.profile.keeps)
         self.references = [0] * blocks
         self.place_of: dict[tuple[int, int], int] = {}  # (node, position of a block) -> number of the block
         self.used_at: dict[int, tuple[int, int]] = {}  # node -> when it was last left
@@ -196,8 +197,14 @@ class NaiveEngine:
         for node in self.chain(request.node) if self.sharing else []:
             for position in self.span(node):
                 if (node, position) not in self.place_of:
-                    return blocks
+                    return self.own(request, blocks)
                 blocks.append(self.place_of[node, position])
+        return self.own(request, blocks)
+
+    def own(self, request: _Request, blocks: list[int]) -> list[int]:
+        """``blocks``, and those after them that the request left behind when it was preempted."""
+        while (-1 - request.index, len(blocks)) in self.place_of:
+            blocks.append(self.place_of[-1 - request.index, len(blocks)])
         return blocks
 
     def share(self, request: _Request, node: int) -> None:
@@ -232,6 +239,11 @@ class NaiveEngine:
         self.running.remove(request)
         if request.decodes:
             request.tokens = request.cached + 1
+        if self.keeps and front == 0:
+            public = set(self.place_of.values())
+            begin = max((p + 1 for p, block in enumerate(request.table) if block in public), default=0)
+            for position in range(begin, request.cached // self.size):
+                self.place_of[-1 - request.index, position] = request.table[position]
         self.give(request)
         request.decodes, request.cached = False, 0
         self.place(request, front)
@@ -265,6 +277,8 @@ class NaiveEngine:
             self.waiting.remove(request)
             request.table = hit + [self.take() for _ in range(need)]
             request.cached = len(hit) * self.size
+            for key in [key for key in self.place_of if key[0] == -1 - request.index]:
+                del self.place_of[key]
             self.cached[request.index] += request.cached
             if np.isnan(self.scheduled_s[request.index]):
                 self.scheduled_s[request.index] = now

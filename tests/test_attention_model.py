@@ -16,6 +16,7 @@ from tokenfab.hw.attention import (
     EXPONENTIALS_PER_CLOCK,
     FLASH2,
     FLASH3,
+    FLASHINFER,
     LOAD_BYTES_PER_CLOCK,
     OPTIONAL,
     SOFTMAX_SHARE,
@@ -24,7 +25,9 @@ from tokenfab.hw.attention import (
     attention_kernels,
     causal_steps,
     decode_time,
+    left_over,
     prefill_time,
+    tile_times,
     tiling,
 )
 from tokenfab.hw.card import Card, card_of
@@ -276,3 +279,47 @@ def test_the_fit_finds_constants_that_made_the_times():
     truth_like = replace(calls, seconds=calls.predict(CARD, HOPPER, FLASH3))
     start = replace(HOPPER, **{name: 0.9 * getattr(HOPPER, name) for name in BOUNDS})
     assert errors(truth_like, CARD, fit([truth_like], CARD, FLASH3, start), FLASH3)[0] < 0.005
+
+
+def test_tiles_of_sixteen_rows_keep_up_with_the_memory_of_a_card_whose_matrix_rate_is_capped():
+    """QwQ-32B on four H20s, 64 sequences of 13,000 tokens: sgl-project/sglang issue 5630 has 908 tokens/s with
+    FlashAttention 3, 2,014 with FlashInfer, in steps whose weights take 4.5 ms at least."""
+    device = load_device("h20")
+    card, (constants, kernel) = card_of(device), attention_kernels(device)
+    assert kernel is FLASHINFER
+    shape = (64, 13000, 10, 2, 128, 128)
+    sixteen, sixty_four = (64 * decode_time(*shape, card, constants, k) for k in (FLASHINFER, FLASH3))
+    floor = 64 * 64 * 13000 * 2 * 256 * 2 / 4e12
+    assert floor / 0.93 < sixteen < floor / 0.75
+    assert sixty_four > 2 * floor
+    assert 908 < 64 / (sixty_four + 0.0045) < 64 / (sixteen + 0.0045) < 1.6 * 2014
+    wide = (8, 2048, 2048, 32, 8, 128, 128)  # prompts take the same tiles
+    assert prefill_time(*wide, card, constants, FLASHINFER) == pytest.approx(
+        prefill_time(*wide, card, constants, FLASH3), rel=0.02
+    )
+
+
+@pytest.mark.parametrize(
+    ("mean", "longest", "rounds", "left"),
+    [
+        (8, 8, 0.5, 0), (8, 8, 3, 0),  # all alike
+        (8, 20, 0.5, 12),  # places for all: it goes on alone
+        (8, 40, 3, 40 - 24 + 8),  # longer than all rounds: on average it starts after 8 of the 16 steps it may
+        (8, 12, 3, 0.5),  # it starts in the last 4 of 16 steps with the chance of 1/4, and is 2 late then
+    ],
+)  # fmt: skip
+def test_what_the_longest_sequence_has_left(mean: float, longest: float, rounds: float, left: float) -> None:
+    assert float(left_over(*map(np.asarray, (float(mean), float(longest), float(rounds))))) == pytest.approx(left)
+
+
+def test_the_longest_of_unequal_sequences_walks_alone_where_keys_are_not_split() -> None:
+    """40 × 8 tiles on 2 × 108 places of an A100, 1.48 rounds: 24 more steps of 128 keys for one of them."""
+    card, (constants, kernel) = card_of(load_device("a100-80g-sxm")), attention_kernels(load_device("a100-80g-sxm"))
+    even, one_long = (
+        float(decode_time(40, 1024, 32, 8, 128, 128, card, constants, kernel, kv_max=m)) for m in (1024, 4096)
+    )
+    step = float(tile_times(64.0, 128.0, 256.0, 2.0, card, constants)[0])
+    rounds = 320 / 216
+    assert one_long - even == pytest.approx(step * (32 - rounds * 8 + (rounds - 1) * 4), rel=1e-6)
+    split = [float(decode_time(4, 1024, 32, 8, 128, 128, card, constants, kernel, kv_max=m)) for m in (1024, 4096)]
+    assert split[1] - split[0] < step * 24 / 2  # its keys are divided among places

@@ -95,6 +95,19 @@ def test_a_small_tile_waits_for_latency_at_each_step() -> None:
     assert time(8) == pytest.approx(1e-6 + 65536 * 10e-9, rel=1e-3)
 
 
+@pytest.mark.parametrize(("m", "held"), [(1, 16), (16, 16), (17, 32), (64, 64), (65, 128), (128, 128), (5000, 128)])
+def test_weights_stream_slower_beside_more_rows(m: int, held: int) -> None:
+    """A stream is held up by √(rows held / 16), m rounded up to a power of two between the tiles' 16 and 128 rows."""
+    tiles = replace(ONE_TILE, tiles=((16, 128), (128, 128)))
+    n, k = 128 * 100, 8192  # a column of tiles a multiprocessor
+
+    def stream(constants: GemmConstants) -> float:
+        return float(gemm_time(m, n, k, CARD, constants, tiles, rate=1e20)[0])
+
+    free = replace(IDEAL, writeback=1e-9, launch_clocks=1e-9, load_share=1e6, l2_share=1e6, depth_clocks=1e-9)
+    assert stream(replace(free, row_fade=0.5)) == pytest.approx((held / 16) ** 0.5 * stream(free), rel=0.01)
+
+
 def test_split_k_fills_the_card() -> None:
     alone, split = seconds(128, 128, 65536), seconds(128, 128, 65536, replace(ONE_TILE, splits=(1, 16)))
     assert split < alone / 5

@@ -6,6 +6,7 @@ import contextlib
 import gzip
 import json
 import math
+import shutil
 import time
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from tokenfab.errors import InputError
+from tokenfab.validation.runs import read_runs
 from tokenfab.workloads.request_log import PER_REQUEST, RequestLog, plain
 from tokenfab.workloads.requests import files, parse_requests, read_requests, records, write_csv
 
@@ -100,6 +102,20 @@ def test_a_served_workload_and_its_token_ids_tell_the_same_requests(truth):
     assert len(pairs) >= 30
     for i, j in pairs:
         assert common(asked, i, j) == shared_blocks(prompts[i], prompts[j]) * 16
+
+
+def test_a_replayed_run_has_the_prefixes_of_its_workload(truth, tmp_path):
+    run = read_runs(truth, "rtx-pro-6000")[0]
+    assert len(run.log.prefix_tokens) == 32
+    folder = tmp_path / "llmservingsim"
+    shutil.copytree(truth / "llmservingsim" / "bench" / "examples" / "RTXPRO6000", folder / "bench/examples/RTXPRO6000")
+    assert not len(read_runs(tmp_path, "rtx-pro-6000")[0].log.prefix_tokens)  # no token ids, no prefixes
+    row = {"arrival_time_ns": 0, "input_tok_ids": [1, 2], "output_tok_ids": [3, 4]}
+    (folder / "workloads").mkdir()
+    name = folder / "workloads" / "sharegpt-llama-3.1-8b-300-sps10.jsonl.gz"
+    name.write_bytes(gzip.compress(json.dumps(row).encode()))
+    with pytest.raises(InputError, match="other requests than the run's"):
+        read_runs(tmp_path, "rtx-pro-6000")
 
 
 def shared_blocks(a: list[int], b: list[int], block: int = 16) -> int:

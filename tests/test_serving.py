@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from bisect import bisect_right
 from dataclasses import replace
 
@@ -16,6 +15,7 @@ from typer.testing import CliRunner
 from tokenfab.cli import app
 from tokenfab.errors import InputError
 from tokenfab.hw.devices import load_device
+from tokenfab.serving.blocks import BlockPool
 from tokenfab.serving.capacity import at_rate, capacity
 from tokenfab.serving.cluster import Cluster
 from tokenfab.serving.curves import Curve, knots
@@ -135,24 +135,6 @@ def test_a_broken_profile_is_one_line(tmp_path, text: str, message: str) -> None
     path.write_text(text, encoding="utf-8")
     with pytest.raises(InputError, match=message.replace("{", r"\{").replace("}", r"\}")):
         load_profile(str(path))
-
-
-def test_an_engine_may_be_asked_for_with_other_numbers() -> None:
-    asked, known = load_profile("vllm-0.19:reserved_bytes=2.5e9,seats=64"), load_profile("vllm-0.19")
-    assert (asked.name, asked.reserved_bytes, asked.seats) == ("vllm-0.19:reserved_bytes=2.5e9,seats=64", 2.5e9, 64)
-    assert (asked.graphs, asked.budget, asked.sources["budget"]) == (known.graphs, 2048, known.sources["budget"])
-    assert asked.sources["seats"] == "as asked"
-    for text, words in (
-        ("ideal:seat=3", "'seat=3'; accepted: key=value, each key once, of utilisation"),
-        ("ideal:seats=3,seats=4", "'seats=4'; accepted"),
-        ("ideal:seats=1.5", "seats: 1.5 is not a whole number"),
-        ("ideal:utilisation=2", "utilisation: 2; accepted: 0.01 to 1"),
-        ("ideal:host_s=nan", "host_s: nan; accepted"),
-        ("ideal:host_s=much", "host_s: 'much' is not a number"),
-        ("idea:seats=3", "unknown engine 'idea'"),
-    ):
-        with pytest.raises(InputError, match=re.escape(words)):
-            load_profile(text)
 
 
 def test_overheads_add_up() -> None:
@@ -364,3 +346,18 @@ def test_bad_input_is_one_line(changed: list[str], message: str) -> None:
     assert code == 2
     assert message in stderr.getvalue()
     assert len(stderr.getvalue().strip().splitlines()) == 1
+
+
+def test_a_sequence_that_comes_back_takes_what_is_left_of_its_blocks() -> None:
+    """Ten blocks: one leaves 7 whole ones behind, another takes 6, and three of the 7 go, from their end."""
+    pool = BlockPool(10, 16)
+    assert pool.take(7)
+    assert pool.leave_behind(3, {}, 7 * 16 + 5) == 7
+    assert (pool.held, pool.kept, pool.free) == (0, 7, 10)
+    assert pool.left_behind(3, 0) == 7
+    assert pool.take(6)
+    assert (pool.held, pool.kept) == (6, 4)
+    assert pool.left_behind(3, 0) == 4
+    assert pool.left_behind(3, 3) == 1  # three of them have been found as a prefix since
+    pool.claim(3, 4)
+    assert (pool.held, pool.kept, pool.left_behind(3, 0)) == (10, 0, 0)

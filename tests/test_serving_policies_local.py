@@ -166,7 +166,7 @@ def test_without_proposals_speculation_is_vllm_exactly():
     log = some()
     a, b = (serve(log, cluster(), p, interval=False)[0] for p in ("vllm", "smartspec:gamma=0"))
     for document in (a, b):
-        for key in ("policy", "wall_s", "speculation"):
+        for key in ("policy", "policy_figures", "wall_s", "speculation"):
             document.pop(key, None)
     assert a == b
 

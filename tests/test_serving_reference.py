@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from serving_support import NaiveEngine, StubSteps, cluster_of, random_log
 
+from tokenfab.serving.engine import EngineProfile
 from tokenfab.serving.run import simulate
 from tokenfab.serving.simulation import Fault, Simulation
 
@@ -29,7 +30,7 @@ def both(seed: int, faulty: bool = False) -> tuple[NaiveEngine, Simulation]:
     policy = f"vllm:order={order},budget={budget}"
     if tile > 1:
         policy = f"sarathi:order={order},chunk={budget},tile={tile}"
-    steps = StubSteps()
+    steps = StubSteps(EngineProfile(keeps=int(rng.integers(2))))
     naive = NaiveEngine(log, steps, max(blocks, 1), size, seats, budget, order, tile, sharing, faults).run()
     cluster = cluster_of(steps, max(blocks, 1), size, seats, prefix_caching=sharing)
     jump = int(rng.choice([1 << 30, 1 << 30, 1 << 30, 3]))

@@ -14,6 +14,7 @@ from tokenfab.hw.estimate import Request, estimate
 from tokenfab.kernels.formats import format_names, load_format
 from tokenfab.models.config import load_config
 from tokenfab.workloads.capture import capture
+from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.techniques import apply_techniques, techniques
 from tokenfab.workloads.trace import Operator, Tensor, Trace
 
@@ -295,3 +296,16 @@ def test_every_technique_says_what_it_is_and_where_from():
         assert technique.description
         assert technique.source
         assert all(p.meaning for p in technique.parameters.values())
+
+
+# -- positions --------------------------------------------------------------------------------------
+def test_positions_go_on_where_they_are_no_table():
+    trace = load_trace("llama-2-7b")
+    for setting, longest in (("positions", None), ("positions:longest=16384", 16384)):
+        changed = apply_techniques(trace, [setting])
+        assert changed.max_context == longest
+        assert changed.blocks == trace.blocks
+        assert "no effect" not in changed.applied[-1]
+    assert "no effect" in apply_techniques(trace, ["positions:longest=4096"]).applied[-1]
+    with pytest.raises(InputError, match="reads its positions from a table"):
+        apply_techniques(load_trace("opt-125m"), ["positions"])

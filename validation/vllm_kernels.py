@@ -6,8 +6,8 @@ fits a few constants of each card on the even rows of its tables (:mod:`.vllm_ta
 odd rows, and with ``-o`` writes the device files with them and their intervals. The tables have the shapes of one
 model, so that few constants can be told apart: everything else stays what the file's architecture says.
 
-    GEMM           dram_share, depth_clocks, sustained; the clock (``compute.boost``) where products run faster than
-                   :data:`PEAK` of the rate that the datasheet quotes
+    GEMM           dram_share, row_fade, depth_clocks, sustained; the clock (``compute.boost``) where products run
+                   faster than :data:`PEAK` of the rate that the datasheet quotes
     attention      matrix_share, tile, launch, next_launch, dram_share; prefill, decoding and mixed calls weigh alike
     element-wise   launch, cache_share, cache_speedup; that rows pass in waves is not seen here, and goes
 
@@ -90,13 +90,13 @@ class Model:
 
 BOUNDS: dict[str, dict[str, tuple[float, float, str]]] = {
     "card": {"boost": (1.0, 1.25, "clock, over the one that the datasheet's rates are quoted at")},
-    "gemm": gemm.BOUNDS,
+    "gemm": gemm.BOUNDS | gemm.OPTIONAL,
     "attention": attention.BOUNDS | attention.OPTIONAL,
     "elementwise": elementwise.BOUNDS | elementwise.OPTIONAL,
 }
 """Bounds and meaning by family."""
 NAMES: dict[str, tuple[str, ...]] = {
-    "gemm": ("dram_share", "depth_clocks", "sustained"),
+    "gemm": ("dram_share", "row_fade", "depth_clocks", "sustained"),
     "attention": ("matrix_share", "launch_s", "tile_s", "next_launch_s", "dram_share"),
     "elementwise": ("launch_s", "cache_share", "cache_speedup"),
 }

@@ -27,10 +27,12 @@ if TYPE_CHECKING:
     from ..simulation import Simulation
 
 ORDER = Parameter("fcfs", "who of the waiting comes first", choices=tuple(ORDERS))
+ROUTE = Parameter("least", "which replica a request goes to", choices=("least", "tokens", "turns"))
+"""The one with the fewest requests, or with the fewest prompt tokens to compute (of those, requests), or in turns."""
+ADMIT = Parameter("prompt", "room that a request has to find: its prompt's, or its whole length's",
+                  choices=("prompt", "whole"))  # fmt: skip
 MOST = Parameter(0, "sequences of a batch at a time, at most the engine's; 0 = the engine's", low=0, high=1e6)
 """A replica has one batch, one with pipeline stages as many as it has stages."""
-ROUTE = Parameter("least", "which replica a request goes to", choices=("least", "turns"))
-"""The one with the fewest requests, or one after another."""
 PROMPTS = Parameter(
     "here", "where prompts are computed; elsewhere: their caches come along", choices=("here", "elsewhere")
 )
@@ -93,6 +95,7 @@ class Policy:
         shared = (log.prefix_tokens, log.prefix_parent) if reuse and log.prefix_tokens.size else ()
         stages = steps.parallel.pp
         pool = BlockPool(memory.blocks // stages, memory.block, *shared)
+        pool.keeps = bool(reuse and steps.profile.keeps)
         seats = max(memory.seats // stages, 1)
         if self.parameters.get("most") is MOST and self.settings["most"]:
             seats = min(seats, int(self.settings["most"]))
@@ -117,17 +120,18 @@ class Policy:
     def route(self, sequence: Sequence) -> Replica | None:
         """The replica that ``sequence`` goes to; None while there is none."""
         if self.settings.get("prompts") == "elsewhere":
-            sequence.parked, sequence.done = True, sequence.prompt - 1
+            sequence.brought = sequence.prompt - 1
         return self.choose([r for r in self.simulation.replicas if r.up], sequence)
 
     def choose(self, replicas: list[Replica], sequence: Sequence) -> Replica | None:
-        """One of ``replicas`` by the setting ``route``: the one with the fewest requests, or in turns."""
+        """One of ``replicas`` by the setting ``route`` (:data:`ROUTE`)."""
         if len(replicas) < 2:
             return replicas[0] if replicas else None
-        if self.settings.get("route", "least") == "turns":
+        route = self.settings.get("route", "least")
+        if route == "turns":
             self._turn += 1
             return replicas[self._turn % len(replicas)]
-        return min(replicas, key=_load)
+        return min(replicas, key=_queue if route == "tokens" else _load)
 
     def prefilled(self, replica: Replica, sequence: Sequence) -> bool:
         """``sequence`` has its first token at ``replica``; True: it goes on elsewhere, which is this policy's doing."""
@@ -159,6 +163,12 @@ def _load(replica: Replica) -> int:
     return replica.load
 
 
+def _queue(replica: Replica) -> tuple[int, int]:
+    """Tokens of prompts that wait or are being computed, and requests."""
+    waiting = sum([s.todo for _, _, s in replica.waiting]) + sum([s.todo for s in replica.prefilling])
+    return waiting, replica.load
+
+
 @cache
 def policies() -> dict[str, type[Policy]]:
     """All policies by name."""
@@ -178,4 +188,4 @@ def parse_policy(text: str) -> tuple[type[Policy], dict[str, Value]]:
     return known[name], read_settings("policy", name, known[name].parameters, settings)
 
 
-__all__ = ["MOST", "ORDER", "PROMPTS", "ROUTE", "Parameter", "Policy", "Value", "parse_policy", "policies"]
+__all__ = ["ADMIT", "MOST", "ORDER", "PROMPTS", "ROUTE", "Parameter", "Policy", "Value", "parse_policy", "policies"]

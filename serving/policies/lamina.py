@@ -13,7 +13,7 @@ from ..apart import Apart, ApartSteps
 from ..memory import KvMemory, kv_memory, weights_fit
 from ..scheduling import Schedule
 from ..steps import StepModel
-from . import ORDER, PROMPTS, ROUTE, Policy
+from . import ADMIT, ORDER, PROMPTS, ROUTE, Policy
 from .vllm import TokenBudget
 
 
@@ -38,14 +38,17 @@ class Lamina(Policy):
                            choices=("heads", "sequences")),
         "bandwidth_gbs": Parameter(0.0, "of a wire, GB/s; 0 = the slower device's", low=0.0),
         "latency_us": Parameter(-1.0, "of a message, microseconds; -1 = the slower device's", low=-1.0, high=1e6),
+        "overlap": Parameter("yes", "queries sent before keys and values", choices=("yes", "no")),
         "budget": Parameter(0, "most tokens of an iteration; 0 = the engine's", low=0, high=1e6),
         "prompts": PROMPTS,
+        "admit": ADMIT,
         "order": ORDER,
         "route": ROUTE,
     }  # fmt: skip
 
     def schedule(self, role: str = "") -> Schedule:
-        return TokenBudget(self.settings["order"], int(self.settings["budget"]))
+        s = self.settings
+        return TokenBudget(s["order"], int(s["budget"]), whole=s["admit"] == "whole")
 
     def step_model(self) -> StepModel:
         c, s = self.cluster, self.settings
@@ -53,7 +56,7 @@ class Lamina(Policy):
         apart = Apart(
             device, int(s["count"]), int(s["batches"]), int(s["models"]) or max(int(s["batches"]) - 1, 1),
             s["split"] == "heads", float(s["bandwidth_gbs"]) * 1e9 or None,
-            None if s["latency_us"] < 0 else float(s["latency_us"]) * 1e-6,
+            None if s["latency_us"] < 0 else float(s["latency_us"]) * 1e-6, s["overlap"] == "yes",
         )  # fmt: skip
         key = ("lamina", id(c.trace), id(c.device), c.parallel, id(device), tuple(sorted(s.items())))
         return c.made(key, lambda: ApartSteps(c.trace, c.device, c.parallel, c.profile, c.longest, apart))

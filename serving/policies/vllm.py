@@ -9,7 +9,7 @@ from ..replica import Replica
 from ..scheduling import Plan, Schedule
 from ..sequence import Sequence
 from ..tiers import TIERS
-from . import MOST, ORDER, PROMPTS, ROUTE, Policy
+from . import ADMIT, MOST, ORDER, PROMPTS, ROUTE, Policy
 
 
 class TokenBudget(Schedule):
@@ -17,11 +17,11 @@ class TokenBudget(Schedule):
 
     Blocks are taken as caches grow; where there are none left, the sequence that was admitted last is preempted.
     ``tile``: where a chunk does not end its prompt, it is cut so that the iteration's tokens, decoding sequences'
-    too, are a multiple of it.
+    too, are a multiple of it. ``whole``: who is admitted holds room for its whole length from the start.
     """
 
-    def __init__(self, order: str = "fcfs", budget: int = 0, tile: int = 1) -> None:
-        self.order, self.budget, self.tile = order, budget, tile
+    def __init__(self, order: str = "fcfs", budget: int = 0, tile: int = 1, whole: bool = False) -> None:
+        self.order, self.budget, self.tile, self.whole = order, budget, tile, whole
 
     def limit(self, replica: Replica) -> int:
         return self.budget or replica.profile.budget
@@ -38,9 +38,13 @@ class TokenBudget(Schedule):
         plan = Plan(most=1 if preempted else 1 << 30)  # the next iteration may admit again
         for sequence in replica.prefilling:
             left -= self._chunk(replica, plan, sequence, left)
-        while left > 0 and replica.waiting and not preempted and (admitted := replica.admit()) is not None:
+        while left > 0 and replica.waiting and not preempted and (admitted := self._admit(replica)) is not None:
             left -= self._chunk(replica, plan, admitted, left)
         return plan if plan.chunks or replica.decoding else None
+
+    def _admit(self, replica: Replica) -> Sequence | None:
+        first = replica.peek() if self.whole else None
+        return replica.admit(None if first is None else first.prompt + first.left)
 
     def _chunk(self, replica: Replica, plan: Plan, sequence: Sequence, left: int) -> int:
         tokens = min(sequence.prompt - sequence.done, left)
@@ -73,13 +77,15 @@ class Vllm(Policy):
         "budget": Parameter(0, "most tokens of an iteration; 0 = the engine's", low=0, high=1e6),
         "most": MOST,
         "prompts": PROMPTS,
+        "admit": ADMIT,
         "order": ORDER,
         "route": ROUTE,
         **TIERS,
     }
 
     def schedule(self, role: str = "") -> Schedule:
-        return TokenBudget(self.settings["order"], int(self.settings["budget"]))
+        s = self.settings
+        return TokenBudget(s["order"], int(s["budget"]), whole=s["admit"] == "whole")
 
 
 POLICY = Vllm
