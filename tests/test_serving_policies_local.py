@@ -28,7 +28,6 @@ from tokenfab.serving.simulation import Fault, Simulation
 from tokenfab.serving.speculation import SpeculativeReplica, SpeculativeSteps, expected_tokens, uniforms
 from tokenfab.serving.steps import StepModel
 from tokenfab.serving.tuning import ATTENTION_BACKWARD, TuningSteps
-from tokenfab.serving.tuning_memory import activation_bytes, activation_gb, tuning_memory_saved
 from tokenfab.workloads.compiled import compile_trace
 from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.parallel import ONE_DEVICE, Parallel
@@ -400,47 +399,6 @@ def test_training_goes_on_while_nobody_asks():
     assert result["tokens_per_s"] == pytest.approx(512 / pair, rel=0.02)
     assert result["of_these_without_inference"] > 0.99 * result["iterations_with_training"]
     assert simulation.now == pytest.approx(10.0, abs=0.2)
-
-
-@pytest.mark.parametrize(
-    ("way", "vectors"),
-    [  # of a layer and token, in vectors of 8192 numbers: 64 heads x 1024 tokens are 8 of them, the middle layer is 3.5
-        ("all", 1 + 1.25 + 1.125 + 1 + 1 + 1 + 1 + 7 + 3.5 + 1 + 1 + 6 * 8),
-        ("pruned", 1 + 1 + 1.25 + 8 + 7 + 3.5),
-        ("rematerialised", 1 + 1 + 1.25 + 8 + 7),
-        ("windows", 1 + 1 + 1.25 + 7),
-    ],
-)
-def test_what_a_backward_pass_keeps_by_hand(way: str, vectors: float) -> None:
-    """Outside the layers: the embedding, and the last norm's input or, of all, its result and 32000 logits a token."""
-    outside = {"all": 1 + 1 + 32000 / 8192}.get(way, 1)
-    told = activation_bytes(load_trace("llama-2-70b"), 1024, way, "mlp.down")
-    assert told == pytest.approx((80 * vectors + outside) * 8192 * 2 * 1024)
-
-
-def test_what_is_kept_is_asked_for_by_name() -> None:
-    trace = load_trace("llama-2-7b")
-    more = [activation_bytes(trace, 64, "pruned", x) for x in ("mlp.down", "mlp.down+attention.output")]
-    assert more[1] - more[0] == 32 * 64 * 4096 * 2
-    for way, adapted, words in (
-        ("most", "mlp.down", "unknown way of keeping activations 'most'"),
-        ("all", "mlp.dwn", "unknown linear layer 'mlp.dwn'; did you mean mlp.down"),
-    ):
-        with pytest.raises(InputError, match=words):
-            activation_bytes(trace, 64, way, adapted)
-    with pytest.raises(InputError, match="a training sequence of 0 tokens"):
-        activation_bytes(trace, 0, "all", "mlp.down")
-    assert tuning_memory_saved("llama-2-7b", 1024) == pytest.approx(
-        100 * (1 - (2 * 6738415616 + 1e9 * activation_gb("llama-2-7b", 1024, "windows"))
-               / (2 * 6738415616 + 1e9 * activation_gb("llama-2-7b", 1024, "all"))), rel=1e-3
-    )  # fmt: skip
-
-
-def test_a_replica_without_requests_trains_from_the_start():
-    log = plain([0.0, 1.0], 10, 2)
-    one, four = (ran(log, "flexllm", cluster("l4", "opt-125m", replicas=n)) for n in (1, 4))
-    told = [s.policy.result()["tuning"]["tokens_per_s"] for s in (one, four)]
-    assert told[1] == pytest.approx(4 * told[0], rel=0.05)
 
 
 def test_a_limit_that_leaves_no_time_trains_nothing_and_changes_nothing():
