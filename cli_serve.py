@@ -34,6 +34,8 @@ def serve(
     fault: Annotated[
         list[str] | None, typer.Option(help="As replica=3,at=10,for=60 or link=NAME,at=…,for=…,factor=0.1. Repeatable.")
     ] = None,
+    level: Annotated[str, typer.Option(help="What costs iterations: closed (form) or event (simulation).")] = "closed",
+    per_host: Annotated[int, typer.Option(help="Replicas on one host's link; needs --level event.")] = 1,
     find: Annotated[
         float | None,
         typer.Option("--capacity", help="Highest rate at which this share of requests keeps --slo (and --slowdown)."),
@@ -65,7 +67,7 @@ def serve(
     faults = [parse_fault(text) for text in fault or []]
     log, cluster = asked(
         model, device, requests, apply=apply or [], count=count, parallel=parallel, engine=engine, seed=seed,
-        skip_bad=skip_bad,
+        skip_bad=skip_bad, level=level, per_host=per_host,
     )  # fmt: skip
     for path in filter(None, (save, timeline)):
         check_writable(path)

@@ -41,6 +41,7 @@ class RowCosts:
     set the overlapped part, ``regime`` its intervals; ``energy_j`` holds the dynamic energy by part.
     ``busy_s`` says for how long a row occupies each resource that others may want too (by the resource's
     name, never longer than the overlapped part): what the discrete-event level lets operators contend for.
+    ``staged``, where rows read ahead of their layer: the same rows without what they read and write so, ``moves``.
     """
 
     time_s: Array
@@ -49,6 +50,23 @@ class RowCosts:
     regime: npt.NDArray[np.intp]
     energy_j: dict[str, Array]
     busy_s: dict[str, Array] = field(default_factory=dict)
+    staged: RowCosts | None = None
+    moves: tuple[Move, ...] = ()
+
+
+@dataclass(frozen=True)
+class Move:
+    """What row ``row`` reads from a slow tier before its layer begins, or writes there when it is done (``write``).
+
+    Per execution, at the points of the costs: ``stages`` are seconds for which it occupies the tier (named by
+    ``place``) and the way to it; the first byte takes ``latency_s`` more, in which it occupies nothing.
+    """
+
+    row: int
+    place: str
+    stages: dict[str, Array]
+    latency_s: float = 0.0
+    write: bool = False
 
 
 @dataclass(frozen=True)

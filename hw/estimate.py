@@ -24,7 +24,7 @@ from .collective import collective_time
 from .cost import Costs, cost, rated_power
 from .hourly import hourly_usd
 from .spec import Device
-from .tiers import Held, fill, kv_demand, levels, weight_demand
+from .tiers import Held, buffer_demand, deep_shares, fill, kv_demand, levels, weight_demand
 
 MOST_STEPS = 65536
 """Decode steps costed one by one."""
@@ -70,7 +70,8 @@ class MemoryFit:
     """Bytes on the fullest device: weights, KV cache at its longest, activations at their peak.
 
     ``levels`` says where they live and what is missing where (:mod:`.tiers`); a cached copy of weights that a
-    slower tier holds is in the levels, not in ``weights_bytes``. ``capacity_bytes`` is that of all levels together.
+    slower tier holds is in the levels, not in ``weights_bytes``. ``capacity_bytes`` is that of all levels together,
+    ``buffer_bytes`` what reads ahead take of the fast ones.
     """
 
     weights_bytes: float
@@ -78,10 +79,11 @@ class MemoryFit:
     activation_bytes: float
     capacity_bytes: float
     levels: tuple[Held, ...]
+    buffer_bytes: float = 0.0
 
     @property
     def needed_bytes(self) -> float:
-        return self.weights_bytes + self.kv_bytes + self.activation_bytes
+        return self.weights_bytes + self.kv_bytes + self.activation_bytes + self.buffer_bytes
 
     @property
     def missing_bytes(self) -> float:
@@ -309,10 +311,11 @@ def memory_fit(share: Trace, device: Device, request: Request, stages: int = 1) 
         part = share.model_copy(update={"blocks": blocks, "order": tuple(runs.items())})
         tiered = any("far-weights" in place.roles for place in places)
         (weights, far_weights), (kv, far_kv) = weight_demand(part, tiered=tiered), kv_demand(part, b, held)
-        demand = {"weights": weights, "far-weights": far_weights, "kv": kv, "far-kv": far_kv}
-        filled = fill(places, demand | {"activations": activations})
+        more, more_kv = buffer_demand(part, device, b, held)
+        demand = {"weights": weights + more, "far-weights": far_weights, "kv": kv + more_kv, "far-kv": far_kv}
+        filled = fill(places, demand | {"activations": activations}, deep_shares(part))
         sizes = part.weights_bytes, kv + far_kv, activations, sum(x.capacity_bytes for x in places)
-        fits.append(MemoryFit(*sizes, filled))
+        fits.append(MemoryFit(*sizes, filled, buffer_bytes=more + more_kv))
     return max(fits, key=lambda fit: (fit.missing_bytes, fit.needed_bytes))
 
 

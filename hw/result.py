@@ -61,6 +61,7 @@ def estimate_document(
             "weights_bytes": result.memory.weights_bytes,
             "kv_bytes": result.memory.kv_bytes,
             "activation_bytes": result.memory.activation_bytes,
+            "buffer_bytes": result.memory.buffer_bytes,
             "needed_bytes": result.memory.needed_bytes,
             "capacity_bytes": result.memory.capacity_bytes,
             "missing_bytes": result.memory.missing_bytes,

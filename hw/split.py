@@ -30,7 +30,7 @@ operators of different rows at once (the event level lets them contend by ``busy
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Protocol
 
 import numpy as np
@@ -138,6 +138,12 @@ class SplitModel:
     def rows(self, basis: Array) -> RowCosts:
         """See :class:`.cost.OperatorModel`."""
         host, near = self.host.rows(basis), self.near.rows(basis)
+        joined = self._joined(host, near, basis)
+        if host.staged is None or any(self.near_allowed[m.row] for m in host.moves):
+            return joined  # where a row may run on either side, what it reads is not known beforehand
+        return replace(joined, staged=self._joined(host.staged, near, basis), moves=host.moves)
+
+    def _joined(self, host: RowCosts, near: RowCosts, basis: Array) -> RowCosts:
         moved = self.compiled.quantity("activation_bytes", basis)
         transfer = self.link.latency_s + moved / self.link.bytes_s
         done = self._divide(host, near, transfer, basis)

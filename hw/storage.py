@@ -83,11 +83,11 @@ def prepare(compiled: CompiledTrace, device: Device) -> OperatorModel:
         base: OperatorModel = roofline.prepare(compiled, device)
     else:
         base = host_model(compiled, device)
-    near = level_of(device, "kv") if device.host is not None else None
+    near = [name for name, level in device.memory.items() if "kv" in level.roles] if device.host is not None else []
     found = transfers_of(compiled, device)
-    if near is None:
+    if not near:
         return far_model(base, device, found)
-    drive = path_of(device, near)
+    drive = path_of(device, near[0])
     for i, row in enumerate(compiled.rows):
         if row.operator.kind in ("attention", "kv_append"):
             found.append(cache_transfer(i, row, compiled, drive, 1.0))

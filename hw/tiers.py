@@ -6,9 +6,10 @@ says anything of its own levels, else in its own ``dram`` (units near the banks 
 that hold the same role are filled in the order of the file. What a trace keeps far is marked by
 ``techniques/offload.py``; where no level holds a far role, it is as if it were near.
 
-    weights      weights that are read where the arithmetic is, and the cached share of far ones
+    weights      weights that are read where the arithmetic is, the cached share of far ones, buffers of those that are
+                 read ahead: of the largest layer, one more than layers ahead
     far-weights  weights of operators that read from the slow tier, all of them (the tier keeps a whole copy)
-    kv, far-kv   KV cache: (1 − far share), far share
+    kv, far-kv   KV cache: (1 − far share) and buffers likewise, far share
     activations  operands of the largest operator of a prefill pass
 """
 
@@ -17,7 +18,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from ..workloads.trace import Operator, Trace
+from ..workloads.trace import Block, Operator, Trace
 from .spec import ROLES, Device
 
 NEAR = {"far-weights": "weights", "far-kv": "kv"}
@@ -61,8 +62,13 @@ def levels(device: Device) -> tuple[Level, ...]:
     return tuple(found)
 
 
-def fill(places: tuple[Level, ...], demand: Mapping[str, float]) -> tuple[Held, ...]:
-    """``demand`` (bytes by role) put into ``places``. What finds no room is missing in the last level of its role."""
+def fill(
+    places: tuple[Level, ...], demand: Mapping[str, float], deep: Mapping[str, float] | None = None
+) -> tuple[Held, ...]:  # fmt: skip
+    """``demand`` (bytes by role) put into ``places``. What finds no room is missing in the last level of its role.
+
+    ``deep``: the share of a role that is kept out of its first level where it has several (:func:`deep_shares`).
+    """
     held: list[dict[str, float]] = [{} for _ in places]
     missing = [0.0] * len(places)
     wanted = dict(demand)
@@ -75,12 +81,24 @@ def fill(places: tuple[Level, ...], demand: Mapping[str, float]) -> tuple[Held, 
         for i in candidates:
             room = places[i].capacity_bytes - sum(held[i].values())
             part = left if i == candidates[-1] else min(left, max(room, 0.0))
+            if i == candidates[0] != candidates[-1]:
+                part = min(part, left * (1 - (deep or {}).get(role, 0.0)))
             if part:
                 held[i][role] = held[i].get(role, 0.0) + part
             left -= part
     for i, place in enumerate(places):
         missing[i] = max(0.0, sum(held[i].values()) - place.capacity_bytes)
     return tuple(Held(p, h, m) for p, h, m in zip(places, held, missing, strict=True))
+
+
+def deep_shares(part: Trace) -> dict[str, float]:
+    """The share of each far role that ``part`` keeps in the second of the levels that hold it."""
+    found: dict[str, float] = {}
+    for op, _ in part.operators():
+        for role, mark, deep in (("far-weights", "far_weights", "deep"), ("far-kv", "far_kv", "kv_deep")):
+            if op.attrs.get(mark, 0):
+                found[role] = max(found.get(role, 0.0), float(op.attrs.get(deep, 0.0)))
+    return found
 
 
 def far_share(op: Operator) -> float:
@@ -109,10 +127,35 @@ def weight_demand(part: Trace, *, tiered: bool) -> tuple[float, float]:
 def kv_demand(part: Trace, batch: float, tokens: float) -> tuple[float, float]:
     """Bytes of KV cache held near and far by ``part`` for ``batch`` sequences of ``tokens`` tokens."""
     total = float(part.cache_bytes()(batch, 0, tokens))
-    far = 0.0
-    for block in part.blocks:
-        shares = [far_share(op) for op in block.operators if op.kind == "attention"]
-        if any(shares):
-            one = part.model_copy(update={"blocks": (block,), "order": ((block.name, block.repeat),)})
-            far += float(one.cache_bytes()(batch, 0, tokens)) * sum(shares) / len(shares)
+    far = sum(_far_kv(part, block, batch, tokens) for block in part.blocks)
     return total - far, far
+
+
+def _far_kv(part: Trace, block: Block, batch: float, tokens: float) -> float:
+    shares = [far_share(op) for op in block.operators if op.kind == "attention"]
+    if not any(shares):
+        return 0.0
+    one = part.model_copy(update={"blocks": (block,), "order": ((block.name, block.repeat),)})
+    return float(one.cache_bytes()(batch, 0, tokens)) * sum(shares) / len(shares)
+
+
+def buffer_demand(part: Trace, device: Device, batch: float, tokens: float) -> tuple[float, float]:
+    """Bytes of fast memory into which weights and cache of coming layers are read ahead on ``device``: one more
+    than the layers ahead (and never more than there are) of the largest layer of either."""
+    held = {role for place in levels(device) for role in place.roles}
+    weights = kv = 0.0
+    for block in part.blocks:
+        for role, mark in (("far-weights", "far_weights"), ("far-kv", "far_kv")):
+            ahead = [op for op in block.operators if op.attrs.get("ahead", 0) and op.attrs.get(mark, 0)]
+            if not ahead or role not in held:
+                continue
+            layers = min(max(int(op.attrs["ahead"]) for op in ahead) + 1, block.repeat)
+            if role == "far-kv":
+                kv = max(kv, _far_kv(part, block, batch, tokens) / block.repeat * layers)
+                continue
+            read = [
+                (w.stored_bytes.constant or 0.0) * float(op.attrs[mark])
+                for op in ahead for w in op.weights if len(w.shape) > 1
+            ]  # fmt: skip
+            weights = max(weights, sum(read) * layers)
+    return weights, kv

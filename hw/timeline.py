@@ -5,7 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from .estimate import Estimate
-from .event import REPETITIONS, SAMPLES, TICKS, EventLevel, Pass, prompt_beside_decode
+from .event import SAMPLES, EventLevel, Pass, prompt_beside_decode
+from .event_machine import TICKS
 
 
 def event_document(level: EventLevel, result: Estimate) -> dict[str, Any]:
@@ -28,7 +29,7 @@ def event_document(level: EventLevel, result: Estimate) -> dict[str, Any]:
         "sampling": {
             "simulated_passes": len(level.passes),
             "decode_contexts": contexts,
-            "repetitions_of_a_block": 1 if level.streams == 1 else REPETITIONS,
+            "repetitions_of_a_block": max(p.repetitions for p in phases.values()),
             "meaning": f"decode steps are simulated at {SAMPLES} contexts and the mean one; others take the closed "
             "form times the ratio interpolated between",
         },

@@ -14,6 +14,7 @@ from ..workloads.trace import Trace
 from .engine import EngineProfile
 from .memory import KvMemory
 from .steps import StepModel
+from .streamed import event_steps
 
 Model = TypeVar("Model", bound=StepModel)
 
@@ -24,7 +25,8 @@ class Cluster:
 
     ``others``: further devices by role, for policies that use several kinds. ``blocks``: KV blocks where they are
     given and not counted from memory. ``longest``: tokens of the longest request. ``slower``: factors on the devices'
-    times of decode and of mixed iterations, for the ends of an interval.
+    times of decode and of mixed iterations, for the ends of an interval. ``level``: closed or event. ``per_host``:
+    replicas whose devices share the link to one host, as wide as that of one replica's devices.
     """
 
     trace: Trace
@@ -37,6 +39,8 @@ class Cluster:
     prefix_caching: bool = True
     others: tuple[Device, ...] = ()
     slower: tuple[float, float] = (1.0, 1.0)
+    level: str = "closed"
+    per_host: int = 1
     _made: dict[object, StepModel] = field(default_factory=dict, repr=False, compare=False)
 
     def steps(
@@ -46,8 +50,9 @@ class Cluster:
         """Times of iterations of a replica, of this cluster's model, device and degrees where none are given,
         at the rated clock."""
         trace, device, parallel = trace or self.trace, device or self.device, parallel or self.parallel
-        key = (id(trace), id(device), parallel, clock)
-        return self.made(key, lambda: StepModel(trace, device, parallel, self.profile, self.longest, clock))
+        key = (id(trace), id(device), parallel, clock, self.level)
+        kind = event_steps if self.level == "event" else StepModel
+        return self.made(key, lambda: kind(trace, device, parallel, self.profile, self.longest, clock))
 
     def made(self, key: object, make: Callable[[], Model]) -> Model:
         """What ``make`` makes for ``key``: once, for copies of this cluster too, as tables fill while they are used."""

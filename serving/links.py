@@ -31,7 +31,7 @@ class Link:
     """A way of ``bandwidth`` bytes/s and ``latency_s`` seconds, in one direction, first come first served.
 
     ``sent_bytes`` and ``busy_s``: what passed, and for how long the link was taken. Known to faults by ``name``; the
-    ``owner`` is the number of the replica whose link it is.
+    ``owner`` is the number of the replica whose link it is; ``watch`` is called whenever a transfer begins or ends.
     """
 
     def __init__(self, simulation: Simulation, name: str, owner: int, bandwidth: float, latency_s: float) -> None:
@@ -39,6 +39,7 @@ class Link:
         self.bandwidth, self.latency_s = bandwidth, latency_s
         self.queue: deque[Transfer] = deque()
         self.factors: list[float] = []
+        self.watch: Callable[[], None] | None = None
         self.sent_bytes = 0.0
         self.busy_s = 0.0
         simulation.links.append(self)
@@ -91,6 +92,7 @@ class Transfer:
             self.started = True
             self._since = self._start = self._now
             self.proceed()
+            self._tell()
 
     def settle(self) -> None:
         """Take off what was sent since the rate changed last."""
@@ -127,6 +129,12 @@ class Transfer:
             heads += [link.queue[0]] if link.queue else []
         for head in heads:
             head.begin()
+        self._tell()
+
+    def _tell(self) -> None:
+        for link in self.links:
+            if link.watch is not None:
+                link.watch()
 
     def cancel(self) -> None:
         """An end of it is gone: nothing arrives, and the links are free."""

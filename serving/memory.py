@@ -7,7 +7,7 @@ from dataclasses import dataclass, replace
 
 from ..errors import InputError
 from ..hw.spec import Device
-from ..hw.tiers import fill, kv_demand, levels, weight_demand
+from ..hw.tiers import buffer_demand, deep_shares, fill, kv_demand, levels, weight_demand
 from ..workloads.parallel import stage_blocks
 from ..workloads.trace import Tensor, Trace
 from .engine import EngineProfile
@@ -82,8 +82,10 @@ def kv_memory(share: Trace, device: Device, profile: EngineProfile, stages: int 
 def _stage(part: Trace, device: Device, profile: EngineProfile) -> KvMemory:
     places = levels(device)
     weights, far_weights = weight_demand(part, tiered=any("far-weights" in p.roles for p in places))
+    weights += buffer_demand(part, device, 1.0, 0.0)[0]
     activations = _activations(part, profile)
-    held = fill(places, {"weights": weights, "far-weights": far_weights, "activations": activations})
+    deep = deep_shares(part)
+    held = fill(places, {"weights": weights, "far-weights": far_weights, "activations": activations}, deep)
     short = sum(h.missing_bytes for h in held)
     reserved, room, far_room = profile.reserved_bytes, 0.0, 0.0
     for h in held:
@@ -97,6 +99,7 @@ def _stage(part: Trace, device: Device, profile: EngineProfile) -> KvMemory:
     near, far = (
         (full - none) / PROBE for full, none in zip(kv_demand(part, 1.0, PROBE), kv_demand(part, 1.0, 0), strict=True)
     )
+    near += (buffer_demand(part, device, 1.0, PROBE)[1] - buffer_demand(part, device, 1.0, 0.0)[1]) / PROBE
     if far and not any("far-kv" in p.roles for p in places):
         near, far = near + far, 0.0
     seats = profile.seats

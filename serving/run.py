@@ -10,6 +10,7 @@ from typing import Any
 from .. import __version__
 from ..errors import InputError
 from ..workloads.request_log import RequestLog
+from .bus import shared_hosts
 from .cluster import Cluster
 from .engine import EngineProfile
 from .faults import Fault, LinkFault
@@ -26,10 +27,12 @@ def simulate(
 ) -> Simulation:  # fmt: skip
     """A finished simulation. Raises ``InputError`` for what the policy, the devices or the log do not allow."""
     kind, settings = parse_policy(policy)
-    return Simulation(
+    simulation = Simulation(
         log, kind(cluster, **settings), longest=cluster.longest, seed=seed, faults=faults, longest_jump=longest_jump,
         until_s=until_s,
-    ).done()  # fmt: skip
+    )  # fmt: skip
+    shared_hosts(simulation, cluster)
+    return simulation.done()
 
 
 def serve(
@@ -48,7 +51,7 @@ def serve(
         "schema": SCHEMA, "version": VERSION, "tokenfab": __version__, "model": cluster.trace.model,
         "applied": list(cluster.trace.applied), "device": cluster.device.name, "parallel": str(cluster.parallel),
         "replicas": cluster.replicas, "policy": described(simulation.policy), "engine": cluster.profile.name,
-        "profile": profiled(cluster.profile),
+        "profile": profiled(cluster.profile), "level": cluster.level, "per_host": cluster.per_host,
         "workload": {"source": log.source, "requests": len(log), "left_out": list(log.left_out)},
         **metrics(simulation, slo), **figures, "policy_figures": list(figures),
         "memory": {role or "replica": _memory(m) for role, m in simulation.policy.memory.items()},

@@ -8,8 +8,10 @@ from collections.abc import Callable
 from typing import Any
 
 from ..errors import InputError, unknown_name
+from ..hw.cost import cost
 from ..hw.devices import load_device
 from ..hw.estimate import Estimate, Request, estimate
+from ..hw.event import EventLevel
 from ..serving.cluster import Cluster
 from ..workloads.load import load_trace
 from ..workloads.parallel import parse_parallel
@@ -125,4 +127,5 @@ def _run(run: Run) -> tuple[Estimate, Trace]:
     trace = apply_techniques(load_trace(run.model), list(run.apply))
     request = Request(run.batch, run.prompt, run.output)
     degrees = parse_parallel(run.parallel, run.count)
-    return estimate(trace, load_device(run.device), request, degrees, explain=True), trace
+    level = EventLevel() if run.level == "event" else cost
+    return estimate(trace, load_device(run.device), request, degrees, explain=True, level=level), trace

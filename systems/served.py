@@ -39,9 +39,9 @@ class Served:
         run = self.run
         log, cluster = asked(
             run.model, run.device, run.requests or "", apply=run.apply, count=run.count, parallel=run.parallel,
-            engine=run.engine, seed=run.seed,
+            engine=run.engine, seed=run.seed, level=run.level,
         )  # fmt: skip
-        key = run.model, run.apply, run.device, cluster.parallel, run.engine, cluster.longest
+        key = run.model, run.apply, run.device, cluster.parallel, run.engine, cluster.longest, run.level
         return log, replace(self.shared.setdefault(key, cluster), replicas=cluster.replicas)
 
     @cached_property

@@ -55,7 +55,7 @@ class Run(_Data):
     """One request batch on one device, as ``tokenfab estimate`` takes it; with ``requests`` a stream of them, as
     ``tokenfab serve`` does (``share`` of them within ``slo``, and ``slowdown``: ``--capacity``). Without ``ends``, a
     stream is not run again at the ends of the cost model's interval, which takes a third of the time; what is asked
-    then has none."""
+    then has none. ``level``: closed form or event."""
 
     model: str
     device: str
@@ -73,6 +73,7 @@ class Run(_Data):
     share: float | None = None
     seed: int = 0
     ends: bool = True
+    level: Literal["closed", "event"] = "closed"
 
     @property
     def command(self) -> str:
@@ -81,6 +82,7 @@ class Run(_Data):
             parts = [f"tokenfab serve --model {self.model} --device {self.device} --requests {quote(self.requests)}"]
             parts += [f"--apply {text}" for text in self.apply]
             keys = ("policy", "engine", "count", "parallel", "slo", "slowdown", "share", "seed")
+            parts += ["--level event"] if self.level == "event" else []
             options = {"share": "capacity"}
             parts += [f"--{options.get(k, k)} {quote(str(v))}" for k in keys if (v := getattr(self, k)) is not None]
             parts += [] if self.ends else ["--no-interval"]
@@ -89,6 +91,7 @@ class Run(_Data):
         parts += [f"--apply {text}" for text in self.apply]
         parts += [f"--batch {self.batch} --prompt {self.prompt} --output {self.output}"]
         parts += [f"--{key} {value}" for key in ("count", "parallel") if (value := getattr(self, key)) is not None]
+        parts += ["--level event"] if self.level == "event" else []
         return " ".join(parts)
 
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from tokenfab.errors import InputError
 from tokenfab.hw.devices import load_device
-from tokenfab.hw.far import level_of, path_of
+from tokenfab.hw.far import level_of, paths_of
 from tokenfab.hw.flash import WHOLE, Drive, Nand, command_and_stream, drive_of, nand_of
 from tokenfab.hw.flash_event import play
 
@@ -85,9 +85,7 @@ def test_a_large_sequential_read_is_latency_and_stream():
 def test_the_laptop_reaches_both_of_its_measured_points():
     """Two constants from two points: no test of the law, but the file must hold what was measured."""
     laptop = load_device("m1-max-flash")
-    level = level_of(laptop, "far-weights")
-    assert level is not None
-    drive = path_of(laptop, level)
+    drive = paths_of(laptop, "far-weights")[0].drive
     assert drive.bandwidth(4096) == pytest.approx(1.25e9, rel=0.005)
     assert drive.bandwidth(32768) == pytest.approx(2.25e9, rel=0.005)
     assert drive.load_s(6e9) == pytest.approx(1, rel=1e-3)

@@ -105,7 +105,8 @@ def test_weights_stream_slower_beside_more_rows(m: int, held: int) -> None:
         return float(gemm_time(m, n, k, CARD, constants, tiles, rate=1e20)[0])
 
     free = replace(IDEAL, writeback=1e-9, launch_clocks=1e-9, load_share=1e6, l2_share=1e6, depth_clocks=1e-9)
-    assert stream(replace(free, row_fade=0.5)) == pytest.approx((held / 16) ** 0.5 * stream(free), rel=0.01)
+    # Without it nothing is sooner than all bytes at DRAM's rate, activations too, which is 1.6 % more at 128 rows.
+    assert stream(replace(free, row_fade=0.5)) == pytest.approx((held / 16) ** 0.5 * stream(free), rel=0.02)
 
 
 def test_split_k_fills_the_card() -> None:

@@ -413,8 +413,9 @@ def test_a_stream_tells_its_arithmetic_and_its_bubbles() -> None:
 # -- those that come with the package ----------------------------------------------------------------
 STANDING = {
     "attacc": (1, 1, 0, 0), "bitmod": (8, 0, 0, 1), "duplex": (1, 0, 1, 3), "flightllm": (3, 10, 4, 1),
-    "flexllm": (5, 2, 4, 0), "flover": (0, 1, 1, 0), "instinfer": (0, 1, 0, 0), "lamina": (2, 2, 4, 0),
-    "llm-in-a-flash": (2, 2, 1, 1), "llumnix": (2, 2, 9, 1), "lut-tensor-core": (10, 11, 13, 0), "m3vit": (0, 0, 4, 0),
+    "flexgen": (0, 1, 2, 0), "flexllm": (5, 2, 4, 0), "flover": (0, 1, 1, 0), "instinfer": (0, 1, 0, 0),
+    "lamina": (2, 2, 4, 0), "llm-in-a-flash": (2, 2, 1, 1), "llumnix": (2, 2, 9, 1),
+    "lut-tensor-core": (10, 11, 13, 0), "m3vit": (0, 0, 4, 0),
     "marlin": (8, 0, 0, 1), "nanoflow": (2, 1, 2, 0), "olive": (3, 3, 3, 0), "polca": (7, 2, 0, 1),
     "powerinfer-2": (4, 2, 2, 0), "sarathi": (5, 1, 2, 0), "sn40l": (5, 1, 1, 1), "spikegpt": (2, 0, 1, 0),
     "splitwise": (3, 1, 5, 0), "t-mac": (3, 5, 4, 0),

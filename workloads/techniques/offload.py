@@ -14,6 +14,14 @@ where all are read; ``cached`` of the far weights have room in fast memory.
 ``bundle`` of a network with up and down projection is 2 vectors of the hidden size, 3 with a gate: row–column
 bundling. ``overlap=1``: reads run beside the arithmetic of the same operator. ``managed=1``: every byte that comes in
 is copied into the cache, and one that leaves is overwritten by the last (two copies, four passes over fast memory).
+
+``ahead``: layers by which reads run ahead of the layer that needs them, where what is read does not depend on the
+input: whole matrices and the cache, not neurons that fire or experts that are chosen. A layer's reads have a buffer in
+fast memory, and there are ``ahead`` + 1 of them (:mod:`tokenfab.hw.tiers` counts them). The discrete-event level
+schedules them so (:mod:`tokenfab.hw.ahead`); the closed form hides no more than ``overlap`` says.
+
+``deep`` and ``kv_deep``: the share of what is far that lies in the second of the levels that hold it (a drive behind
+the host's memory).
 """
 
 from __future__ import annotations
@@ -22,13 +30,15 @@ from ..feed_forward import FeedForward, feed_forward
 from ..trace import Block, Operator, Trace
 from . import Parameter, Technique
 
+MOST_AHEAD = 8
 COPIES = 4
 """Passes over fast memory of a byte that a cache takes in: read and write, for it and for the one that leaves."""
 
 
 def apply(
-    trace: Trace, what: str, miss: float, cached: float, bundle: int, overlap: int, managed: int, kv: float
-) -> Trace:
+    trace: Trace, what: str, miss: float, cached: float, bundle: int, overlap: int, managed: int, kv: float,
+    ahead: int, deep: float, kv_deep: float,
+) -> Trace:  # fmt: skip
     """``trace`` with marks on the operators whose weights or cache are far."""
 
     def block_of(block: Block) -> Block:
@@ -37,11 +47,13 @@ def apply(
         def mark(op: Operator) -> Operator:
             attrs: dict[str, str | int | float | bool] = {}
             if kv and op.kind in ("attention", "kv_append"):
-                attrs = {"far_kv": kv, "overlap": overlap}
+                attrs = {"far_kv": kv, "overlap": overlap, "ahead": ahead, "kv_deep": kv_deep}
             elif what != "none" and op.kind in ("matmul", "experts") and (what == "weights" or op.name in places):
                 chunk = _chunk(op, places.get(op.name), bundle)
                 copies = COPIES if managed else 0
                 attrs = {"far_weights": miss, "cached": cached, "chunk": chunk, "overlap": overlap, "copies": copies}
+                known = op.kind != "experts" and "active" not in op.attrs
+                attrs |= {"ahead": ahead if known else 0, "deep": deep}
             return op.model_copy(update={"attrs": op.attrs | attrs}) if attrs else op
 
         return block.model_copy(update={"operators": tuple(mark(op) for op in block.operators)})
@@ -74,6 +86,11 @@ TECHNIQUE = Technique(
         "overlap": Parameter(0, "1 = reads overlap with the operator's arithmetic", choices=(0, 1)),
         "managed": Parameter(0, "1 = what comes in is copied into a cache in fast memory", choices=(0, 1)),
         "kv": Parameter(0.0, "share of the KV cache that is kept in the slow tier", low=0, high=1),
+        "ahead": Parameter(
+            1, "layers by which reads run ahead at the event level; 0 = none", choices=tuple(range(MOST_AHEAD + 1))
+        ),
+        "deep": Parameter(0.0, "share of the far weights in the second level that holds them", low=0, high=1),
+        "kv_deep": Parameter(0.0, "share of the far cache in the second level that holds it", low=0, high=1),
     },
     apply=apply,
 )  # fmt: skip
