@@ -94,7 +94,8 @@ def claim_figures(row: Mapping[str, Any]) -> list[str]:
     published = NONE if row["paper"] is None else f"{row['paper']:.4g}"
     if row["model"] is None:
         return [published, NONE, NONE, NONE]
-    return [published, f"{row['model']:.3g}", bounds(*row["interval"]), f"{row['ratio']:.2f}"]
+    interval = bounds(*row["interval"]) if row["interval"] else NONE
+    return [published, f"{row['model']:.3g}", interval, f"{row['ratio']:.2f}"]
 
 
 def si_tick(value: float, unit: str) -> str:

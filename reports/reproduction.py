@@ -99,7 +99,7 @@ def _draw(canvas: Canvas, rows: Sequence[Row]) -> None:
     axes.set_xlabel("model over paper (grey: within 10 % and 25 %)", size=7.5)
     canvas.text(canvas.width, canvas.height - 0.15, "model / paper", size=7.5, color=GREY, ha="right")
     for i, row in enumerate(rows):
-        low, high = (min(max(x / row["paper"], ends[0]), ends[1]) for x in row["interval"])
+        low, high = (min(max(x / row["paper"], ends[0]), ends[1]) for x in row["interval"] or [row["model"]] * 2)
         at = min(max(row["ratio"], ends[0]), ends[1])
         colour = COLOURS[row["status"]]
         axes.plot([low, high], [i, i], color=colour, lw=1.2, solid_capstyle="butt")

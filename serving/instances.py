@@ -11,12 +11,21 @@ if TYPE_CHECKING:
     from .simulation import Simulation
 
 OFF, STARTING, ON, DRAINING = range(4)
+Room = Callable[[Replica], tuple[float, int]]
+"""Tokens of cache that are free at an instance (fewer than 0: asked for beyond it), and sequences there."""
+
+
+def each(tokens: float, sequences: int) -> float:
+    """Free tokens per sequence: steps that they can all take."""
+    return tokens / max(sequences, 1)
 
 
 class Instances:
-    """States of replicas. ``settings``: ``least`` instances always run (0: all do); one more is started when the mean
-    freeness of those that run was below ``grow`` for ``window`` seconds, which takes it ``start`` seconds; the one
-    with the fewest requests is drained, then shut down, when it was above ``shrink``."""
+    """States of replicas. ``settings``: ``least`` instances always run (0: all do). One more is started, which takes
+    ``start`` seconds, when the freeness of all that run was below ``grow`` for ``window`` seconds: their free tokens
+    over their sequences, all taken together, so that one empty instance does not hide that the others are full. The
+    one with the fewest requests is drained, then shut down, when the rest would have had more than ``shrink`` without
+    its memory and with its requests."""
 
     def __init__(self, simulation: Simulation, replicas: list[Replica], settings: Mapping[str, Any]) -> None:
         self.simulation, self.replicas, self.settings = simulation, replicas, settings
@@ -31,7 +40,7 @@ class Instances:
             if state == OFF:
                 r.away.append([0.0, float("inf")])
 
-    def tick(self, freeness: Callable[[Replica], float]) -> None:
+    def tick(self, room: Room) -> None:
         """Look at the load, and start or drain at most one instance."""
         if self.least == len(self.replicas):
             return
@@ -40,14 +49,19 @@ class Instances:
             if self.state[r.number] == DRAINING and r.up and not r.load and not r.reserved and not r.busy:
                 self._stop(r)
         running = [r for r in self.replicas if self.state[r.number] == ON and r.up]
-        mean = sum(map(freeness, running)) / len(running) if running else float("-inf")
-        self._loaded_s = (now if self._loaded_s is None else self._loaded_s) if mean < s["grow"] else None
-        self._idle_s = (now if self._idle_s is None else self._idle_s) if mean > s["shrink"] else None
+        tokens, sequences = (sum(x) for x in zip(*map(room, running), strict=True)) if running else (0.0, 0)
+        loaded = not running or each(tokens, sequences) < s["grow"]
+        self._loaded_s = (now if self._loaded_s is None else self._loaded_s) if loaded else None
+        idle = False
+        if len(running) > self.least:
+            last = min(running, key=lambda r: (r.load, -r.number))
+            idle = each(tokens - last.pool.total * last.pool.size, sequences) > s["shrink"]
+        self._idle_s = (now if self._idle_s is None else self._idle_s) if idle else None
         if self._loaded_s is not None and now - self._loaded_s >= s["window"]:
             self._grow()
             self._loaded_s = None
-        elif self._idle_s is not None and now - self._idle_s >= s["window"] and len(running) > self.least:
-            self.state[min(running, key=lambda r: (r.load, -r.number)).number] = DRAINING
+        elif self._idle_s is not None and now - self._idle_s >= s["window"]:
+            self.state[last.number] = DRAINING
             self._idle_s = None
 
     def _grow(self) -> None:

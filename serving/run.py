@@ -62,7 +62,7 @@ def serve(
         ends = []
         for slower in ends_of(simulation):
             other = simulate(log, replace(cluster, slower=slower), policy, seed=seed, faults=faults)
-            ends.append(metrics(other, slo))
+            ends.append({**metrics(other, slo), **other.policy.result()})
         document["interval"] = _interval(document, ends)
     return document, simulation
 
@@ -75,6 +75,8 @@ INTERVALS = (
     ("preemptions",), ("simulated_s",),
 )  # fmt: skip
 """Figures that a result gives an interval of."""
+OF_POLICIES = (("migration", "instances_mean"), ("power_capping", "peak_share"), ("tuning", "tokens_per_s"))
+"""And of what a policy tells beside them."""
 
 
 def ends_of(simulation: Simulation) -> list[tuple[float, float]]:
@@ -94,12 +96,12 @@ def ends_of(simulation: Simulation) -> list[tuple[float, float]]:
 def _interval(document: Mapping[str, Any], ends: Sequence[Mapping[str, Any]]) -> dict[str, list[float]]:
     """Least and largest of the three runs, by the figure's path joined by dots."""
     found = {}
-    for path in INTERVALS:
+    for path in (*INTERVALS, *OF_POLICIES):
         values = []
         for each in (document, *ends):
             value: Any = each
             for key in path:
-                value = value[key]
+                value = value[key] if value is not None and key in value else None
             values.append(value)
         if all(v is not None for v in values):
             found[".".join(path)] = [min(values), max(values)]

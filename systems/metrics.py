@@ -21,7 +21,8 @@ from ..workloads.trace import Trace
 
 
 class Value(NamedTuple):
-    """A number and the bounds of its 90 % interval; equal ones where it is counted, not predicted."""
+    """A number and the bounds of its 90 % interval; equal ones where it is counted, not predicted; not a number where
+    the interval was not asked for."""
 
     value: float
     low: float
@@ -62,6 +63,18 @@ MEANS: dict[str, Callable[[Sequence[float]], float]] = {
 def mean(values: Sequence[Value], kind: str) -> Value:
     """The mean of that ``kind``; errors of the runs of one grid are taken as going together."""
     return Value(*(MEANS[kind]([v[side] for v in values]) for side in range(3)))
+
+
+def at_level(levels: Sequence[float], values: Sequence[Value], level: float) -> Value:
+    """The value where another metric, ``levels`` at the same runs, is ``level``: linear between the two runs around it.
+
+    Runs are taken in the order of ``levels``. Raises ``InputError`` for a level that no two of them have between them.
+    """
+    order = sorted(range(len(levels)), key=lambda i: levels[i])
+    at = [levels[i] for i in order]
+    if not at[0] <= level <= at[-1]:
+        raise InputError(f"at: {level:g} is not between the runs, which have {at[0]:.4g} to {at[-1]:.4g}")
+    return Value(*(float(np.interp(level, at, [values[i][side] for i in order])) for side in range(3)))
 
 
 def _latency(e: Estimate) -> Value:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -16,8 +17,8 @@ from ..workloads.load import load_trace
 from ..workloads.parallel import parse_parallel
 from ..workloads.techniques import apply_techniques
 from ..workloads.trace import Trace
-from .metrics import Value, known_figures, known_metrics, mean
-from .served import SERVED, Served
+from .metrics import Value, at_level, known_figures, known_metrics, mean
+from .served import OF_CLASS, SERVED, Part, Served
 from .spec import Claim, Run, System
 
 NEAR, FAR = 0.10, 0.25
@@ -28,8 +29,9 @@ STATUSES = ("within-10%", "within-25%", "off", "not-modelled")
 def reproduce(system: System, step: Callable[[str], None] = lambda text: None) -> list[dict[str, Any]]:
     """Each claim of ``system`` as a row with the promised keys.
 
-    ``ratio`` is model over paper, ``interval`` the model's 90 %. ``step`` is told of each run. Raises ``InputError``
-    for a run that cannot be estimated or a metric that is not known, naming the system and the claim.
+    ``ratio`` is model over paper, ``interval`` the model's 90 % (``None`` where it was not asked for). ``step`` is told
+    of each run. Raises ``InputError`` for a run that cannot be estimated or a metric that is not known, naming the
+    system and the claim.
     """
     done: dict[Run, tuple[Estimate, Trace] | Served] = {}
     shared: dict[object, Cluster] = {}
@@ -49,7 +51,8 @@ def reproduce(system: System, step: Callable[[str], None] = lambda text: None) -
         rows.append(
             row
             | {
-                "model": value.value, "ratio": value.value / paper, "interval": [value.low, value.high],
+                "model": value.value, "ratio": value.value / paper,
+                "interval": None if math.isnan(value.low) else [value.low, value.high],
                 "status": status(value.value / paper), "reason": claim.reason, "source": claim.source,
                 "metric": claim.metric or claim.figure, "runs": [run.command for run in asked],
             }
@@ -83,23 +86,32 @@ def _value(
         except TypeError as error:
             raise InputError(f"figure {claim.figure}: {error}; accepted: {inspect.signature(function)}") from None
         return _whole(function(**claim.arguments))
-    name = claim.metric or ""
     metrics = known_metrics()
-    if name not in metrics and name not in SERVED:
-        raise unknown_name("metric", name, [*metrics, *SERVED])
 
-    def of(run: Run) -> Value:
+    def of(run: Run, name: str) -> Value:
+        if name not in metrics and name not in SERVED:
+            raise unknown_name("metric", name, [*metrics, *SERVED])
         if (run.requests is not None) != (name in SERVED):
             raise InputError(f"metric {name}: a run with requests has the metrics {', '.join(SERVED)}, others have not")
+        if claim.of_class is not None and name not in OF_CLASS:
+            raise InputError(f"metric {name}: not told of a class; accepted: {', '.join(OF_CLASS)}")
         if run not in done:
             step(f"{system.name}: {run.model} on {run.device}")
             done[run] = Served(run, shared) if run.requests is not None else _run(run)
         found = done[run]
-        return SERVED[name][1](found) if isinstance(found, Served) else _whole(metrics[name][1](*found))
+        if isinstance(found, Served):
+            return SERVED[name][1](found if claim.of_class is None else Part(found, claim.of_class))
+        return _whole(metrics[name][1](*found))
 
-    values = [of(run) for run in system.runs_of(claim.of)]
-    if claim.over is not None:
-        base = [of(run) for run in system.runs_of(claim.over)]
+    name = claim.metric or ""
+    values = [of(run, name) for run in system.runs_of(claim.of)]
+    base = [of(run, name) for run in system.runs_of(claim.over)]
+    if claim.at:
+        other, level = next(iter(claim.at.items()))
+        curves = [(names, found) for names, found in ((claim.of, values), (claim.over, base)) if found]
+        read = [at_level([of(run, other).value for run in system.runs_of(n)], found, level) for n, found in curves]
+        return read[0].over(read[1]) if base else read[0]
+    if base:
         values = [v.over(b) for v, b in zip(values, base * (len(values) // len(base)), strict=True)]
         if claim.gain:
             values = [Value(*(x - 1 for x in v)) for v in values]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import cached_property
@@ -9,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from ..errors import InputError
+from ..errors import InputError, unknown_name
 from ..serving.asked import asked
 from ..serving.capacity import Capacity, capacity
 from ..serving.cluster import Cluster
@@ -48,7 +49,7 @@ class Served:
         """The document of ``tokenfab serve``, and ``weight_flops`` of all tokens of finished requests, prompts' and
         answers'."""
         run, (log, cluster) = self.run, self.asked
-        document, simulation = serve(log, cluster, run.policy, slo=parse_slo(run.slo), seed=run.seed)
+        document, simulation = serve(log, cluster, run.policy, slo=parse_slo(run.slo), seed=run.seed, interval=run.ends)
         finished = np.frombuffer(bytes(simulation.outcome.state), dtype=np.uint8) == FINISHED
         flops = weight_flops(cluster.trace)
         return document | {"weight_flops": float((log.prompt + log.output)[finished].sum()) * flops}
@@ -63,6 +64,18 @@ class Served:
         return capacity(*self.asked, run.policy, parse_slo(run.slo), run.share, run.seed, slowdowns)
 
 
+class Part(Served):
+    """``whole``, with the latencies and the goodput (:data:`OF_CLASS`) of the requests of one class, which have no
+    interval. Raises ``InputError`` where no request is of that class."""
+
+    def __init__(self, whole: Served, name: str) -> None:
+        super().__init__(whole.run, whole.shared)
+        found = {part["class"]: part for part in whole["classes"]}
+        if name not in found:
+            raise unknown_name("class of requests", name, found)
+        self.document = {**whole.document, **found[name], "interval": None}
+
+
 def weight_flops(trace: Trace) -> float:
     """FLOPs of a token's products by weights, the head's too: two per parameter that it meets."""
     products = (op.flops * count for op, count in trace.operators() if op.kind in ("matmul", "experts"))
@@ -70,13 +83,16 @@ def weight_flops(trace: Trace) -> float:
 
 
 def _told(document: Served, path: str) -> Value:
-    """A figure of the document by its path, with the document's interval where it has one."""
-    value: Any = document
+    """A figure of the document by its path, with the document's interval where it has one; not a number where the ends
+    of the interval were not run."""
+    value: Any = document.document
     for key in path.split("."):
+        if key not in value:
+            raise InputError(f"policy {document['policy']['name']} says nothing of {path}")
         value = value[key]
     if value is None:
         raise InputError(f"nothing finished: {path} cannot be told")
-    low, high = document["interval"].get(path, (value, value))
+    low, high = (document.document.get("interval") or {}).get(path, (math.nan, math.nan))
     return Value(float(value), float(low), float(high))
 
 
@@ -115,6 +131,23 @@ SERVED: dict[str, tuple[str, Callable[[Served], Value]]] = {
     "served_tpot_p99_s": ("99 % quantile of the seconds per following token", lambda d: _told(d, "tpot_s.p99")),
     "served_e2e_s": ("mean seconds to the last token", lambda d: _told(d, "e2e_s.mean")),
     "served_e2e_p99_s": ("99 % quantile of the seconds to the last token", lambda d: _told(d, "e2e_s.p99")),
+    "served_e2e_p50_s": ("median of the seconds to the last token", lambda d: _told(d, "e2e_s.p50")),
+    "served_instances": (
+        "instances that run, on average over time, under a policy that starts and stops them",
+        lambda d: _told(d, "migration.instances_mean"),
+    ),
+    "served_power_peak": (
+        "highest reading of a row's power over what is provisioned",
+        lambda d: _told(d, "power_capping.peak_share"),
+    ),
+    "served_without_brake": (
+        "share of the time without the powerbrake",
+        lambda d: Value.exact(1 - _told(d, "power_capping.level_s.brake").value / d["simulated_s"]),
+    ),
+    "served_training_tokens_per_s": (
+        "tokens per second that fine-tuning has brought forward and back",
+        lambda d: _told(d, "tuning.tokens_per_s"),
+    ),
     "served_capacity": ("highest rate of requests that keeps the limits, per second", _capacity),
     "served_transfer_s": (
         "mean seconds that a request waits for its cache on the way to another replica",
@@ -138,6 +171,13 @@ SERVED: dict[str, tuple[str, Callable[[Served], Value]]] = {
     ),
 }
 """Name → what it is, and how it is told of a serving document."""
+
+
+OF_CLASS = (
+    "served_goodput",
+    *(name for name in SERVED if name.startswith(("served_ttft", "served_tpot", "served_e2e"))),
+)
+"""What can be told of one class of requests."""
 
 
 def _scaled(value: Value, by: float) -> Value:

@@ -16,6 +16,10 @@
 A claim about a part of a machine, not about a request, names a ``figure`` in place of ``metric`` and ``of``: one
 that a module of ``hw/`` or ``validation/`` computes (:func:`.metrics.known_figures`), with its ``arguments``.
 
+``of_class`` asks a stream of requests for one class of them. ``at`` reads a metric off a curve: the runs of a grid are
+its points, and what is asked is the value where another metric has a given one, ``at = { served_ttft_p99_s = 4.5 }``,
+linear between the two runs around it. So two ways to serve are compared at equal latency.
+
 Lists make grids: ``prompt = [128, 512]`` with ``model = ["a", "b"]`` is four runs, the last key in the order
 model, device, apply, batch, prompt, output, count, parallel, requests, policy, … varying fastest. ``apply`` is a
 list of techniques; a list of lists is a grid. A claim over several runs says which ``mean`` of them it is. What a
@@ -49,8 +53,9 @@ class _Data(BaseModel):
 
 class Run(_Data):
     """One request batch on one device, as ``tokenfab estimate`` takes it; with ``requests`` a stream of them, as
-    ``tokenfab serve`` does (``share`` of them within ``slo``, and ``slowdown``: ``--capacity``). ``level``: closed form
-    or event."""
+    ``tokenfab serve`` does (``share`` of them within ``slo``, and ``slowdown``: ``--capacity``). Without ``ends``, a
+    stream is not run again at the ends of the cost model's interval, which takes a third of the time; what is asked
+    then has none. ``level``: closed form or event."""
 
     model: str
     device: str
@@ -67,6 +72,7 @@ class Run(_Data):
     slowdown: str | None = None
     share: float | None = None
     seed: int = 0
+    ends: bool = True
     level: Literal["closed", "event"] = "closed"
 
     @property
@@ -79,6 +85,7 @@ class Run(_Data):
             parts += ["--level event"] if self.level == "event" else []
             options = {"share": "capacity"}
             parts += [f"--{options.get(k, k)} {quote(str(v))}" for k in keys if (v := getattr(self, k)) is not None]
+            parts += [] if self.ends else ["--no-interval"]
             return " ".join(parts)
         parts = [f"tokenfab estimate --model {self.model} --device {self.device}"]
         parts += [f"--apply {text}" for text in self.apply]
@@ -101,6 +108,8 @@ class Claim(_Data):
     of: Names | None = None
     over: Names | None = None
     gain: bool = False
+    of_class: str | None = None
+    at: dict[str, float] = {}
     mean: Mean | None = None
     reason: str | None = None
     not_modelled: str | None = None
@@ -118,6 +127,8 @@ class Claim(_Data):
             raise ValueError("gain is over another run; accepted: over beside it")
         elif self.figure is not None and (self.metric or self.of or self.over or self.mean):
             raise ValueError("a figure is of no run; accepted: claim, source, paper, figure, reason")
+        if len(self.at) > 1 or (self.at and self.mean):
+            raise ValueError("at reads one curve; accepted: one metric with a value, and no mean")
         return self
 
 
@@ -157,6 +168,10 @@ class System(_Data):
                     raise ValueError(f"claim {claim.claim!r}: {unknown_name('run', name, self.runs)}")
                 asked.add(name)
             many, base = (len(self.runs_of(n)) or 1 for n in (claim.of, claim.over))
+            if claim.at:
+                if many < 2 or (claim.over and base < 2):
+                    raise ValueError(f"claim {claim.claim!r}: a curve of one run; accepted: at least 2 runs")
+                continue
             if base not in (1, many):
                 raise ValueError(f"claim {claim.claim!r}: {many} runs over {base}; accepted: as many, or one")
             if (many > 1) != (claim.mean is not None):

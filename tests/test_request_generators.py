@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from request_support import N, kolmogorov, within
 
 from tokenfab.errors import InputError
 from tokenfab.workloads import requests
@@ -22,8 +23,6 @@ from tokenfab.workloads.requests.draws import Draws, exp, ln
 from tokenfab.workloads.requests.generators import COUNT, arrivals
 from tokenfab.workloads.requests.lengths import distribution
 
-N = 40_000
-
 
 def gaps(log: RequestLog) -> np.ndarray:
     return np.diff(log.arrival_s)
@@ -31,11 +30,6 @@ def gaps(log: RequestLog) -> np.ndarray:
 
 def cv(values: np.ndarray) -> float:
     return float(values.std() / values.mean())
-
-
-def within(found: float, expected: float, deviation: float) -> None:
-    """Four standard deviations: one sound generator in 16,000 would miss it, and the seeds are fixed."""
-    assert abs(found - expected) < 4 * deviation, (found, expected, deviation)
 
 
 # -- random numbers --------------------------------------------------------------------------------
@@ -51,14 +45,6 @@ def test_the_exponential_is_that_of_the_library(x):
 
 def test_the_ends_of_the_exponential():
     assert exp(np.array([-1e9, 0.0, 1e9])).tolist() == [0.0, 1.0, math.inf]
-
-
-def kolmogorov(values: np.ndarray, share) -> float:
-    """√n times the largest distance of the empirical distribution from ``share``; above 2.2 once in 10,000."""
-    x = np.sort(values)
-    at = np.array([share(v) for v in x.tolist()])
-    k = np.arange(len(x))
-    return float(np.maximum(at - k / len(x), (k + 1) / len(x) - at).max() * math.sqrt(len(x)))
 
 
 def test_numbers_follow_their_distributions():
@@ -323,6 +309,14 @@ def test_sessions_without_room_are_refused():
         ("poisson:rate=2,prompt=lognormal(3)", "prompt: found 'lognormal(3)', expected lognormal(mean;cv)"),
         ("poisson:rate=2,prompt=lognormal(0;1)", "prompt: found 'lognormal(0;1)', expected a mean of 1 to 1e+07"),
         ("poisson:rate=2,prompt=lognormal(9;1e3)", "prompt: found 'lognormal(9;1e3)'"),
+        ("poisson:rate=2,prompt=zipf(9;1)", "prompt: found 'zipf(9;1)', expected zipf(mean;exponent;ranks;most)"),
+        (
+            "poisson:rate=2,prompt=zipf(9;21;5;9)",
+            "prompt: found 'zipf(9;21;5;9)', expected a mean of 1 to 1e+07 and a ",
+        ),
+        ("poisson:rate=2,prompt=zipf(9;2;0;9)", "prompt: found 'zipf(9;2;0;9)'"),
+        ("poisson:rate=2,urgent=0.6,background=0.5", "urgent=0.6 and background=0.5: expected at most 1 together"),
+        ("swing:rate=2,low=2,period=3", "swing: low: found '2', expected a number from 0 to 1"),
         ("poisson:rate=2,lengths=5", "lengths: found '5', expected @FILE or fit@FILE"),
         ("poisson:rate=2,prompt=@none.csv", "none.csv: cannot be read"),
         ("poisson:rate=2,lengths=@x.csv,prompt=4", "prompt is part of lengths"),
@@ -423,6 +417,7 @@ def digest(log: RequestLog) -> str:
         ("poisson:rate=2,n=20000,prompt=lognormal(512;1.5),output=exponential(100)", "0c1e43a32f0a27cf"),
         ("gamma:rate=2,cv=3,n=20000,prompt=gamma(900;.5)", "5f3e2c0928b0195a"),
         ("burst:rate=5,burst=4,period=10,quiet=0.2,n=20000", "e503558908b4863e"),
+        ("swing:rate=5,low=.2,period=60,n=20000,prompt=zipf(256;1.5;511;6144),urgent=.1", "e9e66e866da249de"),
         ("sessions:rate=1,n=1000,turns=2-6,think=lognormal(10;2),system=512", "dd96c134c8b79afa"),
     ],
 )

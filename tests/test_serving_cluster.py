@@ -10,6 +10,7 @@ from serving_cluster_support import run_checked, simulation, steps, trace
 
 from tokenfab.errors import InputError
 from tokenfab.serving.faults import Fault, LinkFault, parse_fault
+from tokenfab.serving.instances import DRAINING, Instances
 from tokenfab.serving.links import Link, send
 from tokenfab.serving.memory import CacheBytes
 from tokenfab.workloads.request_log import plain
@@ -183,6 +184,32 @@ def test_freeness_is_room_over_batch_and_counts_the_first_of_the_queue_and_urgen
     assert sim.policy.freeness(sim.replicas[0]) == (100 - 20 - 25) * 16 / 2
     sim.policy.instances.state[0] = 3
     assert sim.policy.freeness(sim.replicas[0]) == float("-inf")
+
+
+def test_requests_are_sent_and_instances_scaled_by_all_who_wait():
+    log = plain([0.0, 0.0, 0.0], [160, 160, 160], [50, 50, 50], priority=[0, -1, -1])
+    sim = simulation(log, "llumnix:headroom=0.25", replicas=1, blocks=25)
+    sim.start()
+    while not sim.replicas[0].decoding:
+        sim.env.step()
+    # Two of 10 blocks are in, the third waits for as many: 25 - 20 - 10 free, and what is kept beside urgent ones.
+    waiting = len(sim.replicas[0].waiting)
+    assert waiting == 1
+    free = sim.replicas[0].free()
+    assert sim.policy.whole(sim.replicas[0], urgent=True) == ((free - 10) * 16, 3)
+    assert sim.policy.whole(sim.replicas[0]) == ((free - 10 - 6.25) * 16, 3)
+
+
+def test_instances_are_scaled_by_all_of_them_together():
+    """Of three that run one is empty, and two have 4 of 100 blocks free: 108 · 16 tokens for 20 requests are 86 each;
+    without the empty one's memory 6."""
+    sim = simulation(plain([0.0], [16], [4]), "llumnix:least=3", replicas=4, blocks=100)
+    room = {0: (4 * 16.0, 10), 1: (4 * 16.0, 10), 2: (100 * 16.0, 0)}
+    for grow, shrink, started, drained in ((87, 1e9, 1, 0), (86, 1e9, 0, 0), (0, 5, 0, 1), (0, 7, 0, 0)):
+        these = Instances(sim, sim.replicas, {"least": 3, "grow": grow, "shrink": shrink, "window": 0.0, "start": 1.0})
+        these.least = 2  # three run, and one may go
+        these.tick(lambda r: room[r.number])
+        assert (these.started, these.state.count(DRAINING)) == (started, drained)
 
 
 def test_instances_are_started_under_load_shut_down_after_it_and_cost_only_their_hours():

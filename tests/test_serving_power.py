@@ -13,9 +13,11 @@ from tokenfab.hw.cost import cost
 from tokenfab.hw.devices import load_device
 from tokenfab.hw.frequency import FLOOR, KNEE, Clock, scaled, slowed
 from tokenfab.hw.gpu import GpuModel
+from tokenfab.serving.figures import loss_at_power_saved, power_saved_at_loss
 from tokenfab.serving.metrics import energy_of
 from tokenfab.serving.power import power_w
 from tokenfab.serving.steps import StepModel
+from tokenfab.workloads.load import load_trace
 from tokenfab.workloads.request_log import plain
 
 A100 = "a100-80g-sxm"
@@ -81,6 +83,23 @@ def test_lower_clocks_never_make_a_step_faster_nor_draw_more():
     assert all(a >= b for slow, fast in itertools.pairwise(seconds) for a, b in zip(slow, fast, strict=True))
     watts = [m.static_w for m in map(at, (0.3, 0.6, 1.0))]
     assert watts == sorted(watts)
+
+
+def test_what_a_clock_costs_and_saves_is_told_both_ways():
+    asked = ("opt-125m", A100)
+    saved = power_saved_at_loss(*asked, loss=7, prompt=1024, output=128)[0]
+    assert loss_at_power_saved(*asked, saved=saved, prompt=1024, output=128)[0] == pytest.approx(7)
+    # By hand at nine tenths of the clock, one of those that are timed.
+    seconds, watts = [], []
+    for share in (1.0, 0.9):
+        s = StepModel(load_trace("opt-125m"), load_device(A100), longest=1152, clock=Clock.at(share))
+        prompt_s = s.mixed_s([(1024, 0)], 1, 0, 0.0, 0.0)
+        whole = s.mixed_j(*(np.array([x]) for x in (1024, 1, 0, 0.0, s.contexts.chunk(1024, 0)[1])))[0]
+        watts.append(s.static_w + whole / prompt_s)
+        seconds.append(prompt_s + 127 * s.decode_s(1, 1088.0, 0.0))
+    loss, less = 100 * (seconds[1] / seconds[0] - 1), 100 * (1 - watts[1] / watts[0])
+    assert power_saved_at_loss(*asked, loss=loss, prompt=1024, output=128)[0] == pytest.approx(less)
+    assert less > loss > 0
 
 
 # -- power of a replica --------------------------------------------------------------------------

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from tokenfab.serving.capacity import capacity
 from tokenfab.serving.run import serve
 from tokenfab.serving.simulation import Simulation
 from tokenfab.serving.slowdown import parse_slowdowns
-from tokenfab.systems.metrics import MEANS, METRICS, Value, known_figures, known_metrics, mean
+from tokenfab.systems.metrics import MEANS, METRICS, Value, at_level, known_figures, known_metrics, mean
 from tokenfab.systems.runner import STATUSES, reproduce, status
 from tokenfab.systems.served import SERVED, Served, weight_flops
 from tokenfab.systems.spec import Run, load_system, system_names
@@ -306,6 +307,93 @@ def test_a_figure_is_what_its_function_says(tmp_path: Path) -> None:
         reproduce(load_system(written(tmp_path, text.replace('"density_ratio"', '"densities"'))))
 
 
+STREAM = """
+name = "streams"
+title = "A paper"
+source = "somewhere"
+description = "two loads"
+year = 2024
+
+[runs.loads]
+model = "opt-125m"
+device = "l4"
+requests = ["poisson:rate=20,n=60,urgent=0.3", "poisson:rate=60,n=60,urgent=0.3"]
+ends = false
+
+[runs.one]
+model = "opt-125m"
+device = "l4"
+requests = "poisson:rate=20,n=60,urgent=0.3"
+
+[[claims]]
+claim = "seconds to the last token at so many tokens per second"
+source = "abstract"
+paper = 1
+metric = "served_e2e_s"
+of = "loads"
+at = { served_tokens_per_s = LEVEL }
+
+[[claims]]
+claim = "of urgent requests"
+source = "abstract"
+paper = 1
+metric = "served_e2e_s"
+of = "one"
+of_class = "urgent"
+
+[[claims]]
+claim = "of all"
+source = "abstract"
+paper = 1
+metric = "served_e2e_s"
+of = "one"
+"""
+
+
+def served_alone(requests: str) -> dict:
+    log, cluster = asked("opt-125m", "l4", requests)
+    return serve(log, cluster, "vllm", interval=False)[0]
+
+
+def test_a_stream_is_asked_at_a_level_by_class_and_without_ends(tmp_path: Path) -> None:
+    slow, fast = (served_alone(f"poisson:rate={rate},n=60,urgent=0.3") for rate in (20, 60))
+    low, high = (d["throughput_tokens_per_s"] for d in (slow, fast))
+    file = written(tmp_path, STREAM.replace("LEVEL", str(low + 0.25 * (high - low))))
+    at, urgent, whole = reproduce(load_system(file))
+    assert at["model"] == pytest.approx(0.75 * slow["e2e_s"]["mean"] + 0.25 * fast["e2e_s"]["mean"], rel=1e-9)
+    assert at["interval"] is None
+    assert at["runs"][0].endswith("--seed 0 --no-interval")
+    part = next(c for c in slow["classes"] if c["class"] == "urgent")
+    assert urgent["model"] == part["e2e_s"]["mean"] != whole["model"]
+    assert urgent["interval"] is None
+    assert whole["interval"][0] < whole["model"] < whole["interval"][1]
+    for change, words in (
+        (("LEVEL", "1"), "at: 1 is not between the runs, which have"),
+        (('of_class = "urgent"', 'of_class = "urgnt"'), "unknown class of requests 'urgnt'; did you mean urgent"),
+        (('metric = "served_e2e_s"\nof = "one"\nof', 'metric = "served_speed"\nof = "one"\nof'),
+         "metric served_speed: not told of a class; accepted: served_goodput, served_ttft_s"),
+        (('metric = "served_e2e_s"\nof = "loads"', 'metric = "served_instances"\nof = "loads"'),
+         "policy vllm says nothing of migration.instances_mean"),
+    ):  # fmt: skip
+        text = STREAM.replace(*change).replace("LEVEL", str(low))
+        with pytest.raises(InputError, match=words):
+            reproduce(load_system(written(tmp_path, text)))
+    for change, words in (
+        (('of = "loads"\n', 'of = "loads"\nmean = "maximum"\n'), "at reads one curve"),
+        (('of = "loads"\n', 'of = "one"\n'), "a curve of one run; accepted: at least 2 runs"),
+    ):
+        with pytest.raises(InputError, match=words):
+            load_system(written(tmp_path, STREAM.replace(*change, 1).replace("LEVEL", "1")))
+
+
+def test_a_curve_is_read_in_the_order_of_its_levels() -> None:
+    values = [Value(x, x / 2, 2 * x) for x in (8.0, 2.0, 4.0)]
+    assert at_level([3.0, 1.0, 2.0], values, 1.5) == Value(3.0, 1.5, 6.0)
+    assert at_level([3.0, 1.0, 2.0], values, 3.0) == values[0]
+    with pytest.raises(InputError, match=r"at: 0.5 is not between the runs, which have 1 to 3"):
+        at_level([3.0, 1.0, 2.0], values, 0.5)
+
+
 def test_a_stream_tells_its_arithmetic_and_its_bubbles() -> None:
     run = Run(model="opt-125m", device="a100-80g-sxm", parallel="tp=1,pp=2", policy="orca:most=2",
               requests="poisson:rate=inf,n=9,prompt=300,output=20")  # fmt: skip
@@ -325,35 +413,46 @@ def test_a_stream_tells_its_arithmetic_and_its_bubbles() -> None:
 # -- those that come with the package ----------------------------------------------------------------
 STANDING = {
     "attacc": (1, 1, 0, 0), "bitmod": (8, 0, 0, 1), "duplex": (1, 0, 1, 3), "flightllm": (3, 10, 4, 1),
-    "flexgen": (0, 1, 2, 0),
-    "flover": (0, 1, 1, 0), "instinfer": (0, 1, 0, 0), "lamina": (2, 2, 4, 0), "llm-in-a-flash": (2, 2, 1, 1),
-    "lut-tensor-core": (10, 11, 13, 0), "m3vit": (0, 0, 4, 0), "marlin": (8, 0, 0, 1), "nanoflow": (2, 1, 2, 0),
-    "olive": (3, 3, 3, 0), "powerinfer-2": (4, 2, 2, 0), "sarathi": (5, 1, 2, 0), "sn40l": (5, 1, 1, 1),
-    "spikegpt": (2, 0, 1, 0), "splitwise": (3, 1, 5, 0), "t-mac": (3, 5, 4, 0),
+    "flexgen": (0, 1, 2, 0), "flexllm": (5, 2, 4, 0), "flover": (0, 1, 1, 0), "instinfer": (0, 1, 0, 0),
+    "lamina": (2, 2, 4, 0), "llm-in-a-flash": (2, 2, 1, 1), "llumnix": (2, 2, 9, 1),
+    "lut-tensor-core": (10, 11, 13, 0), "m3vit": (0, 0, 4, 0),
+    "marlin": (8, 0, 0, 1), "nanoflow": (2, 1, 2, 0), "olive": (3, 3, 3, 0), "polca": (7, 2, 0, 1),
+    "powerinfer-2": (4, 2, 2, 0), "sarathi": (5, 1, 2, 0), "sn40l": (5, 1, 1, 1), "spikegpt": (2, 0, 1, 0),
+    "splitwise": (3, 1, 5, 0), "t-mac": (3, 5, 4, 0),
 }  # fmt: skip
 """Claims of each system within 10 %, within 25 %, off, and not modelled: who moves one says so here."""
 LONG = {"splitwise": "served_capacity"}
 """Systems whose claims of a metric take half a minute: they are left out here, and all say why they are off."""
 
 
+LONG_RUNS = {
+    "flexllm": ({"heavy-four", "light-four"}, (5, 2, 2, 0)),
+    "llumnix": ({"in-turns", "dispatched", "scaled-dispatched"}, (1, 0, 3, 1)),
+    "polca": ({"capped"}, (1, 2, 0, 1)),
+}  # fmt: skip
+"""Runs that take long together, and how the claims of the others stand. TOKENFAB_SYSTEMS=1 holds all of them."""
+
+
 @pytest.mark.parametrize("name", system_names())
 def test_a_system_of_the_package_is_reproduced(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     def once(*asked: Any, **more: Any) -> tuple[dict[str, Any], Simulation]:
         """Without the two further runs that give a stream's figures their interval, and tell no status."""
-        document, simulation = serve(*asked, **more, interval=False)
-        return document | {"interval": {}}, simulation
+        return serve(*asked, **{**more, "interval": False})
 
     monkeypatch.setattr("tokenfab.systems.served.serve", once)
     system = load_system(name)
-    long = [c for c in system.claims if c.metric == LONG.get(name, "")]
+    long, standing = [c for c in system.claims if c.metric == LONG.get(name, "")], STANDING[name]
     assert all(c.reason for c in long)
+    if name in LONG_RUNS and os.environ.get("TOKENFAB_SYSTEMS") != "1":
+        left_out, standing = LONG_RUNS[name]
+        long += [c for c in system.claims if c.of in left_out]
     rows = reproduce(system.model_copy(update={"claims": tuple(c for c in system.claims if c not in long)}))
     found = [row["status"] for row in rows]
-    assert tuple(found.count(status) for status in STATUSES) == STANDING[name]
+    assert tuple(found.count(status) for status in STATUSES) == standing
     for row in rows:
         if row["status"] in ("off", "not-modelled"):
             assert row["reason"], f"{row['claim']}: {row['ratio']} without a reason"
-        if row["status"] != "not-modelled":
+        if row["status"] != "not-modelled" and row["interval"] is not None:
             assert row["interval"][0] <= row["model"] <= row["interval"][1]
 
 

@@ -225,6 +225,22 @@ def test_a_trace_with_a_load_that_cannot_be_is_refused(name, value):
         type(op)(**{**dict(op), "attrs": op.attrs | {name: value}})
 
 
+# -- context -----------------------------------------------------------------------------------------
+def test_a_longer_context_changes_what_is_accepted_and_nothing_else():
+    before = trace_of("llama-2-7b")
+    after = apply_techniques(before, ["context:tokens=13616"])
+    assert (before.max_context, after.max_context) == (4096, 13616)
+    assert after.blocks == before.blocks
+    assert after.applied == ("context:tokens=13616",)
+    assert apply_techniques(before, ["context:tokens=4096"]).applied == ("context:tokens=4096 (no effect)",)
+
+
+def test_a_learned_table_of_positions_ends_where_it_ends():
+    assert apply_techniques(trace_of("opt-6.7b"), ["context:tokens=1024"]).max_context == 1024
+    with pytest.raises(InputError, match=r"opt-6.7b has a table of positions; accepted: up to 2048"):
+        apply_techniques(trace_of("opt-6.7b"), ["context:tokens=2049"])
+
+
 # -- what is asked -----------------------------------------------------------------------------------
 @pytest.mark.parametrize(
     ("spec", "message"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
-from typing import Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...settings import Parameter
 from ..memory import KvMemory, kv_memory
@@ -13,6 +13,9 @@ from ..steps import StepModel
 from ..tuning import TuningSteps
 from . import ORDER, ROUTE, Policy
 from .vllm import TokenBudget
+
+if TYPE_CHECKING:
+    from ..simulation import Simulation
 
 
 class CoServing(TokenBudget):
@@ -111,6 +114,10 @@ class FlexLlm(Policy):
         assert isinstance(steps, TuningSteps)
         kept = steps.profile.reserved_bytes + steps.kept_bytes(int(self.settings["length"])) / steps.parallel.pp
         return kv_memory(steps.share, steps.device, replace(steps.profile, reserved_bytes=kept), steps.parallel.pp)
+
+    def begin(self, simulation: Simulation) -> None:
+        for replica in simulation.replicas:  # training waits for no request
+            replica.wake()
 
     def iterated(self, replica: Replica) -> None:
         assert isinstance(replica.schedule, CoServing)

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, ClassVar
 
 from ...errors import InputError
 from ...settings import Parameter
-from ..instances import DRAINING, ON, Instances
+from ..instances import DRAINING, ON, Instances, each
 from ..links import Network, Transfer
 from ..memory import CacheBytes
 from ..replica import Replica
@@ -50,7 +50,8 @@ class Llumnix(Policy):
 
     where a sequence's virtual usage V is what it holds, the first of the queue uses what it asks for, urgent requests
     (priority below 0) together ``headroom`` of the memory beside what they hold, and an instance that is to be shut
-    down uses more than everything. Requests go to the freest instance. Every ``period`` seconds the least free
+    down uses more than everything. Requests go to the freest instance, where all who wait count, as they do when
+    instances are started and shut down (:class:`..instances.Instances`). Every ``period`` seconds the least free
     instances below ``low`` are paired with the freest above ``high``, and each pair moves its least urgent, shortest
     sequence: copies of what is cached, then of what was cached meanwhile, while it goes on; with ``last`` tokens or
     fewer to go it stands still for the last copy.
@@ -67,8 +68,8 @@ class Llumnix(Policy):
         "last": Parameter(16, "tokens left for the last copy, at most", low=1, high=1e6),
         "headroom": Parameter(0.5, "share of an instance kept free beside urgent requests", low=0.0, high=1.0),
         "least": Parameter(0, "instances that always run; 0 = all, no scaling", low=0, high=1e6),
-        "grow": Parameter(10.0, "mean freeness below which an instance is started", low=-1e9, high=1e9),
-        "shrink": Parameter(60.0, "mean freeness above which one is shut down", low=-1e9, high=1e9),
+        "grow": Parameter(160.0, "freeness of all together below which an instance is started", low=-1e9, high=1e9),
+        "shrink": Parameter(960.0, "freeness of the rest above which one is shut down", low=-1e9, high=1e9),
         "window": Parameter(5.0, "seconds for which that has to last", low=0.0, high=1e6),
         "start": Parameter(10.0, "seconds that an instance takes to start", low=0.0, high=1e6),
         "network": Parameter(0.0, "GB/s of an instance each way; 0 = its devices' links", low=0.0, high=1e5),
@@ -107,20 +108,40 @@ class Llumnix(Policy):
         """Steps that the batch of ``replica`` can take until its memory is virtually full; less than 0 where it is."""
         if self.instances.state[replica.number] == DRAINING:
             return float("-inf")
-        pool = replica.pool
-        room = float(replica.free())
+        room = self._room(replica)
         first = replica.peek()
         if first is not None:
-            room -= -(-(first.done if first.parked else first.todo) // pool.size)
-        if self.urgent[replica.number]:
-            room -= self.settings["headroom"] * pool.total
-        return room * pool.size / max(len(replica.decoding) + len(replica.prefilling) + replica.reserved, 1)
+            room -= self._asked(replica, first)
+        return room * replica.pool.size / max(self._batch(replica), 1)
+
+    def whole(self, replica: Replica, urgent: bool = False) -> tuple[float, int]:
+        """Tokens of cache that all who wait at ``replica`` would leave, and sequences there, those that wait too: what
+        requests are sent by, and instances started and shut down by. To an ``urgent`` one, what is kept beside urgent
+        requests is room like any other."""
+        room = replica.free() if urgent else self._room(replica)
+        room -= sum(self._asked(replica, s) for _, _, s in replica.waiting)
+        return room * replica.pool.size, self._batch(replica) + len(replica.waiting)
+
+    def _room(self, replica: Replica) -> float:
+        """Free blocks, less those kept beside urgent requests."""
+        kept = self.settings["headroom"] * replica.pool.total if self.urgent[replica.number] else 0.0
+        return replica.free() - kept
+
+    @staticmethod
+    def _batch(replica: Replica) -> int:
+        return len(replica.decoding) + len(replica.prefilling) + replica.reserved
+
+    @staticmethod
+    def _asked(replica: Replica, sequence: Sequence) -> int:
+        """Blocks that a sequence which waits asks for."""
+        return -(-(sequence.done if sequence.parked else sequence.todo) // replica.pool.size)
 
     def route(self, sequence: Sequence) -> Replica | None:
         there = [r for r in self.simulation.replicas if r.up and self.instances.state[r.number] == ON]
         there = there or [r for r in self.simulation.replicas if r.up and self.instances.state[r.number] == DRAINING]
-        best = max(there, key=lambda r: (self.freeness(r), -r.load, -r.number), default=None)
-        if best is not None and self._mixed and self.simulation.log.priority[sequence.index] < 0:
+        urgent = self._mixed and bool(self.simulation.log.priority[sequence.index] < 0)
+        best = max(there, key=lambda r: (each(*self.whole(r, urgent)), -r.load, -r.number), default=None)
+        if best is not None and urgent:
             self.urgent[best.number] += 1
         return best
 
@@ -131,7 +152,7 @@ class Llumnix(Policy):
             for r in replicas:
                 here = [s for _, _, s in r.decoding] + r.prefilling + r.entering + [s for _, _, s in r.waiting]
                 self.urgent[r.number] = sum(bool(urgent[s.index]) for s in here)
-        self.instances.tick(self.freeness)
+        self.instances.tick(self.whole)
         if self.network is not None:
             self._pair([r for r in replicas if r.up])
 

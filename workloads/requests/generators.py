@@ -53,13 +53,18 @@ Settings = dict[str, Setting]
 RATE = Setting(None, "requests per second on average; inf: all at once", above=True)
 SEED = Setting(0, "seed of what is drawn", high=MOST_SEED)
 COUNT = Setting(1000, "requests", 1, MOST_REQUESTS)
-SHAPE = "a number, lo-hi, lognormal(mean;cv), gamma(mean;cv), exponential(mean)"
+SHAPE = "a number, lo-hi, lognormal(mean;cv), gamma(mean;cv), exponential(mean), zipf(mean;exponent;ranks;most)"
 LENGTHS: Settings = {
     "prompt": Setting("512", f"tokens of a prompt: {SHAPE}, @FILE, fit@FILE"),
     "output": Setting("128", f"tokens of an answer: {SHAPE}, @FILE, fit@FILE"),
     "lengths": Setting("", "@FILE or fit@FILE: both of them, drawn together"),
     "chars_per_token": Setting(0.0, "characters of text in such a file that are taken for a token; 0: none", high=1000),
 }
+PRIORITIES: Settings = {
+    "urgent": Setting(0.0, "share of the requests, drawn alike, that have priority -1 and the class urgent", high=1),
+    "background": Setting(0.0, "share that has priority 1 and the class background", high=1),
+}
+CLASSES = ("normal", "urgent", "background")
 
 
 @dataclass(frozen=True)
@@ -94,9 +99,11 @@ def arrivals(name: str, description: str, **settings: Setting) -> Callable[[Any]
             n, seed = values["n"], values["seed"]
             drawn = lengths_of(values)
             prompt, output = drawn.draw(seed, n, "lengths")
-            return _log(drawn, seed, arrival_s=arrive(values, Draws(seed, "arrivals"), n), prompt=prompt, output=output)
+            arrival = arrive(values, Draws(seed, "arrivals"), n)
+            more = _priorities(values, Draws(seed, "priorities"), n)
+            return _log(drawn, seed, arrival_s=arrival, prompt=prompt, output=output, **more)
 
-        generator(name, description, **{"rate": RATE, "n": COUNT, **settings})(make)
+        generator(name, description, **{"rate": RATE, "n": COUNT, **settings, **PRIORITIES})(make)
         return arrive
 
     return register
@@ -113,6 +120,22 @@ def lengths_of(values: Values) -> Lengths:
             raise InputError(f"{given[0]} is part of lengths; give one of the two")
         prompt = output = both
     return lengths(prompt, output, values.get("skip_bad", False), values["chars_per_token"])
+
+
+def _priorities(values: Values, draws: Draws, n: int) -> dict[str, Any]:
+    """Priorities and classes of n requests; nothing where all are alike. Raises ``InputError`` for shares above 1."""
+    urgent, background = values["urgent"], values["background"]
+    if urgent + background > 1:
+        raise InputError(f"urgent={urgent:g} and background={background:g}: expected at most 1 together")
+    if urgent == background == 0:
+        return {}
+    drawn = draws.uniform(n)
+    kind = np.where(drawn < urgent, 1, np.where(drawn < urgent + background, 2, 0))
+    there = [k for k in range(3) if (kind == k).any()]
+    return {
+        "priority": np.array([0, -1, 1])[kind], "klass": np.searchsorted(there, kind),
+        "classes": tuple(CLASSES[k] for k in there),
+    }  # fmt: skip
 
 
 def _log(drawn: Lengths, seed: int, **columns: Any) -> RequestLog:
@@ -186,6 +209,30 @@ def _burst(values: Values, draws: Draws, n: int) -> Floats:
     while_on = share * period * rate * burst
     off = share * period + (rest - while_on) / (rate * quiet) if quiet else share * period
     return np.asarray(periods * period + np.minimum(np.where(rest < while_on, rest / (rate * burst), off), period))
+
+
+@arrivals(
+    "swing",
+    "poisson arrivals whose rate rises and falls in straight lines, as from night to noon to night",
+    rate=Setting(None, "requests per second on average", 0, 1e9, above=True),
+    low=Setting(None, "lowest rate, in mean rates; the highest is 2 - low", 0, 1),
+    period=Setting(None, "seconds from one lowest rate to the next", 0, MOST_SECONDS, above=True),
+)
+def _swing(values: Values, draws: Draws, n: int) -> Floats:
+    """Arrivals of a Poisson process of rate 1, set where the integral of the rate reaches them.
+
+    On the way up, over half a period h: Λ(t) = rate · (low t + (1 − low) t² / h); on the way down mirrored.
+    """
+    rate, low, period = (values[name] for name in ("rate", "low", "period"))
+    expected = at_rate(draws.exponential(n), 1.0) / rate
+    periods = np.floor(expected / period)
+    rest = expected - periods * period
+    half = period / 2
+    up = rest <= half
+    # The root of (1 − low) t² / h + low t = x that stays exact where low is 1.
+    x = np.where(up, rest, period - rest)
+    t = 2 * x / (low + np.sqrt(low * low + 4 * (1 - low) * x / half) + (x == 0))
+    return np.asarray(periods * period + np.where(up, t, period - t))
 
 
 # -- sessions --------------------------------------------------------------------------------------

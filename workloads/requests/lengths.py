@@ -1,8 +1,9 @@
 """How long prompts and answers are: distributions written as text, drawn from a file, or fitted to one.
 
 Texts: ``512`` (always), ``100-900`` (every whole number alike), ``lognormal(mean;cv)``, ``gamma(mean;cv)``,
-``exponential(mean)``, ``@FILE`` (records of a file, each as likely), ``fit@FILE`` (:class:`LognormalFit`). A cv is the
-standard deviation over the mean. Prompt and answer that name the same file are drawn together, one record for both.
+``exponential(mean)``, ``zipf(mean;exponent;ranks;most)``, ``@FILE`` (records of a file, each as likely), ``fit@FILE``
+(:class:`LognormalFit`). A cv is the standard deviation over the mean. Prompt and answer that name the same file are
+drawn together, one record for both.
 """
 
 from __future__ import annotations
@@ -43,12 +44,26 @@ def _exponential(draws: Draws, n: int, mean: float) -> Floats:
     return mean * draws.exponential(n)
 
 
+def _zipf(draws: Draws, n: int, mean: float, exponent: float, ranks: float, most: float) -> Floats:
+    """Zipf's law: rank k of 1 … ranks with a probability ∝ k^−exponent, all scaled to the mean, then cut at ``most``
+    (the mean of what is drawn is lower by what is cut)."""
+    k = np.arange(1.0, math.floor(ranks) + 1)
+    weights = exp(-exponent * ln(k))
+    upto = np.cumsum(weights)  # one after another, so the same everywhere
+    scale = mean * float(upto[-1]) / float(np.cumsum(weights * k)[-1])
+    found = np.searchsorted(upto, draws.uniform(n) * upto[-1])
+    return np.asarray(np.minimum(k[found] * scale, most))
+
+
 DISTRIBUTIONS: dict[str, tuple[Callable[..., Floats], tuple[str, ...]]] = {
     "lognormal": (_lognormal, ("mean", "cv")),
     "gamma": (_gamma, ("mean", "cv")),
     "exponential": (_exponential, ("mean",)),
+    "zipf": (_zipf, ("mean", "exponent", "ranks", "most")),
 }
 """Name → what draws n numbers, and the names of its parameters."""
+BOUNDS = {"cv": (0.0, MOST_CV), "exponent": (0.0, 20.0), "ranks": (1.0, 1e6), "most": (1.0, float(MOST_TOKENS))}
+"""What parameters other than the mean may be."""
 
 
 def gamma_of_mean_one(draws: Draws, n: int, cv: float) -> Floats:
@@ -104,11 +119,10 @@ def distribution(where: str, text: str, tokens: bool = True) -> Distribution:
         if len(inside) != len(names) or not all(re.fullmatch(NUMBER, part) for part in inside):
             raise InputError(f"{where}: found {show(text)}, expected {name}({';'.join(names)})")
         values = dict(zip(names, map(float, inside), strict=True))
-        if not (max(least, 1e-9) <= values["mean"] <= most and 0 <= values.get("cv", 0) <= MOST_CV):
-            raise InputError(
-                f"{where}: found {show(text)}, expected a mean of {max(least, 1e-9):g} to {most:g} and a cv of 0 to "
-                f"{MOST_CV:g}"
-            )
+        bounds = {"mean": (max(least, 1e-9), float(most)), **{key: BOUNDS[key] for key in names[1:]}}
+        if not all(low <= values[key] <= high for key, (low, high) in bounds.items()):
+            ranges = " and a ".join(f"{key} of {low:g} to {high:g}" for key, (low, high) in bounds.items())
+            raise InputError(f"{where}: found {show(text)}, expected a {ranges}")
         return Distribution(text, name=name, parameters=tuple(values.values()))
     raise InputError(f"{where}: found {show(text)}, {expected}")
 
