@@ -68,8 +68,6 @@ class Batch:
 
     def lasting(self, steps: int, free: int) -> int:
         """The most of ``steps`` ≥ 1 decode steps for which ``free`` blocks are enough; 1 where they are for none."""
-        if self._growing * (steps // self._size + 1) <= free:
-            return steps
         low, high = 1, steps
         while low < high:
             middle = (low + high + 1) // 2

@@ -161,12 +161,13 @@ class ContextTable:
         x = mean + steps - 0.5
         if x > self.reach:
             self.reach_to(x)
+        at = self._knots
         if self._start != (n, mean, longer):  # a run's length is asked for several times
             level, self._weight = self.level(longer)
             self._low, self._high = self._curve(n, level), self._curve(n, level + 1 if self._weight else level)
             self._start = n, mean, longer
-            self._before = integral(self._knots, self._low, self._high, self._weight, mean - 0.5)
-        return integral(self._knots, self._low, self._high, self._weight, x) - self._before
+            self._before = integral(at, self._low, self._high, self._weight, mean - 0.5)
+        return integral(at, self._low, self._high, self._weight, x) - self._before
 
     def decode_j(self, n: int, mean: Array) -> Array:
         """Dynamic joules of one decode step of ``n`` sequences at mean contexts, (N,)."""

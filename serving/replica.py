@@ -209,7 +209,9 @@ class Replica(Batch):
             need = -(-tokens // pool.size) - hit
             own = min(pool.left_behind(sequence.index, hit), need) if pool.keeps else 0
             idle = pool.unused(sequence.node, hit * pool.size) if hit else 0
-            if need + idle > pool.free - self.grown(1):  # those who decode come first
+            if (free := pool.total - pool.held - need - idle) < self._growing and free < self.grown(
+                1
+            ):  # those who decode come first
                 return None
             used = pool.refer(sequence.node, hit * pool.size) if hit else {}
             if pool.keeps:
@@ -222,7 +224,7 @@ class Replica(Batch):
             outcome.cached[i] += found
             sequence.done, sequence.brought = sequence.brought or found, 0
             if outcome.scheduled_s[i] != outcome.scheduled_s[i]:  # not a number yet
-                outcome.scheduled_s[i] = self.simulation.now
+                outcome.scheduled_s[i] = self._env.now
             if self.tiers is not None and (near or far):
                 self.tiers.fetch(sequence, near, far)
                 continue
@@ -338,7 +340,7 @@ class Replica(Batch):
             free -= pool.kept
             if self.grown(1) > free:
                 return 1
-        return self.lasting(steps, free)
+        return steps if self._growing * (steps // pool.size + 1) <= free else self.lasting(steps, free)
 
     def truncate(self) -> None:
         """End a run of decode steps at the first boundary that is not in the past."""

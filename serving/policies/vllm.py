@@ -27,9 +27,9 @@ class TokenBudget(Schedule):
         return self.budget or replica.profile.budget
 
     def plan(self, replica: Replica) -> Plan | None:
-        pool = replica.pool
-        short = replica.decoding and replica.grown(1) > pool.total - pool.held
-        preempted = bool(short) and self._make_room(replica)
+        pool, decoding = replica.pool, len(replica.decoding)
+        # A step takes no more blocks than there are sequences: mostly there is nothing to count.
+        preempted = decoding > pool.total - pool.held and self._make_room(replica)
         if replica.tiers is not None and replica.leaving and replica.grown(1) > replica.pool.free:
             return None  # until what is on its way out has left room
         if not (replica.waiting or replica.prefilling):
