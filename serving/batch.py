@@ -66,6 +66,10 @@ class Batch:
         more = sum(counts[start:end]) if end <= size else sum(counts[start:]) + sum(counts[: end - size])
         return whole * self._growing + more
 
+    def short(self, free: int) -> bool:
+        """Whether ``free`` blocks are too few for the next decode step."""
+        return free < self._growing and free < self.grown(1)
+
     def lasting(self, steps: int, free: int) -> int:
         """The most of ``steps`` ≥ 1 decode steps for which ``free`` blocks are enough; 1 where they are for none."""
         low, high = 1, steps

@@ -209,9 +209,7 @@ class Replica(Batch):
             need = -(-tokens // pool.size) - hit
             own = min(pool.left_behind(sequence.index, hit), need) if pool.keeps else 0
             idle = pool.unused(sequence.node, hit * pool.size) if hit else 0
-            if (free := pool.total - pool.held - need - idle) < self._growing and free < self.grown(
-                1
-            ):  # those who decode come first
+            if self.short(pool.total - pool.held - need - idle):  # those who decode come first
                 return None
             used = pool.refer(sequence.node, hit * pool.size) if hit else {}
             if pool.keeps:
