@@ -199,6 +199,8 @@ def test_measured_figures(everything) -> None:
         ("serving-e2e", "rtx-4090", "kernel", "run"): 0.034,
         ("serving-ttft", "rtx-pro-6000", "kernel", "run"): 0.044,
         ("serving-e2e", "rtx-pro-6000", "kernel", "run"): 0.019,
+        ("serving-e2e", "rtx-4090", "kernel", "physics"): 0.205,
+        ("serving-e2e", "rtx-pro-6000", "kernel", "physics"): 0.119,
         ("gemm-bf16", "h100-sxm", "kernel", "calibrated"): 0.0567,
         ("gemm-bf16", "a100-80g-sxm", "kernel", "physics"): 0.105,
         ("gemm-bf16", "h100-sxm", "kernel", "physics"): 0.121,

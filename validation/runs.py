@@ -7,7 +7,8 @@ its first and its last token. The same arrivals and lengths go through the simul
 recorded them; KV blocks are those that the run reported, else counted from memory. The prompts' token ids
 (``workloads/NAME.jsonl.gz``, NAME being the run's data set) say which prefixes they share: vLLM caches those, 7.6 % of
 the prompts' tokens. Compared are the means over the requests of time to first token, time per following token and time
-to the last token. Nothing is fitted to these runs.
+to the last token. Nothing is fitted to these runs. Modes: ``run`` with the card as its kernel tables calibrate it;
+``physics`` with its datasheet and its architecture's constants, as if nobody had measured it.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ import numpy as np
 
 from ..errors import InputError
 from ..hw.devices import load_device
+from ..hw.spec import Device
 from ..serving.cluster import Cluster
 from ..serving.engine import EngineProfile, load_profile
 from ..serving.memory import KvMemory
@@ -37,6 +39,7 @@ from ..workloads.request_log import RequestLog, plain
 from ..workloads.requests.files import read_requests
 from .kernels import MissingTableError
 from .part import Part
+from .vllm_kernels import before
 
 FOLDER = "llmservingsim/bench/examples"
 CARDS = {"rtx-4090": "RTX4090", "rtx-pro-6000": "RTXPRO6000"}
@@ -107,13 +110,13 @@ def _prefixes(path: Path, prompt: Array, output: Array) -> dict[str, Any]:
     return {name: getattr(asked, name) for name in ("prefix", "extends", "prefix_tokens", "prefix_parent")}
 
 
-def cluster_of(run: Run, device: str) -> Cluster:
+def cluster_of(run: Run, device: Device) -> Cluster:
     """What the run was served with."""
     named = load_profile(ENGINE)
     profile = replace(named, seats=run.flags["max_num_seqs"], budget=run.flags["max_num_batched_tokens"])
     trace = load_trace(run.model).model_copy(update={"max_context": None})
     longest = int((run.log.prompt + run.log.output).max())
-    return Cluster(trace, load_device(device), profile=profile, longest=longest, blocks=_blocks(run, profile))
+    return Cluster(trace, device, profile=profile, longest=longest, blocks=_blocks(run, profile))
 
 
 def _blocks(run: Run, profile: EngineProfile) -> KvMemory | None:
@@ -131,16 +134,18 @@ def means(simulation: Simulation) -> tuple[float, float, float]:
 def compare(truth: Path, device: str) -> Iterator[Part]:
     """A part per quantity: measured and simulated means of each run. Raises as :func:`read_runs`."""
     runs = read_runs(truth, device)
-    rows = []
-    for run in runs:
-        cluster = cluster_of(run, device)
-        first = simulate(run.log, cluster, "vllm")
-        ends = [means(simulate(run.log, replace(cluster, slower=s), "vllm")) for s in ends_of(first)]
-        rows.append(([float(x.mean()) for x in (run.ttft_s, run.tpot_s, run.e2e_s)], means(first), *ends))
-    table = np.array(rows)  # (runs, what, quantities)
-    for i, name in enumerate(QUANTITIES):
-        measured, now, low, high = table[:, :, i].T
-        yield Part(f"serving-{name}", "run", measured, now, np.minimum(low, high) / now, np.maximum(low, high) / now, 0)
+    for mode, card in (("run", load_device(device)), ("physics", before(device))):
+        rows = []
+        for run in runs:
+            cluster = cluster_of(run, card)
+            first = simulate(run.log, cluster, "vllm")
+            ends = [means(simulate(run.log, replace(cluster, slower=s), "vllm")) for s in ends_of(first)]
+            rows.append(([float(x.mean()) for x in (run.ttft_s, run.tpot_s, run.e2e_s)], means(first), *ends))
+        table = np.array(rows)  # (runs, what, quantities)
+        for i, name in enumerate(QUANTITIES):
+            measured, now, low, high = table[:, :, i].T
+            sides = np.minimum(low, high) / now, np.maximum(low, high) / now
+            yield Part(f"serving-{name}", mode, measured, now, *sides, 0)
 
 
 def main() -> None:
@@ -152,7 +157,7 @@ def main() -> None:
         for part in compare(truth, device):
             for m, p, low, high in zip(part.measured, part.predicted, part.low, part.high, strict=True):
                 print(
-                    f"{device} {part.suite}: measured {m:.4g} s, simulated {p:.4g} s ({p / m - 1:+.1%}), "
+                    f"{device} {part.suite}, {part.mode}: measured {m:.4g} s, simulated {p:.4g} s ({p / m - 1:+.1%}), "
                     f"interval {p * low:.4g} … {p * high:.4g} s"
                 )
 
