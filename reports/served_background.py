@@ -16,7 +16,7 @@ CONVENTIONS = (
     ("end to end", "from arrival to the last token; in the queue: from arrival to first admission"),
     ("goodput", "requests within all limits, per second of the run; a rejected request is within none"),
     ("quantiles", "of the requests that have such a time; a rejected one has none"),
-    ("over time", "means of equal stretches, all replicas together; a run of steps counts with what held at its start"),
+    ("over time", "means of equal stretches, all replicas together; waiting: for the first admission"),
     ("energy", "dynamic: of the work; static: while a device works; idle: while it does not. Of all devices"),
     ("price", "hours of all devices, used or not, over the tokens written"),
     ("interval", "the run repeated with all iterations at the low and the high end of the cost model's 90 % interval"),

@@ -17,8 +17,8 @@ def serving_summary(document: Document) -> None:
     r, kv, energy = document["requests"], document["kv_blocks"], document["energy_j"]
     used = document["utilisation"]
     say(
-        f"{document['model']} on {used['devices']} × {document['device']} ({document['parallel']}), "
-        f"policy {document['policy']['name']}, engine {document['engine']}",
+        f"{document['model']} on {_devices(document)}, policy {document['policy']['name']}, "
+        f"engine {document['engine']}{_asked(document)}",
         f"{document['workload']['source']}: {r['submitted']} requests, {r['finished']} finished, "
         f"{r['rejected']} rejected"
         + (f", {len(document['workload']['left_out'])} records left out" if document["workload"]["left_out"] else ""),
@@ -55,6 +55,24 @@ def serving_summary(document: Document) -> None:
         say(f"rejected: request {rejection['request']}: {rejection['reason']}")
 
 
+def _devices(document: Document) -> str:
+    """What there is: devices, those that compute attention alone apart, and how they make replicas."""
+    count, apart = document["utilisation"]["devices"], document.get("attention_apart")
+    beside = ""
+    if apart is not None:
+        there = apart["count"] * document["replicas"]
+        count, beside = count - there, f" and {there} × {apart['device']}"
+    replicas = f", {document['replicas']} replicas" if document["replicas"] > 1 else ""
+    return f"{count} × {document['device']}{beside} ({document['parallel']}{replicas})"
+
+
+def _asked(document: Document) -> str:
+    """What else the run was asked for."""
+    level = f", level {document['level']}" if document.get("level", "closed") != "closed" else ""
+    host = f", {document['per_host']} per host" if document.get("per_host", 1) > 1 else ""
+    return level + host + "".join(f", {technique.partition(':')[0]}" for technique in document["applied"])
+
+
 def _time(seconds: float | None) -> str:
     return "–" if seconds is None else si(seconds, "s")
 
@@ -73,7 +91,7 @@ def _interval(document: Document, path: str, unit: str = "") -> str:
 
 def _limits(slo: Document) -> str:
     told = ", ".join(f"{k} {si(v, 's')}" for k, v in slo["limits"].items())
-    return f"{slo['attained']:.1%} within {told}" if told else "no limits given"
+    return f"{slo['attained']:.1%} within {told}" if told else "no --slo given"
 
 
 def _slowdowns(found: Document) -> str:

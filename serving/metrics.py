@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -188,7 +188,7 @@ def metrics(simulation: Simulation, slo: Mapping[str, float] | None = None) -> d
             "block_tokens": replicas[0].pool.size, "per_replica": replicas[0].pool.total,
             "occupancy_mean": _occupancy(replicas, end), "cached_tokens": int(np.array(o.cached).sum()),
         },
-        "series": _series(replicas, end),
+        "series": _series(replicas, end, _waited(arrivals, np.array(o.scheduled_s))),
         "cdf": {key: quantiles for key, (_, quantiles) in latencies.items()},
         "preemptions": int(np.array(o.preemptions).sum()),
         "iterations": int(sum(r.runs.columns().steps.sum() for r in replicas)),
@@ -207,20 +207,31 @@ def _mean_batch(replicas: list[Replica]) -> float:
 
 
 def _occupancy(replicas: list[Replica], end_s: float) -> float:
-    """Share of the KV blocks that sequences hold, on average over time (of a run of steps, at its start)."""
+    """Share of the KV blocks that sequences hold, on average over time."""
     held = sum(float((c.duration_s * c.held).sum()) for c in (r.runs.columns() for r in replicas))
     total = sum(r.pool.total for r in replicas)
     return held / (total * end_s) if end_s and total else 0.0
 
 
-def _series(replicas: list[Replica], end_s: float) -> dict[str, Any]:
-    """Over time, at :data:`POWER_POINTS` bins: sequences decoding, requests waiting, KV blocks held, of all replicas.
+def _waited(arrivals: Array, scheduled: Array) -> Callable[[Array], Array]:
+    """Seconds that requests have waited for their first admission, together, up to each of some times."""
+    here = np.isfinite(scheduled)
+    came, went = np.sort(arrivals[here]), np.sort(scheduled[here])
 
-    Time means; a run of steps counts with what held at its start.
-    """
+    def since(events: Array, at: Array) -> Array:
+        before = np.searchsorted(events, at)
+        return np.asarray(before * at - np.concatenate([[0.0], np.cumsum(events)])[before])
+
+    return lambda at: since(came, at) - since(went, at)
+
+
+def _series(replicas: list[Replica], end_s: float, waited: Callable[[Array], Array]) -> dict[str, Any]:
+    """Over time, at :data:`POWER_POINTS` bins: sequences decoding, requests waiting for their first admission, KV
+    blocks held, of all replicas. Time means."""
     edges = np.linspace(0.0, max(end_s, 1e-12), POWER_POINTS + 1)
-    found: dict[str, Any] = {"bin_s": end_s / POWER_POINTS}
-    for name in ("decoding", "waiting", "held"):
+    waiting = np.maximum(np.diff(waited(edges)) / np.diff(edges), 0.0)  # nothing but rounding is below
+    found: dict[str, Any] = {"bin_s": end_s / POWER_POINTS, "waiting": np.round(waiting, 4).tolist()}
+    for name in ("decoding", "held"):
         total = np.zeros(POWER_POINTS)
         for replica in replicas:
             c = replica.runs.columns()

@@ -57,7 +57,8 @@ class Runs:
 
     ``mean`` is the decoding sequences' cached tokens at the middle of the run, ``tokens`` those of a mixed iteration
     (0: decode only), ``ends`` prompts that end in it, ``chunk_j`` joules of its chunks' context rows and of whatever
-    else it computes, per device, ``held`` KV blocks, ``waiting`` requests in the queue. ``flat`` has the runs one after
+    else it computes, per device, ``held`` KV blocks on average over the run, ``waiting`` requests in the queue when it
+    began. ``flat`` has the runs one after
     another, each in the order of :class:`Column`.
     """
 

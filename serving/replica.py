@@ -59,11 +59,10 @@ class Replica(Batch):
         self.capped_s = self.uncapped_s = 0.0
         self.entering: list[Sequence] = []
         self._calls: list[Callable[[], None]] = []
-        self._version = 0
-        self._between = False
+        self._version, self._between = 0, False
         self._plan: Plan | None = None
         self._started, self._duration, self._steps = 0.0, 0.0, 0
-        self._run, self._mixed = (0, 0.0, 0.0), (0, 0)
+        self._run, self._mixed, self._grows, self._queued = (0, 0.0, 0.0), (0, 0), 0, 0
 
     # -- what schedules and policies ask -------------------------------------------------------
     @property
@@ -288,7 +287,7 @@ class Replica(Batch):
             self._plan = None
             self._call()  # nothing runs that they could wait for
             return
-        self._plan = plan
+        self._plan, self._queued = plan, len(self.waiting)
         mean = longer = 0.0
         if n:
             base = self._bases / n
@@ -404,8 +403,10 @@ class Replica(Batch):
             self.capped_s += self._duration
             self.uncapped_s += self._seconds(plan, rated) / self.speed + plan.extra_s
         mean = self._run[1] + (self._steps - 1) / 2 if n else 0.0
+        self._grows = self.grown(self._steps) if n else 0
         self._add_run(PACK_RUN(
-            self._started, self._duration, self._steps, n, mean, tokens, ends, joules, self.pool.held, len(self.waiting)
+            self._started, self._duration, self._steps, n, mean, tokens, ends, joules, self.pool.held + self._grows / 2,
+            self._queued,
         ))  # fmt: skip
 
     def _advance(self, plan: Plan, now: float) -> None:
@@ -418,9 +419,8 @@ class Replica(Batch):
         if steps > 1:
             add(PACK_GAP(each, n * (steps - 1)))
         self._cohorts, self._stepped = {now: n}, now
-        grown = self.grown(steps)
         self.counter += steps
-        if grown and not self.pool.take(grown):
+        if self._grows and not self.pool.take(self._grows):
             raise AssertionError("a run of decode steps was planned without blocks")
         self._sweep(now)
 

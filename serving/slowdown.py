@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cache
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -109,6 +110,8 @@ def parse_slowdowns(text: str | None) -> Slowdowns | None:
         key, _, values = item.partition("=")
         try:
             numbers = tuple(float(x) for x in values.split("/"))
+            if any(not a <= b < float("inf") for a, b in pairwise((0.0, *numbers))):
+                raise ValueError
         except ValueError:
             numbers = ()
         if key not in SLO_KEYS or key in found or not 1 <= len(numbers) <= len(QUANTILES) or not min(numbers) > 0:

@@ -88,7 +88,7 @@ def test_building_a_70b_model_takes_no_time():
     build("opt-125m")  # what torch imports on first use of meta tensors is not ours
     start = time.process_time()
     decoder = build("llama-2-70b")
-    assert time.process_time() - start < 0.5
+    assert time.process_time() - start < 2  # with weights it would be minutes, and 140 GB
     assert {t.device.type for t in (*decoder.parameters(), *decoder.buffers())} == {"meta"}
     assert {p.dtype for p in decoder.parameters()} == {torch.float16}
     assert decoder.inv_freq.dtype == torch.float32

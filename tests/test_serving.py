@@ -361,3 +361,18 @@ def test_a_sequence_that_comes_back_takes_what_is_left_of_its_blocks() -> None:
     assert pool.left_behind(3, 3) == 1  # three of them have been found as a prefix since
     pool.claim(3, 4)
     assert (pool.held, pool.kept, pool.left_behind(3, 0)) == (10, 0, 0)
+
+
+def test_who_waits_over_time_is_littles_law_and_blocks_are_held_on_average(cluster: Cluster) -> None:
+    """A request that comes while another decodes waits for the end of a step, not since the run of steps began."""
+    log = plain(np.array([0.0, 0.1234567]), np.array([64, 64]), np.array([1000, 1000]))
+    document = serve(log, cluster, "vllm", interval=False)[0]
+    series, end = document["series"], document["simulated_s"]
+    waited = 2 * document["queue_s"]["mean"]
+    assert waited > 0
+    assert sum(series["waiting"]) * series["bin_s"] == pytest.approx(waited, rel=0.02)
+    # 4 blocks at first, 67 at the end of each, linearly: 35.5 on average while it decodes.
+    size, blocks = document["kv_blocks"]["block_tokens"], document["kv_blocks"]["total"]
+    mean = (64 + 1063) / 2 / size + 0.5
+    time = sum(document["e2e_s"]["mean"] - document["queue_s"]["mean"] for _ in range(2))
+    assert document["kv_blocks"]["occupancy_mean"] * blocks * end == pytest.approx(mean * time, rel=0.02)

@@ -171,7 +171,7 @@ def main() -> None:
     for device, rows in tables.items():
         card, kernels = CARDS[device], KERNELS[device]
         c = fitted[device] = fit(rows.rows(slice(0, None, 2)), card, kernels)
-        print(f"{device}: " + " ".join(f"{n}={v:.4g}" for n, v in zip(NAMES, astuple(c), strict=True)), flush=True)
+        print(f"{device}: " + " ".join(f"{n}={getattr(c, n):.4g}" for n in NAMES), flush=True)
         odd = rows.rows(slice(1, None, 2))
         seconds, limit = gemm_time(odd.m, odd.n, odd.k, card, c, kernels, copies=COPIES)
         print(_line("  odd rows", seconds, odd), flush=True)
