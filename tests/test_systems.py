@@ -428,6 +428,7 @@ LONG = {"splitwise": "served_capacity"}
 LONG_RUNS = {
     "flexllm": ({"heavy-four", "light-four"}, (5, 2, 2, 0)),
     "llumnix": ({"in-turns", "dispatched", "scaled-dispatched"}, (1, 0, 3, 1)),
+    "nanoflow": ({"models"}, (1, 1, 1, 0)),
     "polca": ({"capped"}, (1, 2, 0, 1)),
 }  # fmt: skip
 """Runs that take long together, and how the claims of the others stand. TOKENFAB_SYSTEMS=1 holds all of them."""
