@@ -94,7 +94,7 @@ def load_or_refuse(path: Path, content: bytes) -> Trace | None:
         trace = Trace.load(path)
     except InputError as error:
         refused = str(error)
-    assert time.process_time() - started < 1
+    assert time.process_time() - started < 5  # a collection of all that other tests left may fall into it
     assert refused.startswith(f"{path}: ")
     assert "\n" not in refused
     return trace
