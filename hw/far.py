@@ -33,8 +33,8 @@ from .cost import Errors, Move, OperatorModel, RowCosts
 from .flash import WHOLE, Drive, drive_of
 from .parts import dram_rate
 from .spec import Device, Memory
+from .tiers import FAR_MARKS
 
-FAR_ROLES = ("far-weights", "far-kv")
 LINK = "link"
 """What the way between host and device is called where rows say what they occupy (:mod:`.split` too)."""
 
@@ -202,11 +202,11 @@ def transfers_of(compiled: CompiledTrace, device: Device) -> list[Transfer]:
     """What the rows of ``compiled`` move from or to the levels of ``device`` that hold what is far. Marks of a role
     that no level holds are left alone: it is near. Raises ``InputError`` for a share of a second level where there is
     one level."""
-    paths = {role: paths_of(device, role) for role in FAR_ROLES}
+    paths = {role: paths_of(device, role) for role, *_ in FAR_MARKS}
     found: list[Transfer] = []
     for i, row in enumerate(compiled.rows):
         attrs = row.operator.attrs
-        for role, mark, deep in (("far-weights", "far_weights", "deep"), ("far-kv", "far_kv", "kv_deep")):
+        for role, mark, deep in FAR_MARKS:
             share = float(attrs.get(mark, 0.0))
             if not paths[role] or share <= 0:
                 continue

@@ -21,6 +21,9 @@ from dataclasses import dataclass, field
 from ..workloads.trace import Block, Operator, Trace
 from .spec import ROLES, Device
 
+FAR_MARKS = (("far-weights", "far_weights", "deep"), ("far-kv", "far_kv", "kv_deep"))
+"""Far roles, and the attributes by which a trace says the share that is far, and of that the share of a second level."""
+
 NEAR = {"far-weights": "weights", "far-kv": "kv"}
 ORDER = ("activations", "kv", "weights", "far-kv", "far-weights")
 """The order in which roles take their room."""
@@ -95,7 +98,7 @@ def deep_shares(part: Trace) -> dict[str, float]:
     """The share of each far role that ``part`` keeps in the second of the levels that hold it."""
     found: dict[str, float] = {}
     for op, _ in part.operators():
-        for role, mark, deep in (("far-weights", "far_weights", "deep"), ("far-kv", "far_kv", "kv_deep")):
+        for role, mark, deep in FAR_MARKS:
             if op.attrs.get(mark, 0):
                 found[role] = max(found.get(role, 0.0), float(op.attrs.get(deep, 0.0)))
     return found
@@ -145,7 +148,7 @@ def buffer_demand(part: Trace, device: Device, batch: float, tokens: float) -> t
     held = {role for place in levels(device) for role in place.roles}
     weights = kv = 0.0
     for block in part.blocks:
-        for role, mark in (("far-weights", "far_weights"), ("far-kv", "far_kv")):
+        for role, mark, _ in FAR_MARKS:
             ahead = [op for op in block.operators if op.attrs.get("ahead", 0) and op.attrs.get(mark, 0)]
             if not ahead or role not in held:
                 continue

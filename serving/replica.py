@@ -335,7 +335,7 @@ class Replica(Batch):
         pool, free = self.pool, self.pool.total - self.pool.held
         if pool.kept and pool.spill is not None:  # what is evicted leaves at the step that evicts it
             free -= pool.kept
-            if self.grown(1) > free:
+            if self.short(free):
                 return 1
         return steps if self._growing * (steps // pool.size + 1) <= free else self.lasting(steps, free)
 

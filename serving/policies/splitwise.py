@@ -27,7 +27,7 @@ class WholePrompts(TokenBudget):
 
     def plan(self, replica: Replica) -> Plan | None:
         preempted = self._make_room(replica)
-        if replica.leaving and replica.grown(1) > replica.pool.free:
+        if replica.leaving and replica.short(replica.pool.free):
             return None
         plan = Plan([(s, s.todo) for s in replica.prefilling], most=1 if preempted else 1 << 30)
         tokens = sum(q for _, q in plan.chunks)

@@ -27,10 +27,9 @@ class TokenBudget(Schedule):
         return self.budget or replica.profile.budget
 
     def plan(self, replica: Replica) -> Plan | None:
-        pool, decoding = replica.pool, len(replica.decoding)
-        # A step takes no more blocks than there are sequences: mostly there is nothing to count.
-        preempted = decoding > pool.total - pool.held and self._make_room(replica)
-        if replica.tiers is not None and replica.leaving and replica.grown(1) > replica.pool.free:
+        pool = replica.pool
+        preempted = replica.short(pool.total - pool.held) and self._make_room(replica)
+        if replica.tiers is not None and replica.leaving and replica.short(pool.free):
             return None  # until what is on its way out has left room
         if not (replica.waiting or replica.prefilling):
             return Plan() if replica.decoding else None
@@ -64,7 +63,7 @@ class TokenBudget(Schedule):
     def _make_room(replica: Replica) -> bool:
         """Preempt until the next token of everybody has room; whether anybody had to go."""
         preempted = False
-        while replica.decoding and replica.grown(1) > replica.pool.free + replica.leaving:
+        while replica.decoding and replica.short(replica.pool.free + replica.leaving):
             youngest = replica.youngest()
             assert youngest is not None  # somebody decodes
             replica.preempt(youngest)
