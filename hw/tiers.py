@@ -22,7 +22,7 @@ from ..workloads.trace import Block, Operator, Trace
 from .spec import ROLES, Device
 
 FAR_MARKS = (("far-weights", "far_weights", "deep"), ("far-kv", "far_kv", "kv_deep"))
-"""Far roles, and the attributes by which a trace says the share that is far, and of that the share of a second level."""
+"""Far roles, and the attributes by which a trace says the share that is far, and of that a second level's share."""
 
 NEAR = {"far-weights": "weights", "far-kv": "kv"}
 ORDER = ("activations", "kv", "weights", "far-kv", "far-weights")
